@@ -1,0 +1,67 @@
+"""Optimizers for Equinox."""
+
+from ._check import typed as typed
+from ._kernel import Rule as Rule
+from ._objective import Context as Context, Evaluation as Evaluation
+from ._optimizer.adam import Adam as Adam, AdamW as AdamW, NAdam as NAdam, NAdamW as NAdamW
+from ._optimizer.lion import Lion as Lion
+from ._optimizer.rmsprop import RMSProp as RMSProp
+from ._optimizer.sgd import SGD as SGD
+from ._schedule.base import AbstractSchedule as AbstractSchedule, FunctionSchedule as FunctionSchedule
+from ._selector import (
+    AbstractSelector as AbstractSelector,
+    And as And,
+    ByNdim as ByNdim,
+    ByPath as ByPath,
+    ByType as ByType,
+    FunctionSelector as FunctionSelector,
+    Not as Not,
+    Or as Or,
+    TreeSelector as TreeSelector,
+    Where as Where,
+)
+from ._transform.adam import ScaleByAdam as ScaleByAdam, ScaleByAdamState as ScaleByAdamState
+from ._transform.average import (
+    EMA as EMA,
+    EMAState as EMAState,
+    Trace as Trace,
+    TraceState as TraceState,
+)
+from ._transform.basic import (
+    Identity as Identity,
+    Scale as Scale,
+    SetToZero as SetToZero,
+    Stateless as Stateless,
+)
+from ._transform.clip import Clip as Clip, ClipByGlobalNorm as ClipByGlobalNorm
+from ._transform.decay import AddDecayedWeights as AddDecayedWeights
+from ._transform.learning_rate import (
+    ScaleByLearningRate as ScaleByLearningRate,
+    ScaleByLearningRateState as ScaleByLearningRateState,
+    ScaleBySchedule as ScaleBySchedule,
+    ScaleByScheduleState as ScaleByScheduleState,
+)
+from ._transform.lion import (
+    lion_hard as lion_hard,
+    lion_refined as lion_refined,
+    lion_smooth as lion_smooth,
+    ScaleByLion as ScaleByLion,
+    ScaleByLionState as ScaleByLionState,
+)
+from ._transform.rms import (
+    ScaleByRMS as ScaleByRMS,
+    ScaleByRMSState as ScaleByRMSState,
+    ScaleByStddev as ScaleByStddev,
+    ScaleByStddevState as ScaleByStddevState,
+)
+from ._transformation import (
+    AbstractLeafwise as AbstractLeafwise,
+    AbstractOptimizer as AbstractOptimizer,
+    AbstractTransformation as AbstractTransformation,
+    apply_updates as apply_updates,
+    EmptyState as EmptyState,
+)
+from ._tree import global_norm as global_norm
+from ._wrapper.chain import Chain as Chain, ChainState as ChainState
+from ._wrapper.masked import Masked as Masked, MaskedState as MaskedState
+from ._wrapper.scheduled import Scheduled as Scheduled, ScheduledState as ScheduledState

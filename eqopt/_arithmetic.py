@@ -1,0 +1,103 @@
+"""Arithmetic on one leaf, for kernels.
+
+A kernel is traced once for each shape of parameter, and waited for. The operators of JAX's arrays
+take three times as long to trace as the operations of `lax` that they end in, and refuse to mix
+real and complex under strict promotion. These functions do neither: a scalar goes with any shape,
+and a real number with a complex array.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Inexact
+
+
+def wider(*dtypes: Any) -> np.dtype:
+    """The dtype to compute in: at least float32, and as wide as the widest; complex if one is.
+
+    Not `jnp.promote_types`, which refuses under strict promotion, and makes bfloat16 of bfloat16.
+    """
+    bits = max(32, *(jnp.finfo(dtype).bits for dtype in dtypes))
+    if any(jnp.issubdtype(dtype, jnp.complexfloating) for dtype in dtypes):
+        return np.dtype(np.complex64 if bits == 32 else np.complex128)
+    return np.dtype(np.float32 if bits == 32 else np.float64)
+
+
+def real_dtype(dtype: Any) -> np.dtype:
+    """The dtype of the real part."""
+    return np.dtype(jnp.finfo(dtype).dtype)
+
+
+def is_complex(x: Array) -> bool:
+    # Asked of every leaf at every trace: `jnp.iscomplexobj` takes ten times as long.
+    return x.dtype.kind == "c"
+
+
+def cast(x: Array, dtype: np.dtype) -> Array:
+    """Casts to `dtype`. (Asked of every leaf: `astype` takes its time even to do nothing.)"""
+    return x if x.dtype == dtype else x.astype(dtype)
+
+
+def plus(x: Array, y: Array) -> Array:
+    """`x + y`."""
+    x, y = _alike(x, y)
+    if is_complex(x) is is_complex(y):
+        return lax.add(x, y)
+    return plus(_complex(x), _complex(y))
+
+
+def minus(x: Array, y: Array) -> Array:
+    """`x - y`."""
+    return plus(x, lax.neg(y))
+
+
+def times(x: Array, y: Array) -> Array:
+    """`x * y`."""
+    x, y = _alike(x, y)
+    if is_complex(x) is is_complex(y):
+        return lax.mul(x, y)
+    # By parts: of a real number made complex, the product with an infinity has a NaN.
+    z, real = (x, y) if is_complex(x) else (y, x)
+    return lax.complex(lax.mul(lax.real(z), real), lax.mul(lax.imag(z), real))
+
+
+def over(x: Array, y: Array) -> Array:
+    """`x / y`."""
+    x, y = _alike(x, y)
+    if is_complex(x) is is_complex(y):
+        return lax.div(x, y)
+    if is_complex(x):
+        return lax.complex(lax.div(lax.real(x), y), lax.div(lax.imag(x), y))
+    return lax.div(_complex(x), y)
+
+
+def mix(decay: Float[Array, ""], old: Array, new: Array) -> Array:
+    """`decay * old + (1 - decay) * new`, one step of an exponential moving average."""
+    rest = lax.sub(lax.full_like(decay, 1), decay)
+    return plus(times(decay, old), times(rest, new))
+
+
+def abs_sq(x: Inexact[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """The squared modulus, with a derivative of 0 at 0."""
+    if is_complex(x):
+        return lax.add(lax.square(lax.real(x)), lax.square(lax.imag(x)))
+    return lax.square(x)
+
+
+def safe_sqrt(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """The square root, with a derivative of 0, not infinity, at 0."""
+    zero, one = lax.full_like(x, 0), lax.full_like(x, 1)
+    positive = lax.gt(x, zero)
+    return lax.select(positive, lax.sqrt(lax.select(positive, x, one)), x)
+
+
+def _alike(x: Array, y: Array) -> tuple[Array, Array]:
+    if x.shape == y.shape:
+        return x, y
+    return (lax.broadcast(x, y.shape), y) if x.ndim == 0 else (x, lax.broadcast(y, x.shape))
+
+
+def _complex(x: Array) -> Array:
+    return x if is_complex(x) else lax.complex(x, lax.full_like(x, 0))

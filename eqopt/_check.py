@@ -1,0 +1,198 @@
+"""Checks that name the leaf.
+
+Trees are checked at the front door, by one pass over structure, shapes and dtypes that costs
+well under a microsecond a leaf while all is well, and takes its time to explain once it is
+not. Kernels, states and schedules are checked by jaxtyping and beartype, through `typed`.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jaxtyping
+from beartype import beartype
+from jax.tree_util import PyTreeDef
+
+# The decorator for functions and dataclasses whose annotations are checked at run time.
+typed = jaxtyping.jaxtyped(typechecker=beartype)
+
+_MAX_FAULTS = 4
+
+
+def enabled() -> bool:
+    """Whether checks are made: they are, unless `JAXTYPING_DISABLE=1`."""
+    return not jaxtyping.config.jaxtyping_disable
+
+
+def is_none(x: Any) -> bool:
+    return x is None
+
+
+def flatten(tree: Any) -> tuple[list[Any], PyTreeDef]:
+    """Flattens `tree` so that `None`, which stands for "nothing here", is a leaf."""
+    return jax.tree.flatten(tree, is_leaf=is_none)
+
+
+def keystr(path: Any) -> str:
+    """Writes a path as one would in Python: `.layers[0].weight`."""
+    return jax.tree_util.keystr(path)
+
+
+def paths(name: str, tree: Any) -> list[str]:
+    """Names each leaf of `tree`, `None` included, as `name.layers[0].weight`."""
+    found, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_none)
+    return [name + keystr(path) for path, _ in found]
+
+
+def describe(x: Any) -> str:
+    """Says what `x` is in a few words: `float32[3,4]` for arrays, else its type."""
+    if x is None:
+        return "None"
+    if is_array(x):
+        return f"{jnp.dtype(x.dtype).name}{list(x.shape)}".replace(" ", "")
+    return f"a {type(x).__name__}"
+
+
+def is_array(x: Any) -> bool:
+    # The dtype of a PRNG key is not a NumPy one, and a key is not a number.
+    return isinstance(x, jaxtyping.Array) and not jnp.issubdtype(x.dtype, jax.dtypes.extended)
+
+
+def is_inexact(x: Any) -> bool:
+    return isinstance(x, jaxtyping.Array) and jnp.issubdtype(x.dtype, jnp.inexact)
+
+
+def listed(faults: list[str]) -> str:
+    """Joins faults into a short message: the first few, and how many more there are."""
+    shown = faults[:_MAX_FAULTS]
+    more = len(faults) - len(shown)
+    return "\n".join([*shown, *([f"... and {more} more"] if more else [])])
+
+
+def structure_error(tree: Any, reference: Any, name: str, reference_name: str) -> ValueError:
+    """Explains why `tree` has not the structure of `reference`."""
+    faults: list[str] = []
+    _compare(tree, reference, name, reference_name, faults)
+    return ValueError(listed(faults))
+
+
+def _compare(tree: Any, reference: Any, name: str, other: str, faults: list[str]) -> None:
+    children, treedef = _one_level(tree)
+    expected, reference_treedef = _one_level(reference)
+    if treedef == reference_treedef:
+        for key, child in children.items():
+            _compare(child, expected[key], name + key, other + key, faults)
+        return
+    if type(tree) is not type(reference):
+        faults.append(f"`{name}` is {describe(tree)}; `{other}` is {describe(reference)}")
+        return
+    missing = [f"`{name}{key}`" for key in expected if key not in children]
+    extra = [f"`{name}{key}`" for key in children if key not in expected]
+    if missing:
+        faults.append(f"missing, though `{other}` has it: {_some(missing)}")
+    if extra:
+        faults.append(f"not in `{other}`: {_some(extra)}")
+    if not missing and not extra:
+        faults.append(f"`{name}` and `{other}` differ in what is static{_statics(tree, reference)}")
+
+
+def _statics(tree: Any, reference: Any) -> str:
+    if not dataclasses.is_dataclass(tree) or not dataclasses.is_dataclass(reference):
+        return ""
+    for field in dataclasses.fields(tree):
+        if field.metadata.get("static", False):
+            given, expected = vars(tree).get(field.name), vars(reference).get(field.name)
+            if given is not expected and given != expected:
+                return f": `{field.name}` is {given!r}, not {expected!r}"[:120]
+    return ""
+
+
+def _one_level(tree: Any) -> tuple[dict[str, Any], PyTreeDef]:
+    found, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: x is not tree)
+    return {keystr(path): child for path, child in found}, treedef
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - _MAX_FAULTS
+    return ", ".join(names[:_MAX_FAULTS]) + (f" and {more} more" if more > 0 else "")
+
+
+def fit(updates: Any, params: Any, name: str, *, any_dtype: bool = False) -> Any:
+    """Makes a tree like `params` of the user's updates: an array or `None` for each parameter.
+
+    What is not trained is dropped, a `None` stands for all that would be below it, and whatever
+    else does not fit is an error that names the leaf. Without `params`, the updates are taken at
+    their word, but must be inexact arrays.
+    """
+    if params is None:
+        leaves, treedef = flatten(updates)
+        reference, against = [x if is_inexact(x) else None for x in leaves], "gradient"
+    else:
+        reference, treedef = flatten(params)
+        against = "parameter"
+        leaves, own = flatten(updates)
+        if own != treedef:
+            leaves, own = flatten(_extend(updates, params))
+            if own != treedef:
+                raise structure_error(updates, params, name, "params")
+    kept: list[Any] = []
+    wrong: list[int] = []
+    for i, (u, p) in enumerate(zip(leaves, reference, strict=True)):
+        if u is None or (p is None and not is_array(u)) or (p is None and _is_discrete(u, params)):
+            kept.append(None)
+            continue
+        kept.append(u)
+        fits = p is not None and is_inexact(u) and u.shape == p.shape
+        if not fits or not (u.dtype == p.dtype or (any_dtype and _castable(u, p))):
+            wrong.append(i)
+    if wrong and (enabled() or any(not is_inexact(leaves[i]) for i in wrong)):
+        names = paths(name, treedef.unflatten(leaves))
+        faults = [_fault(names[i], leaves[i], reference[i], against) for i in wrong]
+        mistake = ValueError if all(is_inexact(leaves[i]) for i in wrong) else TypeError
+        raise mistake(listed(faults))
+    return treedef.unflatten(kept)
+
+
+def _is_discrete(u: Any, params: Any) -> bool:
+    # The gradient of an integer parameter, where JAX was asked for one. Without the parameters at
+    # hand an integer gradient is a mistake.
+    return params is not None and not is_inexact(u)
+
+
+def _castable(u: Any, p: Any) -> bool:
+    return jnp.iscomplexobj(p) or not jnp.iscomplexobj(u)
+
+
+def _fault(name: str, u: Any, p: Any, against: str) -> str:
+    if not is_inexact(u):
+        expected = "a gradient is an inexact array or None" if p is None else describe(p)
+        return f"`{name}` is {describe(u)}; " + (expected if p is None else f"the {against} is {expected}")
+    if p is None:
+        return f"`{name}` is {describe(u)}; the {against} is not trained"
+    if u.shape != p.shape:
+        return f"`{name}` has shape {u.shape}; the {against} has {p.shape}"
+    return f"`{name}` has dtype {u.dtype.name}; the {against} has {p.dtype.name}"
+
+
+def _extend(updates: Any, params: Any) -> Any:
+    """Puts `None` for each parameter below a `None` that stands for a whole branch."""
+    try:
+        return jax.tree.map(
+            lambda u, part: jax.tree.map(lambda _: None, part) if u is None else u,
+            updates,
+            params,
+            is_leaf=is_none,
+        )
+    except ValueError:
+        return updates
+
+
+def like(tree: Any, reference: Any) -> bool:
+    """Whether `tree` has the structure and the shapes of `reference`."""
+    leaves, treedef = flatten(tree)
+    others, expected = flatten(reference)
+    return treedef == expected and all(
+        x is None or y is None or jnp.shape(x) == jnp.shape(y)
+        for x, y in zip(leaves, others, strict=True)
+    )

@@ -1,0 +1,231 @@
+"""Converters: what a user may write for a hyper-parameter, and what is stored.
+
+A numeric hyper-parameter is stored as a NumPy array of shape `()`: a leaf, so that a new value
+never recompiles, but no JAX array, so that building an optimizer starts no backend. Its dtype is
+JAX's own default (float64 under x64, else float32), which is what a compiled program hands back:
+an optimizer that has been through one is saved to, and loads from, the same file.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import wadler_lindig as wl
+from jaxtyping import Array
+
+from ._types import Scalar, ScalarLike, Steps, StepsLike
+
+_Module = TypeVar("_Module", bound=eqx.Module)
+
+
+def float_dtype() -> np.dtype:
+    """The dtype in which hyper-parameters, schedules and norms are computed."""
+    return np.dtype(jax.dtypes.canonicalize_dtype(np.float64))
+
+
+def real(
+    name: str,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+) -> Callable[[ScalarLike], Scalar]:
+    """Makes the converter of a real number within the given bounds."""
+
+    def convert(value: ScalarLike) -> Scalar:
+        x = _number(name, value)
+        if isinstance(x, jax.core.Tracer):
+            return x.astype(float_dtype())
+        number = float(x)
+        inside = (
+            np.isfinite(number)
+            and (at_least is None or number >= at_least)
+            and (above is None or number > above)
+            and (at_most is None or number <= at_most)
+            and (below is None or number < below)
+        )
+        if not inside:
+            bounds = (("at least", at_least), ("above", above), ("at most", at_most))
+            words = [f"{word} {bound:g}" for word, bound in (*bounds, ("below", below))
+                     if bound is not None]
+            expected = " and ".join(words) or "finite"
+            raise ValueError(f"`{name}` must be {expected}; got {number:g}")
+        # Always a copy: an array that is changed in place later must not reach in here.
+        return np.array(x, float_dtype())
+
+    return convert
+
+
+def steps(name: str, *, at_least: int = 0) -> Callable[[StepsLike], Steps]:
+    """Makes the converter of a number of steps, stored as int32 like the counts."""
+
+    def convert(value: StepsLike) -> Steps:
+        x = _number(name, value)
+        if isinstance(x, jax.core.Tracer):
+            return x.astype(np.int32)
+        number = float(x)
+        if not number.is_integer():
+            raise ValueError(f"`{name}` must be a whole number of steps; got {number}")
+        if not at_least <= number <= np.iinfo(np.int32).max:
+            raise ValueError(f"`{name}` must be from {at_least} to 2**31 - 1; got {int(number)}")
+        return np.array(x, np.int32)
+
+    return convert
+
+
+def size(name: str, *, at_least: int = 1) -> Callable[[int], int]:
+    """Makes the converter of a size that shapes depend on: a static Python int."""
+
+    def convert(value: int) -> int:
+        if isinstance(value, bool) or not isinstance(value, int | np.integer):
+            raise TypeError(f"`{name}` must be an int; got {value!r}")
+        if value < at_least:
+            raise ValueError(f"`{name}` must be at least {at_least}; got {value}")
+        return int(value)
+
+    return convert
+
+
+def optional(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Lets `None` through, and converts everything else."""
+    return lambda value: None if value is None else convert(value)
+
+
+def flag(name: str) -> Callable[[bool], bool]:
+    """Makes the converter of a flag, which is static."""
+
+    def convert(value: bool) -> bool:
+        if not isinstance(value, bool | np.bool_):
+            raise TypeError(f"`{name}` must be True or False; got {value!r}")
+        return bool(value)
+
+    return convert
+
+
+def inexact_dtype(name: str) -> Callable[[Any], np.dtype | None]:
+    """Makes the converter of an optional floating-point dtype, which is static."""
+
+    def convert(value: Any) -> np.dtype | None:
+        if value is None:
+            return None
+        try:
+            dtype = jnp.dtype(value)
+        except TypeError:
+            raise TypeError(f"`{name}` must be a floating-point dtype; got {value!r}") from None
+        if not jnp.issubdtype(dtype, jnp.inexact):
+            raise TypeError(f"`{name}` must be a floating-point dtype; got {dtype}")
+        # Under 32 bits a float64 is a float32, as it is for every array of JAX's.
+        return jnp.dtype(jax.dtypes.canonicalize_dtype(dtype))
+
+    return convert
+
+
+def _number(name: str, value: Any) -> Any:
+    """Refuses what is not one real number; gives a NumPy scalar array, or a tracer."""
+    numeric = isinstance(value, int | float | np.ndarray | np.generic | jax.Array)
+    if isinstance(value, bool) or not numeric:
+        raise TypeError(
+            f"`{name}` must be a number or an array of shape (); got {_brief(value)}"
+        )
+    x = value if isinstance(value, jax.core.Tracer) else np.asarray(value)
+    if x.shape != ():
+        raise ValueError(
+            f"`{name}` must be one number; got shape {x.shape}. To build one optimizer for "
+            "each of several values, map its class: `eqx.filter_vmap(Optimizer)(values)`"
+        )
+    if not (jnp.issubdtype(x.dtype, jnp.integer) or jnp.issubdtype(x.dtype, jnp.floating)):
+        raise TypeError(f"`{name}` must be a real number; got {x.dtype}")
+    return x
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"a {type(value).__name__}"
+
+
+def settle(module: _Module) -> _Module:
+    """Puts every hyper-parameter back into the form that its converter gives it.
+
+    `eqx.tree_at` with a Python number, and arithmetic on an optimizer, leave other kinds of
+    numbers in the leaves; a compiled program would take them for other types and compile anew.
+    """
+    # Only the rare leaf costs: the common optimizer is looked through and returned as it is.
+    if all(map(_settled, jax.tree.leaves(module))):
+        return module
+    return jax.tree.map(
+        lambda x: _settle_module(x) if isinstance(x, eqx.Module) else x,
+        module,
+        is_leaf=lambda x: isinstance(x, eqx.Module),
+    )
+
+
+def _settled(x: Any) -> bool:
+    if isinstance(x, jax.Array):
+        return isinstance(x, jax.core.Tracer) or not x.weak_type
+    if isinstance(x, np.generic | int | float):
+        return isinstance(x, bool)
+    return True
+
+
+def _settle_module(module: _Module) -> _Module:
+    fields = [f for f in dataclasses.fields(module) if not f.metadata.get("static", False)]
+    old = [getattr(module, f.name) for f in fields]
+    new = [
+        f.metadata["converter"](x) if _is_number(x) and "converter" in f.metadata else settle(x)
+        for f, x in zip(fields, old, strict=True)
+    ]
+    changed = [i for i, (a, b) in enumerate(zip(old, new, strict=True)) if a is not b]
+    if not changed:
+        return module
+    return eqx.tree_at(
+        lambda m: [getattr(m, fields[i].name) for i in changed],
+        module,
+        [new[i] for i in changed],
+        is_leaf=lambda x: x is None,
+    )
+
+
+def _is_number(x: Any) -> bool:
+    return not _settled(x)
+
+
+def prettily(module: eqx.Module, **kwargs: Any) -> wl.AbstractDoc:
+    """Prints a Module with the numbers in it, and without what is left at its default of None."""
+    kwargs["custom"] = _print_number
+    shown = [
+        (f.name, getattr(module, f.name))
+        for f in dataclasses.fields(module)
+        if f.repr and not _is_default(f, getattr(module, f.name))
+    ]
+    return wl.bracketed(
+        begin=wl.TextDoc(f"{type(module).__name__}("),
+        docs=wl.named_objs(shown, **kwargs),
+        sep=wl.comma,
+        end=wl.TextDoc(")"),
+        indent=kwargs["indent"],
+    )
+
+
+def _is_default(field: Any, value: Any) -> bool:
+    # Numbers are always shown; what is off or not given is not.
+    return value is None or (isinstance(value, bool) and value is field.default)
+
+
+def _print_number(x: Any) -> wl.AbstractDoc | None:
+    if isinstance(x, np.ndarray | np.generic) and np.shape(x) == ():
+        return wl.TextDoc(_shortest(x))
+    if isinstance(x, Array) and not isinstance(x, jax.core.Tracer) and x.shape == ():
+        return wl.TextDoc(_shortest(np.asarray(x)))
+    if isinstance(x, Array | np.ndarray):
+        return wl.array_summary(x.shape, x.dtype.name, kind=None)
+    return None
+
+
+def _shortest(x: Any) -> str:
+    # The shortest digits that make this float32, and not those of the float64 that it is in Python.
+    return repr(float(str(x))) if np.issubdtype(x.dtype, np.floating) else str(x)

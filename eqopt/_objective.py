@@ -1,0 +1,118 @@
+"""What a transformation may be told about the objective."""
+
+import inspect
+from typing import Any, Generic
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from . import _check
+from ._types import Aux, Function
+
+
+class Evaluation(eqx.Module, Generic[Aux]):
+    """The objective at one point.
+
+    **Arguments:**
+
+    - `value`: the objective's value, of shape `()`.
+    - `grad`: its gradient, as `jax.grad` gives it: like the parameters, and `None` for what is not
+        trained.
+    - `aux`: what else the objective returned; `None` without `has_aux`.
+    """
+
+    value: jax.Array
+    grad: PyTree
+    aux: Aux
+
+
+class Context(eqx.Module):
+    """What `update` and `step` were given besides updates, state and parameters.
+
+    Each transformation takes what it needs, by `need`, and passes all of it on to those inside it.
+
+    **Arguments:**
+
+    - `value`: the objective's value at the parameters, or `None`.
+    - `grad`: its gradient there, like the updates, or `None`. The gradient of complex parameters
+        is conjugated, as the updates are: it points uphill.
+    - `value_fn`: the objective as a function of the parameters alone, or `None`.
+    - `key`: a PRNG key, or `None`.
+    - `extra`: every other keyword argument, by name.
+    """
+
+    value: Any = None
+    grad: PyTree = None
+    value_fn: "Objective | None" = None
+    key: Any = None
+    extra: dict[str, Any] = eqx.field(default_factory=dict)
+
+    def need(self, name: str, owner: object) -> Any:
+        """Gives the argument called `name`; a `ValueError` if it was not given.
+
+        **Arguments:**
+
+        - `name`: the name of the keyword argument.
+        - `owner`: the transformation that needs it, for the message.
+        """
+        known = {"value": self.value, "grad": self.grad, "value_fn": self.value_fn, "key": self.key}
+        found = known[name] if name in known else self.extra.get(name)
+        if found is None:
+            raise ValueError(
+                f"`{type(owner).__name__}` needs `{name}`: give it to `update` as a keyword argument"
+            )
+        return found
+
+
+class Objective(eqx.Module):
+    """An objective and everything that it is called with but the trained parameters."""
+
+    fn: Function
+    rest: PyTree
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    has_aux: bool = eqx.field(static=True)
+
+    def __call__(self, params: PyTree) -> tuple[jax.Array, Any]:
+        """Gives the value at `params`, and aux or `None`."""
+        out = self.fn(eqx.combine(params, self.rest), *self.args, **self.kwargs)
+        if self.has_aux:
+            if not (isinstance(out, tuple) and len(out) == 2):
+                raise TypeError(
+                    "with `has_aux=True`, the objective must return a pair `(value, aux)`; "
+                    f"it returned a {type(out).__name__}"
+                )
+            value, aux = out
+        else:
+            if isinstance(out, tuple):
+                raise TypeError(
+                    "the objective must return one number; it returned a tuple. To return "
+                    "`(value, aux)`, pass `has_aux=True`"
+                )
+            value, aux = out, None
+        value = jnp.asarray(value)
+        if value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
+            raise TypeError(
+                "the objective must return one real floating-point number, of shape (); it "
+                f"returned {_check.describe(value)}"
+            )
+        return value, aux
+
+    def evaluate(self, params: PyTree) -> Evaluation[Any]:
+        """Gives value, gradient and aux at `params`."""
+        (value, aux), grad = jax.value_and_grad(lambda p: self(p), has_aux=True)(params)
+        return Evaluation(value, grad, aux)
+
+
+def accepted(fn: Function, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Those of the keyword arguments that `fn` takes by name."""
+    try:
+        parameters = inspect.signature(fn).parameters.values()
+    except (TypeError, ValueError):
+        return kwargs  # a builtin, whose signature nobody knows
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return kwargs
+    names = {p.name for p in parameters if p.kind is not p.POSITIONAL_ONLY}
+    return {name: value for name, value in kwargs.items() if name in names}

@@ -1,0 +1,66 @@
+"""RMSProp."""
+
+import equinox as eqx
+
+from .._hyperparameter import flag, optional, real
+from .._schedule.base import AbstractSchedule, scheduled_real
+from .._transform.average import Trace, TraceState
+from .._transform.basic import Identity
+from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
+from .._transform.rms import ScaleByRMS, ScaleByRMSState, ScaleByStddev, ScaleByStddevState
+from .._transformation import AbstractOptimizer, AbstractTransformation, EmptyState
+from .._types import Scalar
+from .._wrapper.chain import Chain, ChainState
+
+_Moments = ScaleByRMSState | ScaleByStddevState
+_State = ChainState[tuple[_Moments, ScaleByLearningRateState, TraceState | EmptyState]]
+
+
+class RMSProp(AbstractOptimizer[_State]):
+    """Divides the gradient by the root of the average of its squares.
+
+    It is a chain of [`eqopt.ScaleByRMS`][] (or, centered, [`eqopt.ScaleByStddev`][]),
+    [`eqopt.ScaleByLearningRate`][] and, if there is momentum, [`eqopt.Trace`][].
+
+    !!! note
+        The momentum comes after the learning rate, as in optax and in torch: when a schedule lowers
+        the rate, what the momentum has gathered keeps its size.
+
+    **Arguments:**
+
+    - `learning_rate`: the rate, a number or a schedule, not negative.
+    - `decay`: the decay of the average of squares, in $[0, 1)$.
+    - `eps`: added to the denominator, not negative.
+    - `initial_scale`: the average of squares to begin with, not negative.
+    - `eps_in_sqrt`: whether `eps` is added under the root, or to it, as torch does.
+    - `centered`: whether to divide by the standard deviation instead.
+    - `momentum`: the momentum's factor, in $[0, 1]$; `None` is none.
+    - `nesterov`: whether the momentum is Nesterov's.
+    - `bias_correction`: whether the averages are debiased.
+    """
+
+    learning_rate: Scalar | AbstractSchedule = eqx.field(
+        converter=scheduled_real("learning_rate", at_least=0)
+    )
+    decay: Scalar = eqx.field(converter=real("decay", at_least=0, below=1), default=0.9)
+    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-8)
+    initial_scale: Scalar = eqx.field(converter=real("initial_scale", at_least=0), default=0.0)
+    eps_in_sqrt: bool = eqx.field(converter=flag("eps_in_sqrt"), static=True, default=True)
+    centered: bool = eqx.field(converter=flag("centered"), static=True, default=False)
+    momentum: Scalar | None = eqx.field(
+        converter=optional(real("momentum", at_least=0, at_most=1)), default=None
+    )
+    nesterov: bool = eqx.field(converter=flag("nesterov"), static=True, default=False)
+    bias_correction: bool = eqx.field(
+        converter=flag("bias_correction"), static=True, default=False
+    )
+
+    def compose(self) -> AbstractTransformation[_State]:
+        scaling = ScaleByStddev if self.centered else ScaleByRMS
+        moments: AbstractTransformation[_Moments] = scaling(
+            self.decay, self.eps, self.initial_scale, self.eps_in_sqrt, self.bias_correction
+        )
+        memory: AbstractTransformation[TraceState | EmptyState] = (
+            Identity() if self.momentum is None else Trace(self.momentum, self.nesterov)
+        )
+        return Chain(moments, ScaleByLearningRate(self.learning_rate), memory)

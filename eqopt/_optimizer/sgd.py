@@ -1,0 +1,50 @@
+"""Stochastic gradient descent."""
+
+import equinox as eqx
+import numpy as np
+
+from .._hyperparameter import flag, inexact_dtype, optional, real
+from .._schedule.base import AbstractSchedule, scheduled_real
+from .._transform.average import Trace, TraceState
+from .._transform.basic import Identity
+from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
+from .._transformation import AbstractOptimizer, AbstractTransformation, EmptyState
+from .._types import Scalar
+from .._wrapper.chain import Chain, ChainState
+
+_State = ChainState[tuple[TraceState | EmptyState, ScaleByLearningRateState]]
+
+
+class SGD(AbstractOptimizer[_State]):
+    r"""Goes down the gradient, with or without momentum:
+    $\theta_{t+1} = \theta_t - \gamma_t\, m_t$ with $m_t = g_t + \mu m_{t-1}$.
+
+    It is a chain of [`eqopt.Trace`][] (if there is momentum) and [`eqopt.ScaleByLearningRate`][].
+
+    **Arguments:**
+
+    - `learning_rate`: the rate $\gamma_t \ge 0$, a number or a schedule.
+    - `momentum`: the factor $\mu$, in $[0, 1]$; `None` is none, and needs no memory.
+    - `nesterov`: whether the momentum is Nesterov's.
+    - `accumulator_dtype`: the dtype of the momentum; `None` is the parameter's, and float32 for half
+        precision.
+    """
+
+    learning_rate: Scalar | AbstractSchedule = eqx.field(
+        converter=scheduled_real("learning_rate", at_least=0)
+    )
+    momentum: Scalar | None = eqx.field(
+        converter=optional(real("momentum", at_least=0, at_most=1)), default=None
+    )
+    nesterov: bool = eqx.field(converter=flag("nesterov"), static=True, default=False)
+    accumulator_dtype: np.dtype | None = eqx.field(
+        converter=inexact_dtype("accumulator_dtype"), static=True, default=None
+    )
+
+    def compose(self) -> AbstractTransformation[_State]:
+        memory: AbstractTransformation[TraceState | EmptyState] = (
+            Identity()
+            if self.momentum is None
+            else Trace(self.momentum, self.nesterov, self.accumulator_dtype)
+        )
+        return Chain(memory, ScaleByLearningRate(self.learning_rate))

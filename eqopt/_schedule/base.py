@@ -1,0 +1,235 @@
+"""What a schedule is."""
+
+import abc
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import wadler_lindig as wl
+from jaxtyping import Array, Float, Int
+
+from .._check import typed
+from .._hyperparameter import float_dtype, prettily, real
+from .._types import Function, Scalar, ScalarLike
+
+
+class AbstractSchedule(eqx.Module):
+    """A hyper-parameter as a function of the number of steps taken so far.
+
+    A schedule is called with the count *before* it is incremented, so the first step sees 0. It
+    works elementwise: called on an array of counts it gives an array of values, ready to plot.
+    """
+
+    @abc.abstractmethod
+    def value(self, count: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """The rule: from counts of any shape to the values there, elementwise."""
+
+    def __call__(self, count: int | np.ndarray | Int[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """Gives the value at each count."""
+        counts = jnp.asarray(count)
+        if not jnp.issubdtype(counts.dtype, jnp.integer):
+            raise TypeError(f"a schedule is called with integer counts; got {counts.dtype}")
+        return self.value(counts.astype(jnp.int32))
+
+    def __pdoc__(self, **kwargs: Any) -> wl.AbstractDoc:
+        return prettily(self, **kwargs)
+
+
+class FunctionSchedule(AbstractSchedule):
+    """Calls a function of the count; what a plain function becomes wherever a schedule may stand.
+
+    **Arguments:**
+
+    - `function`: from an integer count of shape `()` to a number. It is static: a function that is
+        made anew is compiled anew. Numbers to tune belong in a schedule of one's own.
+    """
+
+    function: Function = eqx.field(static=True)
+
+    def value(self, count: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
+        # The function need not work elementwise: it is only ever given one count.
+        return jnp.vectorize(self._scalar)(count)
+
+    def _scalar(self, count: Int[Array, ""]) -> Float[Array, ""]:
+        return jnp.asarray(self.function(count)).astype(float_dtype())
+
+
+def as_schedule(name: str, value: Any) -> AbstractSchedule:
+    """Takes a schedule or a function of the count; refuses anything else."""
+    if isinstance(value, AbstractSchedule):
+        return value
+    # Never by `callable` alone: a model is callable, and so is many a Module.
+    if callable(value) and not isinstance(value, eqx.Module | type):
+        return FunctionSchedule(value)
+    raise TypeError(
+        f"`{name}` must be a schedule (an `eqopt.AbstractSchedule`, or a function of the count); "
+        f"got a {type(value).__name__}"
+    )
+
+
+def scheduled_real(name: str, **bounds: float) -> Any:
+    """Makes the converter of a real number that may follow a schedule."""
+    convert = real(name, **bounds)
+
+    def convert_either(value: ScalarLike | AbstractSchedule | Function) -> Scalar | AbstractSchedule:
+        if isinstance(value, AbstractSchedule) or callable(value):
+            return as_schedule(name, value)
+        return convert(value)
+
+    return convert_either
+
+
+def value_at(value: Scalar | AbstractSchedule, count: Int[Array, ""]) -> Float[Array, ""]:
+    """The number in force at `count`."""
+    if isinstance(value, AbstractSchedule):
+        return value(count)
+    return jnp.asarray(value)
+
+
+class Constant(AbstractSchedule):
+    r"""Holds one value at every count; what a number becomes wherever a schedule must stand.
+
+    $$\eta_t = \eta_0$$
+
+    **Arguments:**
+
+    - `init_value`: the value $\eta_0$.
+    """
+
+    init_value: Scalar = eqx.field(converter=real("init_value"))
+
+    def value(self, count: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return jnp.broadcast_to(as_real(self.init_value), count.shape)
+
+
+# What the families share. Counts stay integers until they have been subtracted from one another:
+# float32 is exact only to 2**24. They are clipped at 0, so that a schedule that is not yet in force
+# is finite, and so are the derivatives through the `where` that passes it over.
+
+
+def as_real(x: Any) -> Float[Array, "..."]:
+    """A field that holds real numbers, as it enters the arithmetic."""
+    return jnp.asarray(x, float_dtype())
+
+
+def as_steps(x: Any) -> Int[Array, "..."]:
+    """A field that holds numbers of steps, as it enters the arithmetic."""
+    return jnp.asarray(x, jnp.int32)
+
+
+def since(count: Int[Array, "*shape"], begin: Int[Array, ""]) -> Int[Array, "*shape"]:
+    """The steps taken since `begin`, at least 0."""
+    return jnp.maximum(count - begin, 0)
+
+
+@typed
+def remaining(count: Int[Array, "*shape"], num_steps: Int[Array, ""]) -> Float[Array, "*shape"]:
+    """The part of `num_steps` that is left: from 1 at a count of 0 down to 0. Of no steps, 0."""
+    # Not `1 - count / num_steps`, which cancels towards the end.
+    left = num_steps - jnp.clip(count, 0, num_steps)
+    return as_real(left) / as_real(jnp.maximum(num_steps, 1))
+
+
+@typed
+def line(
+    count: Int[Array, "*shape"],
+    num_steps: Int[Array, ""],
+    start: Float[Array, ""],
+    end: Float[Array, ""],
+) -> Float[Array, "*shape"]:
+    """The straight line from `start` to `end`. Of no steps, `end`."""
+    # Both parts are made of integers: the first steps up from 0 are as precise as the last.
+    length = jnp.maximum(num_steps, 1)
+    left = num_steps - jnp.clip(count, 0, num_steps)
+    return start * (as_real(left) / as_real(length)) + end * (
+        as_real(length - left) / as_real(length)
+    )
+
+
+@typed
+def mix(
+    start: Float[Array, "*#shape"], end: Float[Array, "*#shape"], weight: Float[Array, "*#shape"]
+) -> Float[Array, "*#shape"]:
+    """From `end` at a weight of 0 to `start` at 1."""
+    # Not `end + (start - end) * weight`, which need not be `start` at 1.
+    return start * weight + end * (1 - weight)
+
+
+@typed
+def power(base: Float[Array, "*shape"], exponent: Float[Array, ""]) -> Float[Array, "*shape"]:
+    """`base**exponent`; 0 where the base is, with a derivative of 0 for the exponent."""
+    positive = base > 0
+    return jnp.where(positive, jnp.where(positive, base, 1.0) ** exponent, 0.0)
+
+
+@typed
+def cosine(
+    count: Int[Array, "*shape"], num_steps: Int[Array, ""], exponent: Float[Array, ""]
+) -> Float[Array, "*shape"]:
+    """Half a period of the cosine, raised to a power: from 1 at a count of 0 down to 0."""
+    # Not `(1 + cos(pi * t)) / 2`: equal to it, and this does not cancel towards the end.
+    half = jnp.sin(jnp.pi / 2 * remaining(count, num_steps))
+    return power(half * half, exponent)
+
+
+@typed
+def exponential(
+    count: Int[Array, "*shape"],
+    init_value: Float[Array, ""],
+    num_steps: Int[Array, ""],
+    decay_rate: Float[Array, ""],
+    end_value: Float[Array, ""] | None,
+    staircase: bool,
+) -> Float[Array, "*shape"]:
+    """Multiplies by `decay_rate` every `num_steps`, up or down to the end value."""
+    count, num_steps = jnp.maximum(count, 0), jnp.maximum(num_steps, 1)
+    if staircase:
+        periods = as_real(count // num_steps)
+    else:
+        periods = as_real(count) / as_real(num_steps)
+    rate = jnp.where(decay_rate > 0, decay_rate, 1.0)
+    # Growth stops short of overflow: the derivative of what `end_value` cuts off would be 0 * inf.
+    growth = jax.lax.stop_gradient(jnp.log(rate))
+    highest = float(np.log(np.finfo(float_dtype()).max)) / 2
+    periods = jnp.where(periods * growth > highest, highest / growth, periods)
+    value = init_value * rate**periods
+    if end_value is None:
+        return value
+    return jnp.where(rate < 1, jnp.maximum(value, end_value), jnp.minimum(value, end_value))
+
+
+@typed
+def num_passed(count: Int[Array, "*shape"], boundaries: Int[Array, " n"]) -> Int[Array, "*shape"]:
+    """How many of the boundaries have been reached; each is reached at its own count."""
+    ends = jnp.broadcast_to(boundaries, (*count.shape, *boundaries.shape))
+    return jnp.sum(count[..., None] >= ends, axis=-1, dtype=jnp.int32)
+
+
+def interpolate(
+    count: Int[Array, "*shape"],
+    boundaries: Int[Array, " n"],
+    levels: Float[Array, " n+1"],
+    curve: Function,
+) -> Float[Array, "*shape"]:
+    """Goes from level to level, each reached at its boundary, along the given curve."""
+    index = num_passed(count, boundaries)
+    following = jnp.minimum(index + 1, boundaries.size)
+    begins = jnp.concatenate([jnp.zeros(1, jnp.int32), boundaries])
+    length = jnp.maximum(begins[following] - begins[index], 1)
+    # After the last boundary both levels are the last one, whatever the fraction.
+    step = jnp.clip(count - begins[index], 0, length)
+    weight = as_real(curve(as_real(step) / as_real(length)))
+    return mix(levels[following], levels[index], weight)
+
+
+def linear_interpolation(fraction: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Goes from one level to the next in a straight line: $f(x) = x$."""
+    return fraction
+
+
+def cosine_interpolation(fraction: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    r"""Goes from one level to the next along half a cosine: $f(x) = (1 - \cos \pi x) / 2$."""
+    half = jnp.sin(jnp.pi / 2 * fraction)
+    return half * half

@@ -1,0 +1,327 @@
+"""Choosing parameters: by path, by the type of the module they are in, by shape, by hand."""
+
+import abc
+import re
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+import wadler_lindig as wl
+from jax.tree_util import PyTreeDef
+from jaxtyping import PyTree
+
+from . import _check
+from ._hyperparameter import optional, prettily, size
+
+
+class AbstractSelector(eqx.Module):
+    """Chooses some of the parameters of a model.
+
+    Selectors combine: `a & b`, `a | b`, `~a`. Wherever a mask may stand, a selector may.
+    """
+
+    @abc.abstractmethod
+    def select(self, params: PyTree) -> PyTree[bool]:
+        """Gives a tree like `params` that has `True` where the parameter is chosen."""
+
+    def __and__(self, other: "AbstractSelector") -> "And":
+        return And(self, other)
+
+    def __or__(self, other: "AbstractSelector") -> "Or":
+        return Or(self, other)
+
+    def __invert__(self) -> "Not":
+        return Not(self)
+
+    def __pdoc__(self, **kwargs: Any) -> wl.AbstractDoc:
+        return prettily(self, **kwargs)
+
+
+def _map(choose: Callable[[Any, Any], bool], params: PyTree) -> PyTree[bool]:
+    return jax.tree_util.tree_map_with_path(choose, params, is_leaf=_check.is_none)
+
+
+def _dotted(path: Any) -> str:
+    """Writes a path in the form that patterns match: `layers.0.weight`."""
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+class ByPath(AbstractSelector):
+    r"""Chooses parameters by their path.
+
+    A parameter's path is written with dots: `layers.0.weight`, for lists and dictionaries too.
+    Brackets are taken for dots, so paths can be copied from an error message: `layers[0].weight`.
+
+    **Arguments:**
+
+    - `pattern`: in it `*` stands for any characters but a dot, `?` for one of them, and `**` for any
+        number of whole components, none included: `layers.*.weight`, `**.bias`, `encoder.**`.
+        The pattern must match the whole path. A compiled regular expression (`re.compile`) is
+        searched for anywhere in the path.
+    """
+
+    pattern: str | re.Pattern[str] = eqx.field(static=True)
+
+    def __check_init__(self) -> None:
+        if not isinstance(self.pattern, str | re.Pattern):
+            raise TypeError(f"`pattern` must be a string; got {self.pattern!r}")
+
+    def select(self, params: PyTree) -> PyTree[bool]:
+        if isinstance(self.pattern, re.Pattern):
+            search = self.pattern.search
+        else:
+            search = re.compile(_regex(self.pattern)).fullmatch
+        return _map(lambda path, _: search(_dotted(path)) is not None, params)
+
+
+def _regex(pattern: str) -> str:
+    parts = re.sub(r"\[['\"]?([^]'\"]*)['\"]?\]", r".\1", pattern).lstrip(".").split(".")
+    regex = ""
+    for i, part in enumerate(parts):
+        last = i == len(parts) - 1
+        if part == "**":
+            regex += ".*" if last else r"(?:[^.]+\.)*"
+        else:
+            for char in part:
+                regex += {"*": "[^.]*", "?": "[^.]"}.get(char, re.escape(char))
+            regex += "" if last else r"\."
+    # `a.**` also matches `a` itself: "any number of components, none included".
+    return re.sub(r"\\\.\.\*$", r"(?:\\..*)?", regex)
+
+
+class ByType(AbstractSelector):
+    """Chooses the parameters that lie within a module of one of the given types.
+
+    **Arguments:**
+
+    - `*types`: such as `eqx.nn.LayerNorm, eqx.nn.Embedding`. Subclasses count.
+    """
+
+    types: tuple[type, ...] = eqx.field(static=True)
+
+    def __init__(self, *types: type) -> None:
+        wrong = [x for x in types if not isinstance(x, type)]
+        if wrong or not types:
+            raise TypeError(f"`ByType` takes types of modules; got {wrong or 'none'}")
+        self.types = types
+
+    def select(self, params: PyTree) -> PyTree[bool]:
+        def choose(node: Any) -> PyTree[bool]:
+            inside = isinstance(node, self.types)
+            return jax.tree.map(lambda _: inside, node, is_leaf=_check.is_none)
+
+        return jax.tree.map(
+            choose, params, is_leaf=lambda x: x is None or isinstance(x, self.types)
+        )
+
+
+class ByNdim(AbstractSelector):
+    """Chooses parameters by their number of dimensions.
+
+    `ByNdim(2)` chooses matrices, convolution kernels and every other parameter with two dimensions
+    or more; `ByNdim(2, 2)` matrices alone; `ByNdim(0, 1)` vectors and scalars.
+
+    !!! warning
+        The bias of `eqx.nn.Conv2d` has shape `(channels, 1, 1)`, three dimensions. For "weights, not
+        biases" of a convolutional network, choose by path: `ByPath("**.weight")`.
+
+    **Arguments:**
+
+    - `at_least`: the smallest number of dimensions.
+    - `at_most`: the largest number of dimensions, or `None` for no limit.
+    """
+
+    at_least: int = eqx.field(converter=size("at_least", at_least=0), static=True)
+    at_most: int | None = eqx.field(
+        converter=optional(size("at_most", at_least=0)), static=True, default=None
+    )
+
+    def select(self, params: PyTree) -> PyTree[bool]:
+        upper = np.inf if self.at_most is None else self.at_most
+        return _map(lambda _, x: x is not None and self.at_least <= np.ndim(x) <= upper, params)
+
+
+class Where(AbstractSelector):
+    """Chooses parts of a model by a function, as in `eqx.tree_at`.
+
+    **Arguments:**
+
+    - `where`: from the model to one of its parts, or to several in a tuple or list:
+        `Where(lambda model: model.layers[-1])`. Whatever lies within the parts is chosen.
+    """
+
+    where: Callable[[Any], Any] = eqx.field(static=True)
+
+    def __check_init__(self) -> None:
+        if isinstance(self.where, eqx.Module) or not callable(self.where):
+            raise TypeError(f"`where` must be a function of the model; got {self.where!r}")
+
+    def select(self, params: PyTree) -> PyTree[bool]:
+        leaves, treedef = _check.flatten(params)
+        # Each leaf is replaced by its own number, so that leaves that are one object, or `None`,
+        # can be told apart in what `where` returns.
+        numbered = treedef.unflatten([_Number(i) for i in range(len(leaves))])
+        found = jax.tree.leaves(self.where(numbered))
+        strangers = [x for x in found if not isinstance(x, _Number)]
+        if strangers:
+            raise ValueError(
+                f"`where` must return parts of the model; got a {type(strangers[0]).__name__}"
+            )
+        chosen = {x.index for x in found}
+        return treedef.unflatten([i in chosen for i in range(len(leaves))])
+
+
+class _Number:
+    """A leaf that knows its place."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+
+
+class And(AbstractSelector):
+    """Chooses what every one of its selectors chooses; written `a & b`.
+
+    **Arguments:**
+
+    - `*selectors`: the selectors.
+    """
+
+    selectors: tuple[AbstractSelector, ...]
+
+    def __init__(self, *selectors: AbstractSelector) -> None:
+        self.selectors = _selectors(selectors)
+
+    def select(self, params: PyTree) -> PyTree[bool]:
+        return _combine(all, self.selectors, params)
+
+
+class Or(AbstractSelector):
+    """Chooses what at least one of its selectors chooses; written `a | b`.
+
+    **Arguments:**
+
+    - `*selectors`: the selectors.
+    """
+
+    selectors: tuple[AbstractSelector, ...]
+
+    def __init__(self, *selectors: AbstractSelector) -> None:
+        self.selectors = _selectors(selectors)
+
+    def select(self, params: PyTree) -> PyTree[bool]:
+        return _combine(any, self.selectors, params)
+
+
+class Not(AbstractSelector):
+    """Chooses what its selector does not; written `~a`.
+
+    **Arguments:**
+
+    - `selector`: the selector.
+    """
+
+    selector: AbstractSelector
+
+    def __check_init__(self) -> None:
+        _selectors((self.selector,))
+
+    def select(self, params: PyTree) -> PyTree[bool]:
+        return jax.tree.map(lambda chosen: not chosen, self.selector.select(params))
+
+
+def _selectors(selectors: tuple[Any, ...]) -> tuple[AbstractSelector, ...]:
+    for x in selectors:
+        if not isinstance(x, AbstractSelector):
+            raise TypeError(f"expected a selector; got a {type(x).__name__}")
+    return selectors
+
+
+def _combine(
+    how: Callable[[Any], bool], selectors: tuple[AbstractSelector, ...], params: PyTree
+) -> PyTree[bool]:
+    trees = [x.select(params) for x in selectors]
+    everywhere = jax.tree.map(lambda _: how(()), params, is_leaf=_check.is_none)
+    return jax.tree.map(lambda _, *chosen: how(chosen), everywhere, *trees)
+
+
+class FunctionSelector(AbstractSelector):
+    """Chooses by a function of the parameters; what a plain function becomes where a mask may stand.
+
+    **Arguments:**
+
+    - `function`: from the parameters to a tree of booleans, or a prefix of one.
+    """
+
+    function: Callable[[Any], Any] = eqx.field(static=True)
+
+    def select(self, params: PyTree) -> PyTree[bool]:
+        return _spread(self.function(params), params)
+
+
+class TreeSelector(AbstractSelector):
+    """Chooses by a tree of booleans; what a mask becomes.
+
+    The tree may be a prefix of the parameters (one boolean for a whole layer), and may be a Module
+    that holds booleans, also a callable one.
+
+    **Arguments:**
+
+    - `tree`: the booleans.
+    """
+
+    # Kept flat and static: a mask decides the shape of the program, and must be hashable.
+    booleans: tuple[bool | None, ...] = eqx.field(static=True)
+    structure: PyTreeDef = eqx.field(static=True, repr=False)
+
+    def __init__(self, tree: PyTree[bool]) -> None:
+        leaves, self.structure = _check.flatten(tree)
+        self.booleans = tuple(_boolean(tree, i, x) for i, x in enumerate(leaves))
+
+    def select(self, params: PyTree) -> PyTree[bool]:
+        return _spread(self.structure.unflatten(self.booleans), params)
+
+
+def _boolean(tree: PyTree, index: int, x: Any) -> bool | None:
+    # Leaves that are no booleans may only stand where the model has no parameter either: a mask
+    # made by mapping over a whole model still has its activation functions. `None` is such a hole.
+    if isinstance(x, jax.core.Tracer):
+        raise TypeError(f"`{_check.paths('mask', tree)[index]}` is traced; masks are static")
+    if isinstance(x, bool | np.bool_):
+        return bool(x)
+    if isinstance(x, jax.Array | np.ndarray) and x.dtype == np.bool_ and x.shape == ():
+        return bool(x)
+    if x is None or callable(x) or isinstance(x, str):
+        return None
+    name = _check.paths("mask", tree)[index]
+    raise TypeError(f"`{name}` must be True or False; got {_check.describe(x)}")
+
+
+def _spread(mask: PyTree, params: PyTree) -> PyTree[bool]:
+    """Extends a prefix tree of booleans to all of `params`."""
+
+    def spread(chosen: Any, part: Any) -> PyTree[bool]:
+        if isinstance(chosen, jax.core.Tracer):
+            raise TypeError("a mask must not depend on the parameters' values, only on their shapes")
+        if not isinstance(chosen, bool | np.bool_ | None):
+            raise TypeError(f"a mask must hold True or False; it holds {_check.describe(chosen)}")
+        if chosen is None and jax.tree.leaves(part):
+            # Not "no": a hole in a mask where there is a parameter is more often a mistake.
+            raise ValueError
+        return jax.tree.map(lambda _: bool(chosen), part, is_leaf=_check.is_none)
+
+    try:
+        return jax.tree.map(spread, mask, params, is_leaf=_check.is_none)
+    except ValueError:
+        raise _check.structure_error(mask, params, "mask", "params") from None
+
+
+def as_selector(mask: Any) -> AbstractSelector:
+    """Takes a selector, a function of the parameters, or a tree of booleans."""
+    if isinstance(mask, AbstractSelector):
+        return mask
+    # Never by `callable` alone: a mask of a callable Module is a tree.
+    if callable(mask) and not isinstance(mask, eqx.Module | type):
+        return FunctionSelector(mask)
+    return TreeSelector(mask)

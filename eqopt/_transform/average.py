@@ -1,0 +1,123 @@
+"""Running sums and averages of the updates."""
+
+import equinox as eqx
+import numpy as np
+from jaxtyping import Array, Float, Inexact, PyTree
+
+from .. import _check
+from .._arithmetic import mix, over, plus, times
+from .._hyperparameter import flag, inexact_dtype, real
+from .._kernel import Rule
+from .._objective import Context
+from .._transformation import AbstractLeafwise
+from .._tree import bias_correction, increment, zero_count, zeros_like
+from .._types import Count, Params, Scalar
+
+
+@_check.typed
+def _trace(
+    nesterov: bool,
+    update: Inexact[Array, "*shape"],
+    trace: Inexact[Array, "*shape"],
+    decay: Float[Array, ""],
+) -> tuple[Inexact[Array, "*shape"], Inexact[Array, "*shape"]]:
+    trace = plus(update, times(decay, trace))
+    return (plus(update, times(decay, trace)) if nesterov else trace), trace
+
+
+@_check.typed
+class TraceState(eqx.Module):
+    """The state of [`eqopt.Trace`][].
+
+    **Arguments:**
+
+    - `trace`: the decaying sum, like the parameters.
+    """
+
+    trace: PyTree
+
+
+class Trace(AbstractLeafwise[TraceState]):
+    r"""Replaces the updates by their decaying sum, which is momentum.
+
+    $$m_t = u_t + \mu\, m_{t-1}, \qquad u_t \leftarrow m_t \quad\text{or, with Nesterov's,}\quad
+    u_t + \mu\, m_t.$$
+
+    **Arguments:**
+
+    - `decay`: the factor $\mu$, in $[0, 1]$.
+    - `nesterov`: whether to look ahead, as Nesterov's momentum does.
+    - `accumulator_dtype`: the dtype of $m$; `None` is the parameter's, and float32 for half precision.
+
+    ??? cite "Reference"
+        Sutskever, Martens, Dahl and Hinton, *On the importance of initialization and momentum in
+        deep learning*, ICML 2013, equations 1 to 4.
+    """
+
+    decay: Scalar = eqx.field(converter=real("decay", at_least=0, at_most=1))
+    nesterov: bool = eqx.field(converter=flag("nesterov"), static=True, default=False)
+    accumulator_dtype: np.dtype | None = eqx.field(
+        converter=inexact_dtype("accumulator_dtype"), static=True, default=None
+    )
+
+    def init_state(self, params: Params, context: Context) -> TraceState:
+        return TraceState(zeros_like(params, self.accumulator_dtype))
+
+    def rule(self, state: TraceState, params: Params | None, context: Context) -> Rule:
+        scalars, options = (self.decay,), (self.nesterov,)
+        return Rule(_trace, state, trees=("trace",), scalars=scalars, options=options)
+
+
+@_check.typed
+def _ema(
+    debias: bool,
+    update: Inexact[Array, "*shape"],
+    ema: Inexact[Array, "*shape"],
+    decay: Float[Array, ""],
+    weight: Float[Array, ""],
+) -> tuple[Inexact[Array, "*shape"], Inexact[Array, "*shape"]]:
+    ema = mix(decay, ema, update)
+    return (over(ema, weight) if debias else ema), ema
+
+
+@_check.typed
+class EMAState(eqx.Module):
+    """The state of [`eqopt.EMA`][].
+
+    **Arguments:**
+
+    - `count`: the number of steps taken, int32 of shape `()`.
+    - `ema`: the average, not debiased, like the parameters.
+    """
+
+    count: Count
+    ema: PyTree
+
+
+class EMA(AbstractLeafwise[EMAState]):
+    r"""Replaces the updates by their exponential moving average.
+
+    $$m_t = \delta\, m_{t-1} + (1 - \delta)\, u_t, \qquad
+    u_t \leftarrow m_t \quad\text{or, debiased,}\quad m_t / (1 - \delta^t).$$
+
+    **Arguments:**
+
+    - `decay`: the factor $\delta$, in $[0, 1)$.
+    - `debias`: whether to divide by the sum of the weights, so that a constant stays itself.
+    - `accumulator_dtype`: the dtype of $m$; `None` is the parameter's, and float32 for half precision.
+    """
+
+    decay: Scalar = eqx.field(converter=real("decay", at_least=0, below=1))
+    debias: bool = eqx.field(converter=flag("debias"), static=True, default=True)
+    accumulator_dtype: np.dtype | None = eqx.field(
+        converter=inexact_dtype("accumulator_dtype"), static=True, default=None
+    )
+
+    def init_state(self, params: Params, context: Context) -> EMAState:
+        return EMAState(zero_count(), zeros_like(params, self.accumulator_dtype))
+
+    def rule(self, state: EMAState, params: Params | None, context: Context) -> Rule:
+        count = increment(state.count)
+        scalars = (self.decay, bias_correction(self.decay, count))
+        new = EMAState(count, state.ema)
+        return Rule(_ema, new, trees=("ema",), scalars=scalars, options=(self.debias,))

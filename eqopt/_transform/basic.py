@@ -1,0 +1,100 @@
+"""Transformations that remember nothing."""
+
+
+import equinox as eqx
+from jax import lax
+from jaxtyping import Array, Float, Inexact
+
+from .. import _check
+from .._arithmetic import times
+from .._hyperparameter import real
+from .._kernel import Rule
+from .._objective import Context
+from .._transformation import AbstractLeafwise, AbstractTransformation, EmptyState
+from .._types import Function, Params, Scalar, Updates
+
+
+class Identity(AbstractTransformation[EmptyState]):
+    """Leaves the updates as they are."""
+
+    def init_state(self, params: Params, context: Context) -> EmptyState:
+        return EmptyState()
+
+    def transform(
+        self, updates: Updates, state: EmptyState, params: Params | None, context: Context
+    ) -> tuple[Updates, EmptyState]:
+        return updates, state
+
+
+@_check.typed
+def scale(
+    update: Inexact[Array, "*shape"], factor: Float[Array, ""]
+) -> Inexact[Array, "*shape"]:
+    return times(factor, update)
+
+
+class Scale(AbstractLeafwise[EmptyState]):
+    r"""Multiplies the updates by a constant: $u \leftarrow s u$.
+
+    !!! note
+        To go downhill, use [`eqopt.ScaleByLearningRate`][], which flips the sign, or a negative
+        `step_size`.
+
+    **Arguments:**
+
+    - `step_size`: the factor $s$, any real number.
+    """
+
+    step_size: Scalar = eqx.field(converter=real("step_size"))
+
+    def init_state(self, params: Params, context: Context) -> EmptyState:
+        return EmptyState()
+
+    def rule(self, state: EmptyState, params: Params | None, context: Context) -> Rule:
+        return Rule(scale, state, scalars=(self.step_size,))
+
+
+@_check.typed
+def _zero(update: Inexact[Array, "*shape"]) -> Inexact[Array, "*shape"]:
+    # Not `0 * update`, which keeps a NaN.
+    return lax.full_like(update, 0)
+
+
+class SetToZero(AbstractLeafwise[EmptyState]):
+    r"""Sets the updates to zero, NaN and infinity included: $u \leftarrow 0$."""
+
+    def init_state(self, params: Params, context: Context) -> EmptyState:
+        return EmptyState()
+
+    def rule(self, state: EmptyState, params: Params | None, context: Context) -> Rule:
+        return Rule(_zero, state)
+
+
+class Stateless(AbstractTransformation[EmptyState]):
+    r"""Applies a function to the updates: $u \leftarrow f(u, \theta)$.
+
+    **Arguments:**
+
+    - `f`: called `f(updates, params)`, where `params` is `None` if the user gave none; it returns
+        updates of the same structure and shapes. Both are trees of arrays, with `None` for what is
+        not trained. A function is static: one that is made anew is compiled anew. A Module is a tree:
+        its arrays are data.
+
+    Raises a `ValueError` that names the leaf if what `f` returns does not fit.
+    """
+
+    f: Function
+
+    def __check_init__(self) -> None:
+        if not callable(self.f):
+            raise TypeError(f"`f` must be a function of updates and parameters; got {self.f!r}")
+
+    def init_state(self, params: Params, context: Context) -> EmptyState:
+        return EmptyState()
+
+    def transform(
+        self, updates: Updates, state: EmptyState, params: Params | None, context: Context
+    ) -> tuple[Updates, EmptyState]:
+        return _check.fit(self.f(updates, params), updates, "f(updates, params)", any_dtype=True), state
+
+

@@ -1,0 +1,86 @@
+"""Limits on the size of the updates."""
+
+import equinox as eqx
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Inexact
+
+from .. import _check, _kernel
+from .._arithmetic import times
+from .._hyperparameter import real
+from .._kernel import Rule
+from .._objective import Context
+from .._transformation import AbstractLeafwise, AbstractTransformation, EmptyState
+from .._tree import global_norm
+from .._types import Params, Scalar, Updates
+
+
+@_check.typed
+def _clip(
+    update: Inexact[Array, "*shape"], max_delta: Float[Array, ""]
+) -> Inexact[Array, "*shape"]:
+    if jnp.iscomplexobj(update):
+        return lax.complex(_clip(update.real, max_delta), _clip(update.imag, max_delta))
+    return jnp.clip(update, -max_delta, max_delta)
+
+
+class Clip(AbstractLeafwise[EmptyState]):
+    r"""Limits each entry of the updates: $u \leftarrow \min(\max(u, -\Delta), \Delta)$.
+
+    Of complex updates, the real and the imaginary part are each limited.
+
+    **Arguments:**
+
+    - `max_delta`: the limit $\Delta \ge 0$.
+    """
+
+    max_delta: Scalar = eqx.field(converter=real("max_delta", at_least=0))
+
+    def init_state(self, params: Params, context: Context) -> EmptyState:
+        return EmptyState()
+
+    def rule(self, state: EmptyState, params: Params | None, context: Context) -> Rule:
+        return Rule(_clip, state, scalars=(self.max_delta,))
+
+
+@_check.typed
+def _shrink(
+    update: Inexact[Array, "*shape"], factor: Float[Array, ""]
+) -> Inexact[Array, "*shape"]:
+    # Selected, for `0 * inf` is NaN.
+    return jnp.where(factor > 0, times(factor, update), jnp.zeros_like(update))
+
+
+class ClipByGlobalNorm(AbstractTransformation[EmptyState]):
+    r"""Shrinks the updates if their norm, over all leaves together, exceeds a limit:
+    $u \leftarrow u \min(1, c / \|u\|)$.
+
+    The norm is taken in float32 at least. Updates whose norm is not finite have no direction, and
+    become zero; to skip such a step altogether, or to hear of it, wrap the optimizer.
+
+    **Arguments:**
+
+    - `max_norm`: the limit $c \ge 0$.
+
+    ??? cite "Reference"
+        Pascanu, Mikolov and Bengio, *On the difficulty of training recurrent neural networks*,
+        ICML 2013, algorithm 1 (arXiv 1211.5063).
+    """
+
+    max_norm: Scalar = eqx.field(converter=real("max_norm", at_least=0))
+
+    def init_state(self, params: Params, context: Context) -> EmptyState:
+        return EmptyState()
+
+    def transform(
+        self, updates: Updates, state: EmptyState, params: Params | None, context: Context
+    ) -> tuple[Updates, EmptyState]:
+        norm = global_norm(updates)
+        limit = jnp.asarray(self.max_norm).astype(norm.dtype)
+        exceeds = norm > limit
+        # The division is guarded twice, so that its derivative is finite where it is not used.
+        factor = jnp.where(exceeds, limit / jnp.where(exceeds, norm, jnp.ones_like(norm)), 1)
+        factor = jnp.where(jnp.isfinite(norm), factor, 0).astype(norm.dtype)
+        rule = Rule(_shrink, state, scalars=(factor,))
+        updates, _ = _kernel.run((rule,), updates, params)
+        return updates, state

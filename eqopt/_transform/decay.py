@@ -1,0 +1,55 @@
+"""Weight decay."""
+
+import equinox as eqx
+from jaxtyping import Array, Float, Inexact
+
+from .. import _check
+from .._arithmetic import plus, times
+from .._hyperparameter import optional, real
+from .._kernel import Rule
+from .._objective import Context
+from .._selector import AbstractSelector, as_selector
+from .._transformation import AbstractLeafwise, EmptyState, need_params
+from .._types import Params, Scalar
+
+
+@_check.typed
+def _decay(
+    update: Inexact[Array, "*shape"],
+    param: Inexact[Array, "*shape"],
+    weight_decay: Float[Array, ""],
+) -> Inexact[Array, "*shape"]:
+    return plus(update, times(weight_decay, param))
+
+
+class AddDecayedWeights(AbstractLeafwise[EmptyState]):
+    r"""Adds a multiple of the parameters to the updates: $u \leftarrow u + \lambda\theta$.
+
+    Before the learning rate, this is the decoupled weight decay of AdamW, in proportion to the
+    learning rate as in torch; before the moments, it is the gradient of an $\ell_2$ penalty.
+
+    **Arguments:**
+
+    - `weight_decay`: the factor $\lambda \ge 0$.
+    - `mask`: what decays: a selector, a function from the parameters to booleans, or a tree of
+        booleans, possibly a prefix; `None` is everything.
+
+    Raises a `ValueError` if `update` is given no parameters, or the mask does not fit them.
+
+    ??? cite "Reference"
+        Loshchilov and Hutter, *Decoupled Weight Decay Regularization*, ICLR 2019, algorithm 2
+        (arXiv 1711.05101).
+    """
+
+    weight_decay: Scalar = eqx.field(converter=real("weight_decay", at_least=0), default=0.0)
+    mask: AbstractSelector | None = eqx.field(converter=optional(as_selector), default=None)
+
+    def init_state(self, params: Params, context: Context) -> EmptyState:
+        if self.mask is not None:
+            self.mask.select(params)  # so that a mask that does not fit is refused at once
+        return EmptyState()
+
+    def rule(self, state: EmptyState, params: Params | None, context: Context) -> Rule:
+        params = need_params(params, self)
+        mask = None if self.mask is None else self.mask.select(params)
+        return Rule(_decay, state, scalars=(self.weight_decay,), needs_params=True, mask=mask)

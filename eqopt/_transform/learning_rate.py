@@ -1,0 +1,97 @@
+"""The last link: the learning rate, constant or scheduled."""
+
+
+import equinox as eqx
+from jaxtyping import Array, Float, Inexact
+
+from .. import _check
+from .._arithmetic import times
+from .._hyperparameter import flag
+from .._kernel import Rule
+from .._objective import Context
+from .._schedule.base import AbstractSchedule, as_schedule, scheduled_real, value_at
+from .._transformation import AbstractLeafwise
+from .._tree import increment, zero_count
+from .._types import Count, Params, Scalar
+
+
+@_check.typed
+def _scale(
+    update: Inexact[Array, "*shape"], factor: Float[Array, ""]
+) -> Inexact[Array, "*shape"]:
+    return times(factor, update)
+
+
+@_check.typed
+class ScaleByLearningRateState(eqx.Module):
+    """The state of [`eqopt.ScaleByLearningRate`][].
+
+    **Arguments:**
+
+    - `count`: the number of steps taken, int32 of shape `()`.
+    """
+
+    count: Count
+
+
+class ScaleByLearningRate(AbstractLeafwise[ScaleByLearningRateState]):
+    r"""Multiplies the updates by the learning rate, and turns them downhill:
+    $u \leftarrow -\gamma_t u$.
+
+    The rate is constant or follows a schedule, which is called with the number of steps taken
+    before this one; either way the state is the same, so one may be exchanged for the other.
+
+    **Arguments:**
+
+    - `learning_rate`: the rate $\gamma_t \ge 0$: a number, an [`eqopt.AbstractSchedule`][], or a
+        function of the count.
+    - `flip_sign`: whether to flip the sign; `False` goes uphill.
+    """
+
+    learning_rate: Scalar | AbstractSchedule = eqx.field(
+        converter=scheduled_real("learning_rate", at_least=0)
+    )
+    flip_sign: bool = eqx.field(converter=flag("flip_sign"), static=True, default=True)
+
+    def init_state(self, params: Params, context: Context) -> ScaleByLearningRateState:
+        return ScaleByLearningRateState(zero_count())
+
+    def rule(
+        self, state: ScaleByLearningRateState, params: Params | None, context: Context
+    ) -> Rule:
+        rate = value_at(self.learning_rate, state.count)
+        new = ScaleByLearningRateState(increment(state.count))
+        return Rule(_scale, new, scalars=(-rate if self.flip_sign else rate,))
+
+
+@_check.typed
+class ScaleByScheduleState(eqx.Module):
+    """The state of [`eqopt.ScaleBySchedule`][].
+
+    **Arguments:**
+
+    - `count`: the number of steps taken, int32 of shape `()`.
+    """
+
+    count: Count
+
+
+class ScaleBySchedule(AbstractLeafwise[ScaleByScheduleState]):
+    r"""Multiplies the updates by a schedule: $u \leftarrow s(t)\, u$.
+
+    **Arguments:**
+
+    - `step_size_fn`: the factor $s(t)$, of any sign, as an [`eqopt.AbstractSchedule`][] or a
+        function of the count; $t$ is the number of steps taken before this one.
+    """
+
+    step_size_fn: AbstractSchedule = eqx.field(converter=lambda x: as_schedule("step_size_fn", x))
+
+    def init_state(self, params: Params, context: Context) -> ScaleByScheduleState:
+        return ScaleByScheduleState(zero_count())
+
+    def rule(self, state: ScaleByScheduleState, params: Params | None, context: Context) -> Rule:
+        new = ScaleByScheduleState(increment(state.count))
+        return Rule(_scale, new, scalars=(self.step_size_fn(state.count),))
+
+

@@ -1,0 +1,139 @@
+"""Lion's sign of an average."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Inexact, PyTree
+
+from .. import _check
+from .._arithmetic import mix, times
+from .._hyperparameter import inexact_dtype, real
+from .._kernel import Rule
+from .._objective import Context
+from .._transformation import AbstractLeafwise
+from .._tree import increment, zero_count, zeros_like
+from .._types import Count, Params, Scalar
+
+
+@_check.typed
+def lion_hard(
+    x: Inexact[Array, "*shape"], beta: Float[Array, ""]
+) -> Inexact[Array, "*shape"]:
+    r"""The sign, $x / |x|$, and 0 at 0: Lion's own.
+
+    **Arguments:**
+
+    - `x`: the average.
+    - `beta`: not used.
+    """
+    return jnp.sign(x)
+
+
+@_check.typed
+def lion_smooth(
+    x: Inexact[Array, "*shape"], beta: Float[Array, ""]
+) -> Inexact[Array, "*shape"]:
+    r"""A smooth sign, $\tanh(\beta x)$.
+
+    **Arguments:**
+
+    - `x`: the average.
+    - `beta`: the slope $\beta$ at 0.
+    """
+    return jnp.tanh(times(beta, x))
+
+
+@_check.typed
+def lion_refined(
+    x: Inexact[Array, "*shape"], beta: Float[Array, ""]
+) -> Inexact[Array, "*shape"]:
+    r"""A clipped sign: $x$ where $|x| < 1$, else $x / |x|$.
+
+    **Arguments:**
+
+    - `x`: the average.
+    - `beta`: not used.
+    """
+    return jnp.where(jnp.abs(x) < 1, x, jnp.sign(x))
+
+
+_MODES = {"hard": lion_hard, "smooth": lion_smooth, "refined": lion_refined}
+
+
+def _mode(value: Any) -> Callable[[Array, Array], Array]:
+    # Strings are taken for those who come from optax.
+    if isinstance(value, str) and value in _MODES:
+        return _MODES[value]
+    if callable(value):
+        return value
+    raise ValueError(f"`mode` must be a function, such as `eqopt.lion_hard`; got {value!r}")
+
+
+@_check.typed
+def _lion(
+    mode: Callable[[Array, Array], Array],
+    update: Inexact[Array, "*shape"],
+    mu: Inexact[Array, "*shape"],
+    b1: Float[Array, ""],
+    b2: Float[Array, ""],
+    beta: Float[Array, ""],
+) -> tuple[Inexact[Array, "*shape"], Inexact[Array, "*shape"]]:
+    direction = mode(mix(b1, mu, update), beta)
+    return direction, mix(b2, mu, update)
+
+
+@_check.typed
+class ScaleByLionState(eqx.Module):
+    """The state of [`eqopt.ScaleByLion`][].
+
+    **Arguments:**
+
+    - `count`: the number of steps taken, int32 of shape `()`.
+    - `mu`: the average of the gradients, like the parameters.
+    """
+
+    count: Count
+    mu: PyTree
+
+
+class ScaleByLion(AbstractLeafwise[ScaleByLionState]):
+    r"""Replaces the updates by the sign of an average of the gradients.
+
+    $$u_t = \operatorname{sign}\left(\beta_1 m_{t-1} + (1 - \beta_1) g_t\right), \qquad
+    m_t = \beta_2 m_{t-1} + (1 - \beta_2) g_t.$$
+
+    **Arguments:**
+
+    - `b1`: the weight $\beta_1$ of the average in the update, in $[0, 1)$.
+    - `b2`: the decay $\beta_2$ of the average, in $[0, 1)$.
+    - `mu_dtype`: the dtype of $m$; `None` is the parameter's, and float32 for half precision.
+    - `mode`: what stands for the sign: [`eqopt.lion_hard`][], [`eqopt.lion_smooth`][],
+        [`eqopt.lion_refined`][], or a function `mode(x, beta)`. (`"hard"`, `"smooth"` and `"refined"`
+        are understood too.)
+    - `smooth_beta`: the number that `mode` is given, positive.
+
+    ??? cite "Reference"
+        Chen et al., *Symbolic Discovery of Optimization Algorithms*, NeurIPS 2023, algorithm 2
+        (arXiv 2302.06675).
+    """
+
+    b1: Scalar = eqx.field(converter=real("b1", at_least=0, below=1), default=0.9)
+    b2: Scalar = eqx.field(converter=real("b2", at_least=0, below=1), default=0.99)
+    mu_dtype: np.dtype | None = eqx.field(
+        converter=inexact_dtype("mu_dtype"), static=True, default=None
+    )
+    mode: Callable[[Array, Array], Array] = eqx.field(
+        converter=_mode, static=True, default=lion_hard
+    )
+    smooth_beta: Scalar = eqx.field(converter=real("smooth_beta", above=0), default=1.0)
+
+    def init_state(self, params: Params, context: Context) -> ScaleByLionState:
+        return ScaleByLionState(zero_count(), zeros_like(params, self.mu_dtype))
+
+    def rule(self, state: ScaleByLionState, params: Params | None, context: Context) -> Rule:
+        new = ScaleByLionState(increment(state.count), state.mu)
+        scalars = (self.b1, self.b2, self.smooth_beta)
+        return Rule(_lion, new, trees=("mu",), scalars=scalars, options=(self.mode,))

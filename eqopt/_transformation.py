@@ -1,0 +1,402 @@
+"""What a transformation is, and the one door through which it is used."""
+
+import abc
+import dataclasses
+import typing
+from typing import Any, Generic, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import wadler_lindig as wl
+from jaxtyping import PyTree
+
+from . import _check, _door, _kernel
+from ._function import hoist, note_trace, opaque
+from ._hyperparameter import float_dtype, prettily, settle
+from ._objective import Context, Evaluation, Objective, accepted
+from ._arithmetic import cast, wider
+from ._tree import conj
+from ._types import Function, Model, Params, State, Tree, Updates
+
+_Self = TypeVar("_Self", bound="AbstractTransformation[Any]")
+
+
+class EmptyState(eqx.Module):
+    """The state of a transformation that remembers nothing."""
+
+
+class AbstractTransformation(eqx.Module, Generic[State]):
+    """A rule that turns gradients into updates.
+
+    A transformation is used through `init`, `update` and `step`, which take whole models. It is
+    written as `init_state` and `transform`, which see trees of arrays, and `None` for everything
+    else. The first three check, compile, and hand over to the last two; transformations inside
+    others are called by the last two directly, so a composition is checked and compiled once.
+    """
+
+    def init(
+        self,
+        params: PyTree,
+        *,
+        value_fn: Function | None = None,
+        args: tuple[Any, ...] = (),
+        has_aux: bool = False,
+    ) -> State:
+        """Gives the state to begin with.
+
+        **Arguments:**
+
+        - `params`: the model: any PyTree. Its inexact arrays are what is trained.
+        - `value_fn`, `args`, `has_aux`: the objective, called `value_fn(params, *args)`. Only
+            line searches want them, and only to keep what `value_fn` returns beside its value.
+
+        **Returns:**
+
+        The state: arrays only, on the devices of the parameters, none shared with them.
+        """
+        fn = None if value_fn is None else hoist(value_fn)
+        reuse = value_fn is None or not opaque(fn)
+        params = params if fn is not None else _door.drop_statics(params)
+        return _door.call(_init, settle(self), params, fn, args, has_aux, reuse=reuse)
+
+    def update(
+        self,
+        updates: Tree,
+        state: State,
+        params: PyTree = None,
+        *,
+        value: Any = None,
+        grad: PyTree = None,
+        value_fn: Function | None = None,
+        key: Any = None,
+        **extra: Any,
+    ) -> tuple[Tree, State]:
+        """Turns gradients into updates, to be applied by [`eqopt.apply_updates`][].
+
+        **Arguments:**
+
+        - `updates`: the gradients, exactly as `jax.grad` or `eqx.filter_grad` returns them, also of
+            complex parameters. A leaf, or a whole branch, may be `None`: it gets no update.
+        - `state`: what `init` or the last `update` returned.
+        - `params`: the model at which the gradients were taken.
+        - `value`, `grad`, `value_fn`, `key`: the objective's value and gradient at `params`, the
+            objective as a function of `params`, and a PRNG key, for those that need them.
+        - `**extra`: for those that need them. Each reaches every transformation, however wrapped.
+
+        **Returns:**
+
+        The updates, like the gradients but in the parameters' dtypes, and the new state.
+
+        **Raises:**
+
+        A `ValueError` or `TypeError` that names the leaf or the argument at fault.
+        """
+        fn = None if value_fn is None else hoist(value_fn)
+        if isinstance(value, int | float | np.ndarray | np.generic):
+            # Strongly typed, so that a number and an array of JAX's are one and the same program.
+            value = np.asarray(value, float_dtype())
+        return _door.call(
+            _update,
+            settle(self),
+            updates,
+            state,
+            params if fn is not None else _door.drop_statics(params),
+            value,
+            grad,
+            fn,
+            key,
+            extra,
+            reuse=fn is None or not opaque(fn),
+        )
+
+    def step(
+        self,
+        fn: Function,
+        params: Model,
+        state: State,
+        *args: Any,
+        has_aux: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Model, State, Evaluation[Any]]:
+        """Evaluates the objective and its gradient, updates, and applies, in one compiled program.
+
+        Data belong in the arguments. What `fn` reads from elsewhere (a closure, a global) is looked
+        up at each call, as in plain Python, and is never out of date.
+
+        **Arguments:**
+
+        - `fn`: the objective, called `fn(params, *args, **kwargs)`; it returns a real number, or
+            with `has_aux` a pair of it and anything else.
+        - `params`: the model.
+        - `state`: what `init` or the last step returned.
+        - `*args`, `**kwargs`: for `fn`. Numbers are data, like arrays; `True`, `False` and strings
+            are static. A keyword argument that `fn` does not take still reaches the transformations,
+            as `**extra` of `update`; `key` reaches both.
+
+        **Returns:**
+
+        The new model, the new state, and the [`eqopt.Evaluation`][] at the model that was given.
+        """
+        hoisted = hoist(fn)
+        return _door.call(
+            _step,
+            settle(self),
+            hoisted,
+            params,
+            state,
+            args,
+            kwargs,
+            has_aux,
+            reuse=not opaque(hoisted),
+        )
+
+    def replace(self: _Self, **changes: Any) -> _Self:
+        """Gives a copy with other hyper-parameters: `opt.replace(learning_rate=0.1)`."""
+        names = [f.name for f in dataclasses.fields(self)]
+        for name in changes:
+            if name not in names:
+                raise TypeError(
+                    f"`{type(self).__name__}` has no hyper-parameter `{name}`; it has "
+                    + (", ".join(f"`{x}`" for x in names) or "none")
+                )
+        return dataclasses.replace(self, **changes)
+
+    @abc.abstractmethod
+    def init_state(self, params: Params, context: Context) -> State:
+        """The rule's first half: the state to begin with.
+
+        **Arguments:**
+
+        - `params`: the parameters: inexact arrays, and `None` for all else.
+        - `context`: what else is known; see [`eqopt.Context`][].
+        """
+
+    @abc.abstractmethod
+    def transform(
+        self, updates: Updates, state: State, params: Params | None, context: Context
+    ) -> tuple[Updates, State]:
+        """The rule's second half: from updates to updates.
+
+        **Arguments:**
+
+        - `updates`: what the transformation before this one made of the gradient: an array for each
+            parameter that has a gradient, else `None`. Their dtype is the parameter's or wider.
+            Complex updates point uphill: they are the conjugate of what `jax.grad` returns.
+        - `state`: the state.
+        - `params`: the parameters, or `None` if the user gave none.
+        - `context`: what else the user gave; see [`eqopt.Context`][].
+        """
+
+    def __pdoc__(self, **kwargs: Any) -> wl.AbstractDoc:
+        return prettily(self, **kwargs)
+
+    def __repr__(self) -> str:
+        return eqx.tree_pformat(self, width=120)
+
+
+class AbstractLeafwise(AbstractTransformation[State]):
+    """A transformation that does the same to every leaf, knowing nothing of the other leaves.
+
+    It is written as `init_state` and `rule`. Links of this kind that follow each other in an
+    [`eqopt.Chain`][] are fused: each leaf goes through all of them in one call.
+    """
+
+    @abc.abstractmethod
+    def rule(self, state: State, params: Params | None, context: Context) -> _kernel.Rule:
+        """Gives what to do to each leaf in this step."""
+
+    def transform(
+        self, updates: Updates, state: State, params: Params | None, context: Context
+    ) -> tuple[Updates, State]:
+        updates, (state,) = _kernel.run((self.rule(state, params, context),), updates, params)
+        return updates, state
+
+
+class AbstractOptimizer(AbstractTransformation[State]):
+    """A named composition: an optimizer that is nothing but other transformations, put together."""
+
+    @abc.abstractmethod
+    def compose(self) -> AbstractTransformation[State]:
+        """Gives the composition, built from this optimizer's fields."""
+
+    def init_state(self, params: Params, context: Context) -> State:
+        return self.compose().init_state(params, context)
+
+    def transform(
+        self, updates: Updates, state: State, params: Params | None, context: Context
+    ) -> tuple[Updates, State]:
+        return self.compose().transform(updates, state, params, context)
+
+
+def need_params(params: Params | None, owner: object) -> Params:
+    """Gives the parameters; a `ValueError` if the user gave none."""
+    if params is None:
+        raise ValueError(
+            f"`{type(owner).__name__}` needs the parameters: `update(updates, state, params)`"
+        )
+    return params
+
+
+def state_type(transformation: AbstractTransformation[Any]) -> type[eqx.Module]:
+    """The class of a transformation's state, read from `AbstractTransformation[ItsState]`."""
+    if isinstance(transformation, AbstractOptimizer):
+        return state_type(transformation.compose())
+    for base in type(transformation).__orig_bases__:
+        origin, arguments = typing.get_origin(base), typing.get_args(base)
+        if arguments and issubclass(origin, AbstractTransformation):
+            return typing.get_origin(arguments[0]) or arguments[0]
+    raise TypeError(f"`{type(transformation).__name__}` does not name its state's type")
+
+
+def check_state(transformation: AbstractTransformation[Any], state: Any, name: str) -> None:
+    """Refuses the state of another transformation."""
+    expected = state_type(transformation)
+    if _check.enabled() and not isinstance(state, expected):
+        raise TypeError(
+            f"`{name}` is a `{type(state).__name__}`; `{type(transformation).__name__}` has a "
+            f"`{expected.__name__}`, from its `init`"
+        )
+
+
+def apply_updates(model: Model, updates: PyTree) -> Model:
+    """Adds updates to a model.
+
+    Each sum is rounded once, from float32 or wider, to the parameter's dtype, which never changes.
+
+    **Arguments:**
+
+    - `model`: the model: any PyTree.
+    - `updates`: like the model, with an array of the parameter's shape for each inexact array to be
+        changed, and `None` for everything that is to stay as it is.
+
+    **Returns:**
+
+    The new model, of the same type.
+
+    **Raises:**
+
+    A `ValueError` or `TypeError` that names the leaf if the updates do not fit the model.
+    """
+    arrays, rest = eqx.partition(model, _door.is_array)
+    return eqx.combine(_door.call(_apply, arrays, _door.drop_statics(updates)), rest)
+
+
+# The bodies of the compiled programs. All that follows runs when tracing, and costs nothing a step.
+
+
+def _init(
+    transformation: AbstractTransformation[State],
+    params: PyTree,
+    fn: Function | None,
+    args: tuple[Any, ...],
+    has_aux: bool,
+) -> State:
+    trained, rest = eqx.partition(params, _check.is_inexact)
+    objective = None if fn is None else Objective(fn, rest, args, {}, has_aux)
+    return transformation.init_state(trained, Context(value_fn=objective))
+
+
+def _update(
+    transformation: AbstractTransformation[State],
+    updates: PyTree,
+    state: State,
+    params: PyTree,
+    value: Any,
+    grad: PyTree,
+    fn: Function | None,
+    key: Any,
+    extra: dict[str, Any],
+) -> tuple[PyTree, State]:
+    trained, rest = eqx.partition(params, _check.is_inexact)
+    objective = None
+    if fn is not None:
+        note_trace(fn, _signature((updates, params, extra)))
+        objective = Objective(fn, rest, (), accepted(fn, extra), has_aux=False)
+    if value is not None and jnp.shape(value) != ():
+        raise ValueError(f"`value` must be one number; got shape {jnp.shape(value)}")
+    given = None if params is None else trained
+    if grad is not None:
+        grad = conj(_check.fit(grad, given, "grad"))
+    context = Context(value, grad, objective, key, extra)
+    return _transform(transformation, updates, state, given, context)
+
+
+def _transform(
+    transformation: AbstractTransformation[State],
+    updates: PyTree,
+    state: State,
+    params: PyTree | None,
+    context: Context,
+) -> tuple[PyTree, State]:
+    check_state(transformation, state, "state")
+    fitted = _check.fit(updates, params, "updates")
+    # `jax.grad` gives the conjugate of the direction of ascent. Here, once, for every rule.
+    out, state = transformation.transform(conj(fitted), state, params, context)
+    return _round(out, fitted if params is None else params), state
+
+
+def _round(updates: PyTree, reference: PyTree) -> PyTree:
+    leaves, treedef = _check.flatten(updates)
+    like = treedef.flatten_up_to(reference)
+    rounded = [u if u is None else cast(u, x.dtype) for u, x in zip(leaves, like, strict=True)]
+    return treedef.unflatten(rounded)
+
+
+def step(
+    transformation: AbstractTransformation[State],
+    fn: Function,
+    model: Model,
+    state: State,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    has_aux: bool,
+) -> tuple[Model, State, Evaluation[Any]]:
+    """The whole step, uncompiled: for loops that compile it as part of more."""
+    trained, rest = eqx.partition(model, _check.is_inexact)
+    objective = Objective(fn, rest, args, accepted(fn, kwargs), has_aux)
+    evaluation = objective.evaluate(trained)
+    context = Context(
+        evaluation.value,
+        conj(evaluation.grad),
+        objective,
+        kwargs.get("key"),
+        {name: x for name, x in kwargs.items() if name != "key"},
+    )
+    updates, state = _transform(transformation, evaluation.grad, state, trained, context)
+    return eqx.combine(_apply(trained, updates), rest), state, evaluation
+
+
+def _step(
+    transformation: AbstractTransformation[State],
+    fn: Function,
+    model: Model,
+    state: State,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    has_aux: bool,
+) -> tuple[Model, State, Evaluation[Any]]:
+    note_trace(fn, _signature((model, args, kwargs)))
+    return step(transformation, fn, model, state, args, kwargs, has_aux)
+
+
+def _signature(tree: PyTree) -> Any:
+    leaves, treedef = jax.tree.flatten(tree)
+    return treedef, tuple((jnp.shape(x), jnp.result_type(x)) for x in leaves if _door.is_data(x))
+
+
+def _apply(model: PyTree, updates: PyTree) -> PyTree:
+    leaves, treedef = _check.flatten(model)
+    trained = treedef.unflatten([x if _check.is_inexact(x) else None for x in leaves])
+    changes, _ = _check.flatten(_check.fit(updates, trained, "updates", any_dtype=True))
+    return treedef.unflatten([_add(x, u) for x, u in zip(leaves, changes, strict=True)])
+
+
+def _add(x: Any, u: Any) -> Any:
+    if u is None:
+        return x
+    dtype = wider(x.dtype, u.dtype)
+    return (x.astype(dtype) + u.astype(dtype)).astype(x.dtype)
+
+

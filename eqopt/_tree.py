@@ -1,0 +1,116 @@
+"""Trees of arrays, in which `None` stands for "not trained" or "no gradient"."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.experimental.shard_alike import shard_alike
+from jaxtyping import Array, Bool, Float, Inexact, PyTree
+
+from ._arithmetic import abs_sq, cast, is_complex, safe_sqrt, wider, real_dtype
+from ._types import Count
+
+_INT32_MAX = np.int32(np.iinfo(np.int32).max)
+
+
+def accumulator_dtype(dtype: Any, asked: Any = None) -> np.dtype:
+    """The dtype of a moment or an average of leaves of `dtype`.
+
+    At least float32, unless another is asked for; complex leaves keep complex averages.
+    """
+    if asked is None:
+        return wider(dtype)
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        return wider(asked, np.complex64)
+    return jnp.dtype(asked)
+
+
+def full_like(tree: PyTree, value: Any, dtype: Any = None, *, real: bool = False) -> PyTree:
+    """A constant for a moment of each leaf, on the devices on which the leaf lives.
+
+    `dtype` as in `accumulator_dtype`; with `real`, the dtype of the leaf's squared modulus.
+    """
+
+    def full(x: Array) -> Array:
+        own = accumulator_dtype(x.dtype, dtype)
+        own = real_dtype(own) if real else own
+        # A compiled `full_like` does not depend on its argument, so the compiler would put it on
+        # one device, whatever the argument's sharding.
+        return shard_alike(x, jnp.full_like(x, value, dtype=own))[1]
+
+    return jax.tree.map(full, tree)
+
+
+def zeros_like(tree: PyTree, dtype: Any = None, *, real: bool = False) -> PyTree:
+    """Zeros for a moment of each leaf: see `full_like`."""
+    return full_like(tree, 0, dtype, real=real)
+
+
+def conj(tree: PyTree) -> PyTree:
+    """The complex conjugate of each complex leaf."""
+    return jax.tree.map(lambda x: x.conj() if is_complex(x) else x, tree)
+
+
+def global_norm(tree: PyTree) -> Float[Array, ""]:
+    r"""The 2-norm of all leaves together, $\sqrt{\sum_i |x_i|^2}$.
+
+    It is accumulated in float32 at least: a float16 tree with finite entries has a finite norm.
+    Its derivative at a zero tree is 0.
+
+    **Arguments:**
+
+    - `tree`: any PyTree of arrays; `None` and everything that is not an inexact array is left out.
+
+    **Returns:**
+
+    A scalar, in the widest dtype of the leaves and at least float32; 0 for a tree without leaves.
+    """
+    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(jnp.result_type(x), jnp.inexact)]
+    if not leaves:
+        return jnp.zeros((), np.float32)
+    dtype = real_dtype(wider(*{x.dtype for x in leaves}))
+    return safe_sqrt(sum_of(cast(_sum_sq(x), dtype) for x in leaves))
+
+
+@jax.jit
+def _sum_sq(x: Inexact[Array, "*shape"]) -> Float[Array, ""]:
+    return jnp.sum(abs_sq(x.astype(wider(x.dtype))))
+
+
+def sum_of(values: Any) -> Array:
+    """Adds scalars pairwise: a chain of a thousand additions compiles, and rounds, badly."""
+    terms = list(values)
+    while len(terms) > 1:
+        odd = terms[-1:] if len(terms) % 2 else []
+        terms = [lax.add(a, b) for a, b in zip(terms[::2], terms[1::2], strict=False)] + odd
+    return terms[0]
+
+
+def all_finite(tree: PyTree) -> Bool[Array, ""]:
+    """Whether every number in the tree is finite."""
+    leaves = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]
+    return jnp.all(jnp.stack(leaves)) if leaves else jnp.asarray(True)
+
+
+def select(condition: Bool[Array, ""], true: PyTree, false: PyTree) -> PyTree:
+    """Picks one of two trees, without letting a NaN of the other through."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), true, false)
+
+
+def increment(count: Count) -> Count:
+    """Adds one, and stays at the largest int32 once there."""
+    return lax.add(lax.min(count, _INT32_MAX - 1), np.int32(1))
+
+
+def zero_count() -> Count:
+    return jnp.zeros((), np.int32)
+
+
+def bias_correction(decay: Any, count: Count) -> Float[Array, ""]:
+    """The weight that an exponential moving average has collected, `1 - decay**count`."""
+    decay = jnp.asarray(decay)
+    # Not `1 - decay**count`, which cancels: with `decay=0.999` and small counts its relative error
+    # in float32 is 1e-5, against 1e-7 here.
+    return lax.neg(lax.expm1(lax.mul(cast(count, decay.dtype), lax.log(decay))))

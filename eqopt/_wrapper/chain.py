@@ -1,0 +1,125 @@
+"""Transformations one after the other."""
+
+from typing import Any, Generic, TypeVar, overload
+
+import equinox as eqx
+
+from .. import _check, _kernel
+from .._objective import Context
+from .._transformation import AbstractLeafwise, AbstractTransformation, check_state
+from .._types import Params, Updates
+
+_States = TypeVar("_States", bound=tuple[Any, ...])
+_S1 = TypeVar("_S1", bound=eqx.Module)
+_S2 = TypeVar("_S2", bound=eqx.Module)
+_S3 = TypeVar("_S3", bound=eqx.Module)
+_S4 = TypeVar("_S4", bound=eqx.Module)
+_S5 = TypeVar("_S5", bound=eqx.Module)
+_S6 = TypeVar("_S6", bound=eqx.Module)
+_T = AbstractTransformation
+
+
+class ChainState(eqx.Module, Generic[_States]):
+    """The state of [`eqopt.Chain`][].
+
+    **Arguments:**
+
+    - `states`: the states of the links, in order.
+    """
+
+    states: _States
+
+
+class Chain(AbstractTransformation[ChainState[_States]], Generic[_States]):
+    r"""Applies transformations one after the other: $u \leftarrow f_n(\dots f_2(f_1(u)))$.
+
+    Every link sees the same parameters and the same extra arguments. Links that treat each leaf
+    alike are fused, and the updates are rounded to their dtypes after the last link only.
+
+    **Arguments:**
+
+    - `*links`: the transformations, the first to be applied first. With none, nothing happens.
+    """
+
+    links: tuple[AbstractTransformation[Any], ...]
+
+    @overload
+    def __init__(self: "Chain[tuple[()]]") -> None: ...
+    @overload
+    def __init__(self: "Chain[tuple[_S1]]", a: _T[_S1], /) -> None: ...
+    @overload
+    def __init__(self: "Chain[tuple[_S1, _S2]]", a: _T[_S1], b: _T[_S2], /) -> None: ...
+    @overload
+    def __init__(
+        self: "Chain[tuple[_S1, _S2, _S3]]", a: _T[_S1], b: _T[_S2], c: _T[_S3], /
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: "Chain[tuple[_S1, _S2, _S3, _S4]]",
+        a: _T[_S1],
+        b: _T[_S2],
+        c: _T[_S3],
+        d: _T[_S4],
+        /,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: "Chain[tuple[_S1, _S2, _S3, _S4, _S5]]",
+        a: _T[_S1],
+        b: _T[_S2],
+        c: _T[_S3],
+        d: _T[_S4],
+        e: _T[_S5],
+        /,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: "Chain[tuple[_S1, _S2, _S3, _S4, _S5, _S6]]",
+        a: _T[_S1],
+        b: _T[_S2],
+        c: _T[_S3],
+        d: _T[_S4],
+        e: _T[_S5],
+        f: _T[_S6],
+        /,
+    ) -> None: ...
+    @overload
+    def __init__(self: "Chain[tuple[Any, ...]]", *links: _T[Any]) -> None: ...
+    def __init__(self, *links: AbstractTransformation[Any]) -> None:
+        for i, link in enumerate(links):
+            if not isinstance(link, AbstractTransformation):
+                raise TypeError(
+                    f"`links[{i}]` must be a transformation; got a {type(link).__name__}. "
+                    "Transformations of optax are taken by `eqopt.from_optax`"
+                )
+        self.links = links
+
+    def init_state(self, params: Params, context: Context) -> ChainState[_States]:
+        states: Any = tuple(link.init_state(params, context) for link in self.links)
+        return ChainState(states)
+
+    def transform(
+        self,
+        updates: Updates,
+        state: ChainState[_States],
+        params: Params | None,
+        context: Context,
+    ) -> tuple[Updates, ChainState[_States]]:
+        if _check.enabled() and len(state.states) != len(self.links):
+            raise ValueError(
+                f"`state.states` has {len(state.states)} entries; the chain has {len(self.links)} "
+                "links"
+            )
+        states: list[Any] = []
+        rules: list[_kernel.Rule] = []
+        for i, (link, own) in enumerate(zip(self.links, state.states, strict=True)):
+            check_state(link, own, f"state.states[{i}]")
+            if isinstance(link, AbstractLeafwise):
+                rules.append(link.rule(own, params, context))
+                continue
+            updates, done = _kernel.run(rules, updates, params)
+            updates, own = link.transform(updates, own, params, context)
+            states, rules = [*states, *done, own], []
+        updates, done = _kernel.run(rules, updates, params)
+        all_states: Any = (*states, *done)
+        return updates, ChainState(all_states)
