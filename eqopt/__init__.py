@@ -1,13 +1,25 @@
 """Optimizers for Equinox."""
 
+from . import plot as plot
 from ._check import typed as typed
+from ._fit import Fit as Fit, fit as fit, FitProgress as FitProgress, History as History
+from ._hyperparameters import hyperparameters as hyperparameters
 from ._kernel import Rule as Rule
 from ._objective import Context as Context, Evaluation as Evaluation
 from ._optimizer.adam import Adam as Adam, AdamW as AdamW, NAdam as NAdam, NAdamW as NAdamW
 from ._optimizer.lion import Lion as Lion
 from ._optimizer.rmsprop import RMSProp as RMSProp
 from ._optimizer.sgd import SGD as SGD
-from ._schedule.base import AbstractSchedule as AbstractSchedule, FunctionSchedule as FunctionSchedule
+from ._progress import (
+    AbstractProgress as AbstractProgress,
+    RichProgress as RichProgress,
+    TextProgress as TextProgress,
+    TqdmProgress as TqdmProgress,
+)
+from ._schedule.base import (
+    AbstractSchedule as AbstractSchedule,
+    FunctionSchedule as FunctionSchedule,
+)
 from ._selector import (
     AbstractSelector as AbstractSelector,
     And as And,

@@ -1,10 +1,11 @@
-"""One compiled call around a whole composition: arrays and numbers are data, the rest is static."""
+"""One compiled call around a whole composition: arrays are data, the rest is static."""
 
 from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.interpreters.partial_eval import DynamicJaxprTracer
 from jax.tree_util import PyTreeDef
@@ -14,25 +15,58 @@ from . import _check
 _FLOAT0 = jax.dtypes.float0
 
 
-class Result(eqx.Module):
-    """What a compiled call returns: its arrays, and around them whatever is none."""
+class Packed(eqx.Module):
+    """A tree, taken apart into its arrays and whatever else is in it."""
 
     arrays: list[Any]
     statics: tuple[Any, ...] = eqx.field(static=True)
     structure: PyTreeDef = eqx.field(static=True)
 
+    def unpack(self) -> Any:
+        leaves = [s if x is None else x for x, s in zip(self.arrays, self.statics, strict=True)]
+        return self.structure.unflatten(leaves)
 
-def is_data(x: Any) -> bool:
-    """Whether a leaf is traced: arrays are, and numbers; `True`, `False` and strings are not."""
-    if isinstance(x, jax.Array):
-        return True
-    if isinstance(x, np.ndarray | np.generic):
-        return x.dtype != _FLOAT0
-    return isinstance(x, int | float | complex) and not isinstance(x, bool)
+
+def pack(tree: Any) -> Packed:
+    """Takes a tree apart. The gradient of an integer, of dtype float0, counts as none."""
+    leaves, structure = jax.tree.flatten(tree)
+    arrays = [_data(x) for x in leaves]
+    statics = tuple(
+        x if a is None and not is_array(x) else None for x, a in zip(leaves, arrays, strict=True)
+    )
+    return Packed(arrays, statics, structure)
+
+
+class _Number:
+    """A Python number that is data."""
+
+    __slots__ = ("number",)
+
+    def __init__(self, number: complex) -> None:
+        self.number = number
+
+
+def numbers_are_data(tree: Any) -> Any:
+    """Marks the Python numbers in a tree as data, but for those within a Module.
+
+    `True` and `False` stay static, and so does what makes a model what it is, such as the rate of
+    its dropout.
+    """
+    return jax.tree.map(
+        lambda x: _Number(x) if type(x) in (int, float, complex) else x,
+        tree,
+        is_leaf=lambda x: isinstance(x, eqx.Module),
+    )
 
 
 def is_array(x: Any) -> bool:
     return isinstance(x, jax.Array | np.ndarray | np.generic)
+
+
+def _data(x: Any) -> Any:
+    if isinstance(x, _Number):
+        return x.number
+    return x if is_array(x) and x.dtype != _FLOAT0 else None
 
 
 def call(function: Callable[..., Any], *args: Any, reuse: bool = True) -> Any:
@@ -41,41 +75,35 @@ def call(function: Callable[..., Any], *args: Any, reuse: bool = True) -> Any:
     Within somebody else's compiled program the function is called as it is: a program within a
     program would only be traced twice over. With `reuse=False` the program is thrown away.
     """
-    leaves, treedef = jax.tree.flatten(args)
-    if any(type(x) is DynamicJaxprTracer for x in leaves):
-        return function(*args)
-    data = [x if is_data(x) else None for x in leaves]
-    statics = tuple(None if is_data(x) else x for x in leaves)
+    packed = pack(args)
+    if any(type(x) is DynamicJaxprTracer for x in packed.arrays):
+        # NumPy's arrays become JAX's, as they do on the way into a program of our own.
+        arrays = [jnp.asarray(x) if isinstance(x, np.ndarray) else x for x in packed.arrays]
+        return function(*Packed(arrays, packed.statics, packed.structure).unpack())
     program = _program if reuse else jax.jit(_body, static_argnums=(0, 1, 2))
     try:
-        result = program(function, treedef, statics, data)
+        result = program(function, packed.structure, packed.statics, packed.arrays)
     except TypeError:
-        _check_hashable(args)
+        check_hashable(args)
         raise
-    return _merge(result.arrays, result.statics, result.structure)
+    return result.unpack()
 
 
 def _body(
-    function: Callable[..., Any], treedef: PyTreeDef, statics: tuple[Any, ...], data: list[Any]
-) -> Result:
-    out, structure = jax.tree.flatten(function(*_merge(data, statics, treedef)))
-    arrays = [x if is_data(x) else None for x in out]
-    return Result(arrays, tuple(None if is_data(x) else x for x in out), structure)
+    function: Callable[..., Any], structure: PyTreeDef, statics: tuple[Any, ...], arrays: list[Any]
+) -> Packed:
+    return pack(function(*Packed(arrays, statics, structure).unpack()))
 
 
 _program = jax.jit(_body, static_argnums=(0, 1, 2))
 
 
-def _merge(data: list[Any], statics: tuple[Any, ...], treedef: PyTreeDef) -> Any:
-    leaves = [s if d is None else d for d, s in zip(data, statics, strict=True)]
-    return treedef.unflatten(leaves)
-
-
-def _check_hashable(args: Any) -> None:
+def check_hashable(args: Any) -> None:
+    """Refuses, by its path, what is neither data nor fit to be static."""
     found, _ = jax.tree_util.tree_flatten_with_path(args)
     for path, x in found:
         try:
-            hash(x) if not is_data(x) else None
+            hash(None if is_array(x) else x)
         except TypeError:
             raise TypeError(
                 f"the leaf at `{_check.keystr(path[1:])}` is a {type(x).__name__}, which is neither "
@@ -85,6 +113,4 @@ def _check_hashable(args: Any) -> None:
 
 def drop_statics(tree: Any) -> Any:
     """Replaces all that is no array by `None`."""
-    return jax.tree.map(lambda x: x if is_array(x) and x.dtype != _FLOAT0 else None, tree)
-
-
+    return jax.tree.map(lambda x: None if _data(x) is None else x, tree)

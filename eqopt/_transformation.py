@@ -59,6 +59,7 @@ class AbstractTransformation(eqx.Module, Generic[State]):
         fn = None if value_fn is None else hoist(value_fn)
         reuse = value_fn is None or not opaque(fn)
         params = params if fn is not None else _door.drop_statics(params)
+        args = _door.numbers_are_data(args)
         return _door.call(_init, settle(self), params, fn, args, has_aux, reuse=reuse)
 
     def update(
@@ -94,7 +95,7 @@ class AbstractTransformation(eqx.Module, Generic[State]):
         A `ValueError` or `TypeError` that names the leaf or the argument at fault.
         """
         fn = None if value_fn is None else hoist(value_fn)
-        if isinstance(value, int | float | np.ndarray | np.generic):
+        if type(value) in (int, float):
             # Strongly typed, so that a number and an array of JAX's are one and the same program.
             value = np.asarray(value, float_dtype())
         return _door.call(
@@ -107,7 +108,7 @@ class AbstractTransformation(eqx.Module, Generic[State]):
             grad,
             fn,
             key,
-            extra,
+            _door.numbers_are_data(extra),
             reuse=fn is None or not opaque(fn),
         )
 
@@ -131,8 +132,8 @@ class AbstractTransformation(eqx.Module, Generic[State]):
             with `has_aux` a pair of it and anything else.
         - `params`: the model.
         - `state`: what `init` or the last step returned.
-        - `*args`, `**kwargs`: for `fn`. Numbers are data, like arrays; `True`, `False` and strings
-            are static. A keyword argument that `fn` does not take still reaches the transformations,
+        - `*args`, `**kwargs`: for `fn`. Numbers are data, like arrays; `True`, `False`, strings, and
+            numbers within a Module are static. A keyword argument that `fn` does not take still reaches the transformations,
             as `**extra` of `update`; `key` reaches both.
 
         **Returns:**
@@ -146,8 +147,8 @@ class AbstractTransformation(eqx.Module, Generic[State]):
             hoisted,
             params,
             state,
-            args,
-            kwargs,
+            _door.numbers_are_data(args),
+            _door.numbers_are_data(kwargs),
             has_aux,
             reuse=not opaque(hoisted),
         )
@@ -383,7 +384,7 @@ def _step(
 
 def _signature(tree: PyTree) -> Any:
     leaves, treedef = jax.tree.flatten(tree)
-    return treedef, tuple((jnp.shape(x), jnp.result_type(x)) for x in leaves if _door.is_data(x))
+    return treedef, tuple((jnp.shape(x), jnp.result_type(x)) for x in leaves if _door.is_array(x))
 
 
 def _apply(model: PyTree, updates: PyTree) -> PyTree:

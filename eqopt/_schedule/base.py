@@ -158,20 +158,13 @@ def mix(
 
 
 @typed
-def power(base: Float[Array, "*shape"], exponent: Float[Array, ""]) -> Float[Array, "*shape"]:
-    """`base**exponent`; 0 where the base is, with a derivative of 0 for the exponent."""
-    positive = base > 0
-    return jnp.where(positive, jnp.where(positive, base, 1.0) ** exponent, 0.0)
-
-
-@typed
 def cosine(
     count: Int[Array, "*shape"], num_steps: Int[Array, ""], exponent: Float[Array, ""]
 ) -> Float[Array, "*shape"]:
     """Half a period of the cosine, raised to a power: from 1 at a count of 0 down to 0."""
     # Not `(1 + cos(pi * t)) / 2`: equal to it, and this does not cancel towards the end.
     half = jnp.sin(jnp.pi / 2 * remaining(count, num_steps))
-    return power(half * half, exponent)
+    return (half * half) ** exponent
 
 
 @typed
@@ -189,15 +182,14 @@ def exponential(
         periods = as_real(count // num_steps)
     else:
         periods = as_real(count) / as_real(num_steps)
-    rate = jnp.where(decay_rate > 0, decay_rate, 1.0)
     # Growth stops short of overflow: the derivative of what `end_value` cuts off would be 0 * inf.
-    growth = jax.lax.stop_gradient(jnp.log(rate))
+    growth = jax.lax.stop_gradient(jnp.log(decay_rate))
     highest = float(np.log(np.finfo(float_dtype()).max)) / 2
     periods = jnp.where(periods * growth > highest, highest / growth, periods)
-    value = init_value * rate**periods
+    value = init_value * decay_rate**periods
     if end_value is None:
         return value
-    return jnp.where(rate < 1, jnp.maximum(value, end_value), jnp.minimum(value, end_value))
+    return jnp.where(decay_rate < 1, jnp.maximum(value, end_value), jnp.minimum(value, end_value))
 
 
 @typed

@@ -119,5 +119,5 @@ class LinearOneCycle(AbstractSchedule):
 
 def _part(fraction: Scalar, num_steps: Int[Array, ""]) -> Int[Array, ""]:
     """A part of the steps, rounded down."""
-    # At most all of them: in float32 the largest int32 is rounded up, to a number that is none.
+    # At most all of them: float32 rounds large numbers of steps, some of them up.
     return jnp.minimum((as_real(fraction) * as_real(num_steps)).astype(jnp.int32), num_steps)

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, Int
 
 from .._hyperparameter import real, steps
 from .._types import Scalar, Steps
-from .base import AbstractSchedule, as_real, as_steps, line, mix, power, remaining, since
+from .base import AbstractSchedule, as_real, as_steps, line, mix, remaining, since
 
 
 class Polynomial(AbstractSchedule):
@@ -39,7 +39,7 @@ class Polynomial(AbstractSchedule):
     def value(self, count: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
         num_steps = as_steps(self.transition_steps)
         left = remaining(since(count, as_steps(self.transition_begin)), num_steps)
-        weight = jnp.where(num_steps > 0, power(left, as_real(self.power)), 1.0)
+        weight = jnp.where(num_steps > 0, left ** as_real(self.power), 1.0)
         return mix(as_real(self.init_value), as_real(self.end_value), weight)
 
 

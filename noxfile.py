@@ -1,0 +1,94 @@
+"""The door to everything that is run here: `nox -l` lists it.
+
+Versions and groups of dependencies are read from `pyproject.toml`.
+"""
+
+from pathlib import Path
+
+import nox
+from packaging.requirements import Requirement
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "virtualenv"
+nox.options.error_on_external_run = True
+nox.options.reuse_venv = "yes"
+nox.options.sessions = ["tests", "lint", "docs"]
+
+ROOT = Path(__file__).parent
+PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
+
+# Compiled programs are kept from run to run, and shared by the processes of one run.
+COMPILED = {
+    "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+}
+
+
+def install(session: nox.Session, *groups: str, editable: bool = True) -> None:
+    """Installs eqopt and some groups of dependencies into the session's environment."""
+    wanted = nox.project.dependency_groups(PYPROJECT, *groups)
+    session.install(*wanted, *(["-e", "."] if editable else ["."]))
+
+
+def pytest(session: nox.Session, *arguments: str, x64: bool) -> None:
+    """Runs the tests in one float width, on two processes."""
+    env = {**COMPILED, "EQOPT_X64": str(int(x64))}
+    session.run("python", "-m", "pytest", "-n", "2", *arguments, env=env)
+
+
+@nox.session
+def quickstart(session: nox.Session) -> None:
+    """Trains a small network on handwritten digits: `examples/quickstart.py`."""
+    install(session, "quickstart", editable=False)
+    session.run("python", "examples/quickstart.py", *session.posargs)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Runs the tests in both float widths; arguments go to pytest."""
+    install(session, "tests")
+    for x64 in (False, True):
+        pytest(session, *session.posargs, x64=x64)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Checks style, format and types."""
+    install(session, "lint")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("pyright")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Builds the pages into `site/`, notebooks executed, and runs their code; `-- serve` to look."""
+    install(session, "docs")
+    if session.posargs:
+        session.run("mkdocs", *session.posargs)
+        return
+    pytest(session, "tests/test_docs.py", x64=False)
+    session.run("mkdocs", "build", "--strict", env={**COMPILED, "JAX_PLATFORMS": "cpu"})
+
+
+@nox.session
+def benchmarks(session: nox.Session) -> None:
+    """Compares with optax, side by side: `-- --smoke` is short."""
+    install(session, "benchmarks", editable=False)
+    session.run("python", "-m", "benchmarks.front_door", *session.posargs)
+
+
+@nox.session
+def oldest(session: nox.Session) -> None:
+    """Runs the tests with the oldest versions that `pyproject.toml` allows."""
+    floors = [floor(Requirement(x)) for x in PYPROJECT["project"]["dependencies"]]
+    groups = nox.project.dependency_groups(PYPROJECT, "tests")
+    session.install(*groups, *floors, "-e", ".")
+    pytest(session, *session.posargs, x64=False)
+
+
+def floor(requirement: Requirement) -> str:
+    """Turns `name>=1.2` into `name==1.2`."""
+    (lowest,) = [x.version for x in requirement.specifier if x.operator == ">="]
+    return f"{requirement.name}=={lowest}"
