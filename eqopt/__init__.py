@@ -18,7 +18,28 @@ from ._progress import (
 )
 from ._schedule.base import (
     AbstractSchedule as AbstractSchedule,
+    Constant as Constant,
+    cosine_interpolation as cosine_interpolation,
     FunctionSchedule as FunctionSchedule,
+    linear_interpolation as linear_interpolation,
+)
+from ._schedule.cosine import CosineDecay as CosineDecay
+from ._schedule.exponential import ExponentialDecay as ExponentialDecay
+from ._schedule.join import Join as Join
+from ._schedule.onecycle import (
+    CosineOneCycle as CosineOneCycle,
+    LinearOneCycle as LinearOneCycle,
+)
+from ._schedule.piecewise import (
+    PiecewiseConstant as PiecewiseConstant,
+    PiecewiseInterpolate as PiecewiseInterpolate,
+)
+from ._schedule.polynomial import Linear as Linear, Polynomial as Polynomial
+from ._schedule.warmup import (
+    SGDR as SGDR,
+    WarmupConstant as WarmupConstant,
+    WarmupCosineDecay as WarmupCosineDecay,
+    WarmupExponentialDecay as WarmupExponentialDecay,
 )
 from ._selector import (
     AbstractSelector as AbstractSelector,

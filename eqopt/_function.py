@@ -7,15 +7,14 @@ the globals that its code names, and the same of every function found among thes
 leaves. All else becomes a static key, compared by type and value. What cannot be seen into makes
 the function opaque: a program compiled for it serves once.
 
-Numbers are keys, not leaves: `range(n)` and `if flag:` must work, and the derivative of `x**n` with
-a traced `n` is NaN where it should not be.
+Numbers are keys, not leaves: `range(n)` and `if flag:` must work, and with a traced `n` the
+derivative of `x**n` is NaN at `x <= 0`.
 
 Two limits, which are those of every `jit`: what an installed package keeps to itself (`random`,
-`os.environ`) and the classes of the function's *arguments* are only looked at when tracing.
+`os.environ`), and the classes of the function's *arguments*, are looked at only when tracing.
 """
 
 import builtins
-import dataclasses
 import datetime
 import dis
 import enum
@@ -30,7 +29,7 @@ import sysconfig
 import types
 import warnings
 import weakref
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Hashable
 from typing import Any, TypeAlias
 
 import equinox as eqx
@@ -75,71 +74,77 @@ class _Equal:
         return hash(self.key)
 
 
-class _Alive:
-    """An array as a constant. It is not kept alive, and once dead equals nothing."""
+class _Weak:
+    """Something that is not kept alive, compared by identity; once dead it equals nothing."""
 
-    def __init__(self, array: jax.Array):
-        self.ref, self.key = weakref.ref(array), id(array)
+    def __init__(self, value: Any):
+        self.ref, self.key = weakref.ref(value), id(value)
 
     @property
     def value(self) -> Any:
         return self.ref()
 
     def __eq__(self, other: object) -> bool:
-        mine = self.ref()
-        return isinstance(other, _Alive) and mine is not None and mine is other.ref()
+        return isinstance(other, _Weak) and self.value is other.value is not None
 
     def __hash__(self) -> int:
         return self.key
 
 
+class _Aside(_Weak):
+    """Something that is not kept alive, and not compared: others say whether it is the same."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Aside)
+
+    def __hash__(self) -> int:
+        return 0
+
+
 _EMPTY = _Same(object())  # a cell that is not assigned yet
-_Constant: TypeAlias = _Same | _Equal | _Alive
-_Ref: TypeAlias = int | _Constant  # the number of a slot, which is rebuilt at each call; or not
+_Ref: TypeAlias = int | _Same | _Equal | _Weak  # a slot's number: rebuilt at each call; a constant
 
 
 class _Code:
     """What is known of a code object, once and for all, and how often it has been traced."""
 
     def __init__(self, code: types.CodeType):
-        self.code = code
-        self.key = _Equal(code, code, code.co_filename)
+        self.code, self.key = code, _Equal(code, code)
         self.uses: dict[str, set[str | None]] = {}
         self.globals: set[str] = set()
         self.attributes: set[str] = set()
         self.unseen: str | None = None
         self._read(code)
-        # A list that is appended to, and nothing else, is written and never read.
+        # A list that is appended to, and nothing else, is not read: it is as good as a constant.
         self.logs = {name for name, uses in self.uses.items() if uses == {"append"}}
         self.passes_self = None in self.uses.get((*code.co_varnames, "")[0], ())
-        self.given_up = False
-        self.signatures: set[Hashable] = set()
+        self.signatures: set[int] = set()
         self.repeats = 0
 
     def _read(self, code: types.CodeType) -> None:
-        instructions = list(dis.get_instructions(code))
-        for i, step in enumerate(instructions):
+        steps = list(dis.get_instructions(code))
+        for i, step in enumerate(steps):
             op, name = step.opname, step.argval
-            after = instructions[min(i + 1, len(instructions) - 1)]
-            if "GLOBAL" in op or op == "LOAD_NAME":
+            is_global = "GLOBAL" in op or op == "LOAD_NAME"
+            if is_global:
                 self.globals.add(name)
             if "ATTR" in op or op in ("LOAD_METHOD", "IMPORT_FROM"):
                 self.attributes.add(name)
-            elif op == "IMPORT_NAME" and (instructions[i - 2].argval != 0 or not _known(name)):
+            elif op == "IMPORT_NAME" and (steps[i - 2].argval != 0 or not _known_name(name)):
                 self.unseen = f"imports `{name}`"
             elif op == "LOAD_CLOSURE" or (op == "LOAD_FAST" and name in code.co_freevars):
-                pass  # a cell that is handed on to a nested function, whose code says what it does
-            elif any(kind in op for kind in ("GLOBAL", "DEREF", "FAST")) or op == "LOAD_NAME":
-                by_attribute = "ATTR" in after.opname or after.opname == "LOAD_METHOD"
+                pass  # a cell handed on to a nested function, whose own code says what it does
+            elif is_global or "DEREF" in op or "FAST" in op:
+                after = steps[i + 1] if op.startswith("LOAD") else step
+                attribute = "ATTR" in after.opname or after.opname == "LOAD_METHOD"
                 for used in name if isinstance(name, tuple) else (name,):
-                    use = after.argval if op.startswith("LOAD") and by_attribute else None
-                    self.uses.setdefault(used, set()).add(use)
+                    self.uses.setdefault(used, set()).add(after.argval if attribute else None)
         for nested in code.co_consts:
             if isinstance(nested, types.CodeType):
                 self._read(nested)
 
 
-_codes: dict[int, _Code] = {}  # by id: hashing a code object reads all of it. Codes are kept alive
+_codes: dict[int, _Code] = {}  # by id, and kept alive: hashing a code object reads all of it
 
 
 def _code(code: types.CodeType) -> _Code:
@@ -152,34 +157,35 @@ def _code(code: types.CodeType) -> _Code:
 
 
 # What is installed does not change under our feet, and is not looked into. Nor is eqopt.
-_PREFIXES = ("<frozen ", os.path.dirname(__file__) + os.sep) + tuple(
-    sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib")
-)
-_PACKAGES = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
+_PREFIXES = ("<frozen ", os.path.dirname(__file__) + os.sep, sysconfig.get_path("stdlib") + os.sep)
+_FOLDERS = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
 
 
 @functools.lru_cache(4096)
 def _installed(path: str) -> bool:
-    return path.startswith(_PREFIXES) or any(x in path for x in _PACKAGES)
+    return path.startswith(_PREFIXES) or any(folder in path for folder in _FOLDERS)
 
 
-def _known(module: str | types.ModuleType | None) -> bool:
-    if isinstance(module, str):
-        return _known(sys.modules.get(module)) or module in sys.stdlib_module_names
-    if module is None:
-        return False
+def _known(module: types.ModuleType) -> bool:
     file = vars(module).get("__file__")
-    if file is None:  # built in, unless it is a namespace of the user's own making
-        name = module.__name__.partition(".")[0]
-        builtin = name in sys.stdlib_module_names and name != "__main__"
-        return builtin and sys.modules.get(module.__name__) is module
-    return _installed(file)
+    if file is not None:
+        return _installed(file)
+    # Built in; unless it is of the user's own making, under whatever name.
+    name = module.__name__
+    builtin = name.partition(".")[0] in sys.stdlib_module_names and name != "__main__"
+    return builtin and sys.modules.get(name) is module
+
+
+def _known_name(name: str) -> bool:
+    module = sys.modules.get(name)
+    return name in sys.stdlib_module_names if module is None else _known(module)
 
 
 def _known_class(cls: type) -> bool:
-    if cls.__module__ == "builtins":  # also where a notebook's globals have no `__name__`
+    if cls.__module__ == "builtins":  # so says a class, too, if a notebook has no `__name__`
         return vars(builtins).get(cls.__name__) is cls or not cls.__flags__ & 1 << 9
-    return _known(sys.modules.get(cls.__module__))
+    module = sys.modules.get(cls.__module__)
+    return module is not None and _known(module)
 
 
 def _known_function(fn: types.FunctionType) -> bool:
@@ -188,17 +194,20 @@ def _known_function(fn: types.FunctionType) -> bool:
     module = sys.modules.get(fn.__module__ or "")
     if module is not None and vars(module).get(fn.__name__) is fn:
         return True
-    # A closure of a package's, `jax.grad(fn)` for one, may hold anything of the user's.
+    # A closure, such as `jax.grad(fn)`, holds what the user gave.
     return fn.__closure__ is None and "<locals>" not in fn.__qualname__
 
 
 _ATOMS = frozenset((type(None), type(...), type(NotImplemented), bool, int, str, bytes, range))
 _ATOMS |= {datetime.date, datetime.datetime, datetime.timedelta}
-_FIXED = (re.Pattern, pathlib.PurePath, logging.Logger, inspect.Signature, types.BuiltinFunctionType)
-_FIXED += (types.MethodDescriptorType, types.WrapperDescriptorType, types.GetSetDescriptorType)
-_FIXED += (types.MemberDescriptorType, types.ClassMethodDescriptorType)
-# Of these packages, objects that are none of the above are configuration and wrapped functions.
-_TRUSTED = frozenset(("jax", "jaxlib", "equinox", "numpy", "jaxtyping", "beartype", "typing", "types"))
+_FIXED = (re.Pattern, pathlib.PurePath, logging.Logger, inspect.Signature, np.dtype, np.ufunc)
+_FIXED += (types.GenericAlias, types.UnionType, types.MethodDescriptorType, type(np.sum))
+_FIXED += (types.WrapperDescriptorType, types.GetSetDescriptorType, types.MemberDescriptorType)
+# Objects of these packages are configuration, or wrap functions that are their attributes.
+_TRUSTED = frozenset(("jax", "jaxlib", "equinox", "jaxtyping", "beartype", "typing"))
+# Instances of these, and of the user's own classes derived from them, are all in their `__dict__`.
+_PLAIN = {"builtins.object", "abc.ABC", "typing.Generic", "typing.Protocol", "argparse.Namespace"}
+_PLAIN |= {"argparse._AttributeHolder", "types.SimpleNamespace"}
 _BLINDING = frozenset(("globals", "locals", "vars", "dir", "eval", "exec", "getattr", "hasattr"))
 _BLINDING |= {"setattr", "delattr", "open", "input", "__import__"}
 _MAX_LEAVES = 4096
@@ -219,46 +228,51 @@ def _nodes(treedef: PyTreeDef) -> tuple[tuple[type, ...], tuple[types.FunctionTy
     if node is None:
         return (), ()
     classes = () if _known_class(node[0]) else (node[0],)
-    functions, rest = [], [node[1]]
+    functions, rest = (), [node[1]]
     while rest:
         aux = rest.pop()
         if isinstance(aux, types.FunctionType):
-            functions.append(aux)
+            functions += (aux,)
         elif isinstance(aux, tuple | list):
             rest.extend(aux)
-    for child in treedef.children():
-        more, others = _nodes(child)
-        classes, functions = (*classes, *more), [*functions, *others]
-    return classes, tuple(functions)
+    inner = [_nodes(child) for child in treedef.children()]
+    return sum((c for c, _ in inner), classes), sum((f for _, f in inner), functions)
 
 
 class _Reader:
-    """Reads a function: gives the arrays, and slots that say how to put it together again."""
+    """Reads a function: its arrays, and slots that say how to put it together again."""
 
     def __init__(self):
         self.leaves: list[Any] = []
         self.slots: list[tuple[Any, ...]] = []
         self.memo: dict[tuple[int, bool], int] = {}
-        self.read: list[Any] = []  # what the ids in the memo belong to
-        self.tables: dict[int, dict[str, _Ref]] = {}  # the globals and modules among the slots
+        self.alive: list[Any] = []  # what the ids in the memo belong to
+        self.tables: dict[int, dict[str, _Ref]] = {}  # of the slots that are globals or modules
         self.modules: list[tuple[int, types.ModuleType, bool]] = []
         self.classes: list[type] = []
         self.pins: list[Hashable] = []
         self.attributes: set[str] = set()
-        self.logs: set[int] = set()
+        self.lists: dict[int, bool] = {}
         self.entry: tuple[type, Any] | None = None
-        # A class cannot be rebuilt: arrays that its methods read are constants, by identity.
-        self.pinned = False
         self.name = "the function"
+        # What cannot be rebuilt, such as a class, reads its own globals. These are pinned: an array
+        # is then a constant, by identity, and another one is another program.
+        self.pinned = False
 
     def slot(self, x: Any) -> int:
         self.slots.append(())
-        self.read.append(x)
+        self.alive.append(x)
         self.memo[id(x), self.pinned] = len(self.slots) - 1
         return len(self.slots) - 1
 
+    def pin(self, x: Any) -> _Ref:
+        before, self.pinned = self.pinned, True
+        ref = self.see(x)
+        self.pinned = before
+        return ref
+
     def unseen(self, x: Any) -> _Unseen:
-        return _Unseen(f"`{self.name}` is a `{type(x).__name__}`")
+        return _Unseen(f"`{self.name}` holds a `{type(x).__name__}`")
 
     def see(self, x: Any) -> _Ref:
         kind = type(x)
@@ -266,9 +280,9 @@ class _Reader:
             return _Equal(x, x)
         if kind is float or kind is complex:
             return _Equal(x, repr(x))  # tells -0.0 from 0.0, and not NaN from NaN
-        seen = self.memo.get((id(x), self.pinned))
-        if seen is not None:
-            return seen
+        slot = self.memo.get((id(x), self.pinned))
+        if slot is not None:
+            return slot
         if isinstance(x, jax.Array | np.ndarray | np.generic):
             return self.array(x)
         if kind is types.FunctionType:
@@ -284,47 +298,38 @@ class _Reader:
         if kind is functools.partial or kind is jax.tree_util.Partial:
             slot = self.slot(x)
             parts = self.see(x.func), self.see(x.args), self.see(x.keywords)
-            self.slots[slot] = (_make_partial, kind, *parts)
+            self.slots[slot] = _make_partial, kind, *parts
             return slot
         return self.tree(x)
 
     def array(self, x: Any) -> _Ref:
         if not isinstance(x, jax.Array):
             exact = isinstance(x, np.generic) or type(x) is np.ndarray
-            if not exact or x.dtype.kind not in "biufcV" or x.dtype.names is not None:
+            large = self.pinned and x.nbytes > 4096
+            if not exact or large or x.dtype.kind not in "biufcV" or x.dtype.names is not None:
                 raise self.unseen(x)
             if self.pinned:
-                if x.nbytes > 4096:
-                    raise self.unseen(x)
                 return _Equal(x.copy(), x.dtype, x.shape, x.tobytes())
         elif self.pinned:
-            return _Alive(x)
+            return _Weak(x)
         slot = self.slot(x)
-        self.slots[slot] = (_make_leaf, len(self.leaves))
+        self.slots[slot] = _make_leaf, len(self.leaves)
         self.leaves.append(x)
         return slot
 
-    def function(self, fn: types.FunctionType) -> _Ref:
+    def function(self, fn: types.FunctionType) -> int:
         code = _code(fn.__code__)
-        if code.given_up or code.unseen:
-            raise _Unseen(f"`{fn.__name__}` {code.unseen or 'changes or inspects what it reads'}")
+        if code.unseen is not None:
+            raise _Unseen(f"`{fn.__name__}` {code.unseen}")
         slot = self.slot(fn)
         self.attributes |= code.attributes
-        if _installed(fn.__code__.co_filename):
-            environment = _Same(fn.__globals__)
-        else:
-            environment = self.globals(fn.__globals__, code)
+        installed = _installed(fn.__code__.co_filename)
+        names = _Equal((fn.__name__, fn.__qualname__, fn.__module__), fn.__qualname__)
+        environment = _Same(fn.__globals__) if installed else self.globals(fn.__globals__, code)
         cells = zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True)
-        self.slots[slot] = (
-            _make_function,
-            code.key,
-            (fn.__name__, fn.__qualname__, fn.__module__),
-            environment,
-            tuple(self.cell(name, cell, code) for name, cell in cells),
-            fn.__defaults__ and self.see(fn.__defaults__),
-            fn.__kwdefaults__ and self.see(fn.__kwdefaults__),
-            fn.__dict__ and self.see(fn.__dict__),
-        )
+        cells = tuple(self.cell(name, cell, code) for name, cell in cells)
+        rest = map(self.see, (fn.__defaults__, fn.__kwdefaults__, fn.__dict__ or None))
+        self.slots[slot] = _make_function, code.key, names, environment, cells, *rest
         return slot
 
     def cell(self, name: str, cell: types.CellType, code: _Code) -> _Ref:
@@ -336,23 +341,84 @@ class _Reader:
 
     def named(self, name: str, value: Any, code: _Code) -> _Ref:
         self.name = name
-        if type(value) is list and name in code.logs:
-            self.logs.add(id(value))
-            return _Same(value)
+        if type(value) is list:
+            log = name in code.logs
+            if self.lists.setdefault(id(value), log) is not log:
+                raise _Unseen(f"`{name}` is appended to here and read there")
+            if log:
+                return _Same(value)
         return self.see(value)
 
     def globals(self, source: dict[str, Any], code: _Code) -> int:
-        seen = self.memo.get((id(source), self.pinned))
-        if seen is None:
+        slot = self.memo.get((id(source), self.pinned))
+        if slot is None:
             if source.get("__builtins__", builtins) not in (builtins, vars(builtins)):
-                raise _Unseen("there are other builtins")
-            seen = self.slot(source)
-            self.tables[seen] = {"__name__": self.see(source.get("__name__"))}
-        table = self.tables[seen]
+                raise _Unseen("its builtins are not Python's")
+            slot = self.slot(source)
+            self.slots[slot] = (_make_globals,)
+            self.tables[slot] = {"__name__": self.see(source.get("__name__"))}
         for name in code.globals:
             if name in source:
-                if name not in table:
-                    table[name] = self.named(name, source[name], code)
+                self.tables[slot][name] = self.named(name, source[name], code)
             elif name in _BLINDING:
-                raise _Unseen(f"`{name}` is called")
-        return seen
+                raise _Unseen(f"it calls `{name}`")
+        return slot
+
+    def module(self, x: types.ModuleType) -> int:
+        if "__getattr__" in vars(x):
+            raise self.unseen(x)
+        slot = self.slot(x)
+        self.slots[slot] = _make_module, _Same(x)
+        self.tables[slot] = {}
+        self.modules.append((slot, x, self.pinned))
+        return slot
+
+    def method(self, fn: Any, owner: Any) -> int:
+        slot = self.slot((fn, owner))
+        self.slots[slot] = _make_method, self.see(fn), self.see(owner)
+        return slot
+
+    def tree(self, x: Any) -> _Ref:
+        try:
+            leaves, treedef = jax.tree.flatten(x)
+            hash(treedef)
+        except Exception:  # a cycle, keys that cannot be sorted, whatever a class may raise
+            raise self.unseen(x) from None
+        if len(leaves) == 1 and leaves[0] is x:
+            return self.object(x)
+        if len(leaves) > _MAX_LEAVES:
+            raise _Unseen(f"`{self.name}` has more than {_MAX_LEAVES} leaves")
+        slot = self.slot(x)
+        classes, functions = _nodes(treedef)
+        self.classes += classes
+        self.pins += map(self.pin, functions)
+        self.slots[slot] = _make_tree, treedef, tuple(map(self.see, leaves))
+        return slot
+
+    def object(self, x: Any) -> _Ref:
+        kind = type(x)
+        if isinstance(x, enum.Enum):
+            self.see(kind)
+            return _Same(x)
+        if isinstance(x, _FIXED):
+            return _Equal(x, x)
+        if isinstance(x, types.BuiltinFunctionType):
+            if x.__self__ is None or isinstance(x.__self__, type | types.ModuleType):
+                return _Equal(x, x)
+        elif kind is set or kind is frozenset:
+            return _Equal(x, frozenset(map(self.pin, x)))
+        elif kind is slice:
+            return _Equal(x, self.pin((x.start, x.stop, x.step)))
+        elif kind is weakref.ref:
+            return _Equal(x, self.pin(x()))
+        elif kind.__module__.partition(".")[0] in _TRUSTED and "Ref" not in kind.__name__:
+            if kind is not _JITTED and kind.__dictoffset__:
+                functions = [y for y in vars(x).values() if type(y) is types.FunctionType]
+                self.pins += map(self.pin, functions)
+            return _Equal(x, x) if isinstance(x, Hashable) else _Same(x)
+        elif all(f"{c.__module__}.{c.__name__}" in _PLAIN or not _known_class(c) for c in kind.mro()):
+            slot = self.slot(x)
+            self.see(kind)
+            self.slots[slot] = _make_object, _Same(kind), _Aside(x), self.pin(x.__getstate__())
+            return slot
+        raise self.unseen(x)

@@ -221,6 +221,8 @@ def _print_number(x: Any) -> wl.AbstractDoc | None:
         return wl.TextDoc(_shortest(x))
     if isinstance(x, Array) and not isinstance(x, jax.core.Tracer) and x.shape == ():
         return wl.TextDoc(_shortest(np.asarray(x)))
+    if isinstance(x, np.ndarray) and x.ndim == 1 and x.size <= 8:
+        return wl.TextDoc("[" + ", ".join(map(_shortest, x)) + "]")
     if isinstance(x, Array | np.ndarray):
         return wl.array_summary(x.shape, x.dtype.name, kind=None)
     return None

@@ -43,7 +43,7 @@ class Pole(AbstractSchedule):
 
     scale: Float[Array, ""]
 
-    def value(self, count: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
+    def at(self, count: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
         return self.scale / jnp.sqrt((5 - count).astype(self.scale.dtype))
 
 
@@ -52,7 +52,7 @@ class InverseRoot(AbstractSchedule):
 
     scale: Float[Array, ""]
 
-    def value(self, count: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
+    def at(self, count: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
         return self.scale / jnp.sqrt((1 + count).astype(self.scale.dtype))
 
 
@@ -232,7 +232,7 @@ def test_fields_are_copies():
 @pytest.mark.parametrize(
     ("schedule", "text"),
     [
-        (Constant(3e-4), "Constant(init_value=0.0003)"),
+        (Constant(3e-4), "Constant(value=0.0003)"),
         (
             Linear(0.1, 0.01, 100),
             "Linear(init_value=0.1, end_value=0.01, transition_steps=100, transition_begin=0)",
@@ -268,8 +268,8 @@ def wrong(value: Any) -> Any:
 
 
 MISTAKES: list[tuple[Callable[[], Any], type[Exception], str]] = [
-    (lambda: Constant(float("nan")), ValueError, "`init_value` must be finite"),
-    (lambda: Constant(wrong([0.1, 0.2])), TypeError, "`init_value` must be a number"),
+    (lambda: Constant(float("nan")), ValueError, "`value` must be finite"),
+    (lambda: Constant(wrong([0.1, 0.2])), TypeError, "`value` must be a number"),
     (lambda: Linear(1.0, 0.0, -1), ValueError, "`transition_steps` must be from 0"),
     (lambda: Linear(1.0, 0.0, wrong(2.5)), ValueError, "`transition_steps` must be a whole number"),
     (lambda: Linear(1.0, 0.0, 5, -2), ValueError, "`transition_begin` must be from 0"),

@@ -10,8 +10,9 @@ import numpy as np
 import wadler_lindig as wl
 from jaxtyping import Array, Float, Int
 
+from .. import _door
 from .._check import typed
-from .._hyperparameter import float_dtype, prettily, real
+from .._hyperparameter import float_dtype, prettily, real, settle
 from .._types import Function, Scalar, ScalarLike
 
 
@@ -23,15 +24,12 @@ class AbstractSchedule(eqx.Module):
     """
 
     @abc.abstractmethod
-    def value(self, count: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
+    def at(self, count: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
         """The rule: from counts of any shape to the values there, elementwise."""
 
     def __call__(self, count: int | np.ndarray | Int[Array, "*shape"]) -> Float[Array, "*shape"]:
         """Gives the value at each count."""
-        counts = jnp.asarray(count)
-        if not jnp.issubdtype(counts.dtype, jnp.integer):
-            raise TypeError(f"a schedule is called with integer counts; got {counts.dtype}")
-        return self.value(counts.astype(jnp.int32))
+        return _door.call(_evaluate, settle(self), np.asarray(count) if type(count) is int else count)
 
     def __pdoc__(self, **kwargs: Any) -> wl.AbstractDoc:
         return prettily(self, **kwargs)
@@ -48,7 +46,7 @@ class FunctionSchedule(AbstractSchedule):
 
     function: Function = eqx.field(static=True)
 
-    def value(self, count: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
+    def at(self, count: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
         # The function need not work elementwise: it is only ever given one count.
         return jnp.vectorize(self._scalar)(count)
 
@@ -73,12 +71,21 @@ def scheduled_real(name: str, **bounds: float) -> Any:
     """Makes the converter of a real number that may follow a schedule."""
     convert = real(name, **bounds)
 
-    def convert_either(value: ScalarLike | AbstractSchedule | Function) -> Scalar | AbstractSchedule:
+    def convert_either(
+        value: ScalarLike | AbstractSchedule | Function,
+    ) -> Scalar | AbstractSchedule:
         if isinstance(value, AbstractSchedule) or callable(value):
             return as_schedule(name, value)
         return convert(value)
 
     return convert_either
+
+
+def _evaluate(schedule: AbstractSchedule, counts: Any) -> Array:
+    counts = jnp.asarray(counts)
+    if not jnp.issubdtype(counts.dtype, jnp.integer):
+        raise TypeError(f"a schedule is called with integer counts; got {counts.dtype}")
+    return schedule.at(counts.astype(jnp.int32))
 
 
 def value_at(value: Scalar | AbstractSchedule, count: Int[Array, ""]) -> Float[Array, ""]:
@@ -91,17 +98,17 @@ def value_at(value: Scalar | AbstractSchedule, count: Int[Array, ""]) -> Float[A
 class Constant(AbstractSchedule):
     r"""Holds one value at every count; what a number becomes wherever a schedule must stand.
 
-    $$\eta_t = \eta_0$$
+    $$\eta_t = \eta$$
 
     **Arguments:**
 
-    - `init_value`: the value $\eta_0$.
+    - `value`: the value $\eta$.
     """
 
-    init_value: Scalar = eqx.field(converter=real("init_value"))
+    value: Scalar = eqx.field(converter=real("value"))
 
-    def value(self, count: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
-        return jnp.broadcast_to(as_real(self.init_value), count.shape)
+    def at(self, count: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return jnp.broadcast_to(as_real(self.value), count.shape)
 
 
 # What the families share. Counts stay integers until they have been subtracted from one another:

@@ -35,7 +35,7 @@ class CosineDecay(AbstractSchedule):
     alpha: Scalar = eqx.field(converter=real("alpha"), default=0.0)
     exponent: Scalar = eqx.field(converter=real("exponent", above=0), default=1.0)
 
-    def value(self, count: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
+    def at(self, count: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
         init_value = as_real(self.init_value)
         weight = cosine(count, as_steps(self.decay_steps), as_real(self.exponent))
         return mix(init_value, init_value * as_real(self.alpha), weight)

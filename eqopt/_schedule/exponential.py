@@ -37,7 +37,7 @@ class ExponentialDecay(AbstractSchedule):
     staircase: bool = eqx.field(static=True, converter=flag("staircase"), default=False)
     end_value: Scalar | None = eqx.field(converter=optional(real("end_value")), default=None)
 
-    def value(self, count: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
+    def at(self, count: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
         return exponential(
             since(count, as_steps(self.transition_begin)),
             as_real(self.init_value),

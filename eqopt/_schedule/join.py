@@ -72,7 +72,7 @@ class Join(AbstractSchedule):
         if isinstance(self.boundaries, np.ndarray) and np.any(np.diff(self.boundaries) <= 0):
             raise ValueError(f"`boundaries` must increase; got {self.boundaries.tolist()}")
 
-    def value(self, count: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
+    def at(self, count: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
         # Each sees its own counts only: outside of them it may be infinite, and so may its
         # derivatives, which would go through the `where`.
         ends = [*as_steps(self.boundaries)]

@@ -51,7 +51,7 @@ class CosineOneCycle(AbstractSchedule):
     div_factor: Scalar = eqx.field(converter=real("div_factor", above=0), default=25.0)
     final_div_factor: Scalar = eqx.field(converter=real("final_div_factor", above=0), default=1e4)
 
-    def value(self, count: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
+    def at(self, count: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
         num_steps, peak = as_steps(self.transition_steps), as_real(self.peak_value)
         first = peak / as_real(self.div_factor)
         last = first / as_real(self.final_div_factor)
@@ -106,7 +106,7 @@ class LinearOneCycle(AbstractSchedule):
                 f"got {self.pct_final}"
             )
 
-    def value(self, count: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
+    def at(self, count: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
         num_steps, peak = as_steps(self.transition_steps), as_real(self.peak_value)
         first = peak / as_real(self.div_factor)
         last = first / as_real(self.final_div_factor)

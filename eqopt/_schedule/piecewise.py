@@ -101,7 +101,7 @@ class PiecewiseConstant(AbstractSchedule):
     init_value: Scalar = eqx.field(converter=real("init_value"))
     boundaries_and_scales: Pieces = eqx.field(converter=_pieces, default=None)
 
-    def value(self, count: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
+    def at(self, count: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
         pieces = self.boundaries_and_scales
         index = num_passed(count, as_steps(pieces.boundaries))
         return pieces.levels(self.init_value)[index]
@@ -136,7 +136,7 @@ class PiecewiseInterpolate(AbstractSchedule):
     init_value: Scalar = eqx.field(converter=real("init_value"))
     boundaries_and_scales: Pieces = eqx.field(converter=_pieces, default=None)
 
-    def value(self, count: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
+    def at(self, count: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
         pieces = self.boundaries_and_scales
         boundaries, levels = as_steps(pieces.boundaries), pieces.levels(self.init_value)
         return interpolate(count, boundaries, levels, self.interpolate_type)

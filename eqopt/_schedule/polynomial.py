@@ -36,7 +36,7 @@ class Polynomial(AbstractSchedule):
     transition_steps: Steps = eqx.field(converter=steps("transition_steps"))
     transition_begin: Steps = eqx.field(converter=steps("transition_begin"), default=0)
 
-    def value(self, count: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
+    def at(self, count: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
         num_steps = as_steps(self.transition_steps)
         left = remaining(since(count, as_steps(self.transition_begin)), num_steps)
         weight = jnp.where(num_steps > 0, left ** as_real(self.power), 1.0)
@@ -68,7 +68,7 @@ class Linear(AbstractSchedule):
     transition_steps: Steps = eqx.field(converter=steps("transition_steps"))
     transition_begin: Steps = eqx.field(converter=steps("transition_begin"), default=0)
 
-    def value(self, count: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
+    def at(self, count: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
         num_steps, init_value = as_steps(self.transition_steps), as_real(self.init_value)
         taken = since(count, as_steps(self.transition_begin))
         value = line(taken, num_steps, init_value, as_real(self.end_value))

@@ -34,7 +34,7 @@ class WarmupConstant(AbstractSchedule):
     peak_value: Scalar = eqx.field(converter=real("peak_value"), kw_only=True)
     warmup_steps: Steps = eqx.field(converter=steps("warmup_steps"), kw_only=True)
 
-    def value(self, count: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
+    def at(self, count: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
         return _warmup(count, self.init_value, self.peak_value, self.warmup_steps)
 
 
@@ -86,7 +86,7 @@ class WarmupCosineDecay(AbstractSchedule):
                 f"which is {warmup}; got {decay}"
             )
 
-    def value(self, count: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
+    def at(self, count: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
         warmup_steps = as_steps(self.warmup_steps)
         rise = _warmup(count, self.init_value, self.peak_value, self.warmup_steps)
         weight = cosine(
@@ -142,7 +142,7 @@ class WarmupExponentialDecay(AbstractSchedule):
         converter=optional(real("end_value")), default=None, kw_only=True
     )
 
-    def value(self, count: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
+    def at(self, count: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
         warmup_steps = as_steps(self.warmup_steps)
         rise = _warmup(count, self.init_value, self.peak_value, self.warmup_steps)
         decay = exponential(
@@ -202,12 +202,12 @@ class SGDR(AbstractSchedule):
         if total > np.iinfo(np.int32).max:
             raise ValueError(f"`cosine_kwargs` must last for less than 2**31 steps; got {total}")
 
-    def value(self, count: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
+    def at(self, count: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
         first, *rest = self.cosine_kwargs
-        value = first.value(count)
+        value = first.at(count)
         begin = as_steps(first.decay_steps)
         for cycle in rest:
-            value = jnp.where(count < begin, value, cycle.value(since(count, begin)))
+            value = jnp.where(count < begin, value, cycle.at(since(count, begin)))
             begin = begin + as_steps(cycle.decay_steps)
         return value
 

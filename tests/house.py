@@ -1,0 +1,259 @@
+"""The rules of the house: functions from a source tree to a list of faults.
+
+Each takes the tree as an argument, so that `test_house.py` can show that it finds a fault.
+"""
+
+import ast
+import importlib
+import inspect
+import io
+import pkgutil
+import re
+import subprocess
+import tokenize
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import equinox as eqx
+
+# Imports go to a lower floor, or to `base.py` within a folder.
+FLOORS = (
+    ("_arithmetic.py", "_check.py", "_types.py"),
+    ("_door.py", "_function.py", "_hyperparameter.py", "_kernel.py", "_progress.py", "_tree.py"),
+    ("_objective.py", "_schedule/", "_selector.py"),
+    ("_transformation.py",),
+    ("_transform/", "_wrapper/"),
+    ("_hyperparameters.py", "_optimizer/"),
+    ("_fit.py",),
+    ("interop/", "plot.py"),
+)
+MAX_LINES = 400
+
+_SUPPRESSION = re.compile(
+    r"#\s*(type:\s*ignore|pyright:|mypy:|noqa|ruff:|pylint:|isort:|fmt:|pragma:)", re.IGNORECASE
+)
+_MACHINE_PATH = re.compile(r"(?<![\w.:/~-])/(?:work|root|home|Users|tmp|opt|mnt|private)/\w")
+_ITEM = re.compile(r"- ((?:`\*{0,2}\w+`(?:, )?)+):")
+
+
+# Sources
+
+
+def sources(root: Path, *folders: str) -> list[Path]:
+    """The Python files in some folders, or those folders that are files themselves."""
+    found = [root / x if x.endswith(".py") else sorted((root / x).rglob("*.py")) for x in folders]
+    return [y for x in found for y in ([x] if isinstance(x, Path) else x) if y.is_file()]
+
+
+def all_sources(root: Path) -> list[Path]:
+    return sources(root, "eqopt", "tests", "examples", "benchmarks", "docs", "noxfile.py")
+
+
+def repository_files(root: Path) -> list[Path]:
+    """Every file that is, or would be, in the repository."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout
+    paths = [root / x for x in listed.split("\0") if x]
+    return [x for x in paths if x.is_file()]
+
+
+# Floors
+
+
+def floor_faults(package: Path, floors: Sequence[Sequence[str]]) -> list[str]:
+    """Imports within the package that do not go down, and files and rows without a counterpart."""
+    floor_of = {row: i for i, floor in enumerate(floors) for row in floor}
+    files = [x for x in sources(package.parent, package.name) if x.name != "__init__.py"]
+    folders = [x for x in sources(package.parent, package.name) if x.name == "__init__.py"]
+    rows = {_row(package, x) for x in files + folders} - {"__init__.py"}
+    faults = [f"`{x}` is on no floor" for x in sorted(rows - floor_of.keys())]
+    faults += [f"`{x}` has a floor, and does not exist" for x in sorted(floor_of.keys() - rows)]
+    for path in files:
+        own = _row(package, path)
+        for target in _targets(package, path):
+            row = _row(package, target)
+            down = floor_of.get(row, -1) < floor_of.get(own, -1)
+            base = row == own and target.name == "base.py"
+            if not (down or base):
+                where, to = path.relative_to(package), target.relative_to(package)
+                faults.append(f"`{where}` imports `{to}`, which is not below it")
+    return faults
+
+
+def _row(package: Path, path: Path) -> str:
+    first, *rest = path.relative_to(package).parts
+    return f"{first}/" if rest else first
+
+
+def _targets(package: Path, path: Path) -> Iterator[Path]:
+    """The files of the package that a file imports, wherever in it the import stands."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names: list[tuple[str, ...]] = []
+        if isinstance(node, ast.Import):
+            names = [tuple(x.name.split(".")) for x in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = (package.name, *path.relative_to(package).parts)[: -node.level or None]
+            stem = (*(above if node.level else ()), *(node.module or "").split("."))
+            names = [(*filter(None, stem), x.name) for x in node.names]
+        for first, *rest in names:
+            if first == package.name:
+                yield _file(package, rest)
+
+
+def _file(package: Path, names: list[str]) -> Path:
+    for n in range(len(names), 0, -1):
+        stem = package.joinpath(*names[:n])
+        for candidate in (stem.with_name(stem.name + ".py"), stem / "__init__.py"):
+            if candidate.is_file():
+                return candidate
+    return package / "__init__.py"
+
+
+# Words that do not occur
+
+
+def word_faults(path: Path) -> list[str]:
+    """Constructs that the style does without, found in the syntax and not in the text."""
+    faults = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        word = ""
+        if isinstance(node, ast.ImportFrom) and node.module == "__future__":
+            word = "from __future__ import ..."
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            name, given = node.func.id, len(node.args)
+            if name in ("super", "hasattr") or (name == "getattr" and given == 3):
+                word = f"{name}(...)"
+        elif isinstance(node, ast.ClassDef) and any(x.arg == "metaclass" for x in node.keywords):
+            word = "metaclass=..."
+        if word:
+            faults.append(f"{path.name}:{getattr(node, 'lineno', 0)} has `{word}`")
+    return faults
+
+
+def comment_faults(path: Path) -> list[str]:
+    """Comments that silence a tool."""
+    text = path.read_text(encoding="utf-8")
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    comments = [x for x in tokens if x.type == tokenize.COMMENT and _SUPPRESSION.match(x.string)]
+    return [f"{path.name}:{x.start[0]} has `{x.string}`" for x in comments]
+
+
+def length_faults(path: Path, limit: int = MAX_LINES) -> list[str]:
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    return [f"{path.name} has {lines} lines, more than {limit}"] if lines > limit else []
+
+
+def machine_path_faults(path: Path) -> list[str]:
+    """Absolute paths, which mean something on one machine only."""
+    content = path.read_bytes()
+    if b"\0" in content:
+        return []
+    lines = content.decode("utf-8").splitlines()
+    return [
+        f"{path.name}:{number} names `{match[0]}`"
+        for number, line in enumerate(lines, 1)
+        if (match := _MACHINE_PATH.search(line))
+    ]
+
+
+# Classes
+
+
+def modules(package: ModuleType) -> list[ModuleType]:
+    """The package and all its modules, imported."""
+    prefix = package.__name__ + "."
+    found = pkgutil.walk_packages(package.__path__, prefix)
+    return [package, *(importlib.import_module(x.name) for x in found)]
+
+
+def classes(package: ModuleType) -> list[type[Any]]:
+    """Every Module class that is defined in the package."""
+    return [
+        x
+        for module in modules(package)
+        for x in vars(module).values()
+        if isinstance(x, type) and issubclass(x, eqx.Module) and x.__module__ == module.__name__
+    ]
+
+
+def public(package: ModuleType) -> dict[str, Any]:
+    """The public classes and functions, by the names that users write."""
+    open_modules = [x for x in modules(package) if "._" not in x.__name__]
+    return {
+        f"{module.__name__}.{name}": x
+        for module in open_modules
+        for name, x in vars(module).items()
+        if not name.startswith("_")
+        and (inspect.isclass(x) or inspect.isfunction(x))
+        and (x.__module__ == module.__name__ or module is package)
+        and x.__module__.split(".")[0] == package.__name__
+    }
+
+
+def written_methods(cls: type[Any]) -> dict[str, bool]:
+    """The methods in a class's source, and whether each is abstract. (No generated ones.)"""
+    tree = ast.parse(Path(inspect.getfile(cls)).read_text(encoding="utf-8"))
+    (node,) = [x for x in ast.walk(tree) if isinstance(x, ast.ClassDef) and x.name == cls.__name__]
+    return {
+        x.name: any("abstractmethod" in ast.unparse(d) for d in x.decorator_list)
+        for x in node.body
+        if isinstance(x, ast.FunctionDef)
+    }
+
+
+def hierarchy_faults(found: Iterable[type[Any]]) -> list[str]:
+    """Classes neither abstract nor final, and methods that override a concrete one."""
+    found = list(found)
+    faults = []
+    for cls in found:
+        name, abstract = cls.__name__, bool(cls.__abstractmethods__)
+        subclasses = [x.__name__ for x in found if cls in x.__bases__]
+        if name.lstrip("_").startswith("Abstract"):
+            if not abstract:
+                faults.append(f"`{name}` has no abstract method")
+        else:
+            if abstract:
+                faults.append(f"`{name}` lacks {sorted(cls.__abstractmethods__)}")
+            if subclasses:
+                faults.append(f"`{name}` is concrete, and has subclasses {subclasses}")
+        for base in set(cls.__mro__[1:]).intersection(found):
+            concrete = {x for x, is_abstract in written_methods(base).items() if not is_abstract}
+            # Equinox calls every `__check_init__` of a hierarchy: none overrides another.
+            for method in sorted(concrete & written_methods(cls).keys() - {"__check_init__"}):
+                faults.append(f"`{name}.{method}` overrides `{base.__name__}.{method}`")
+    return faults
+
+
+# Documentation
+
+
+def argument_faults(name: str, thing: Any) -> list[str]:
+    """Differences between the arguments that a docstring lists and those of the signature."""
+    doc = inspect.getdoc(thing) if inspect.isfunction(thing) else thing.__doc__
+    listed = listed_arguments(inspect.cleandoc(doc or ""))
+    actual = list(inspect.signature(thing).parameters)
+    if not doc:
+        return [f"`{name}` has no docstring"]
+    if inspect.isfunction(thing) and not listed:
+        return []
+    return [] if listed == actual else [f"`{name}` lists {listed}; its arguments are {actual}"]
+
+
+def listed_arguments(doc: str) -> list[str]:
+    """The names in the list under `**Arguments:**`."""
+    _, _, after = doc.partition("**Arguments:**\n")
+    names: list[str] = []
+    for line in after.splitlines():
+        if match := _ITEM.match(line):
+            names += re.findall(r"\w+", match[1])
+        elif line and not line.startswith(" "):
+            break
+    return names
+
+
+def mentioned(pages: Iterable[Path], package: str) -> set[str]:
+    """The names of the package that occur in some pages."""
+    pattern = re.compile(rf"\b{package}(?:\.\w+)+")
+    return {x for page in pages for x in pattern.findall(page.read_text(encoding="utf-8"))}

@@ -1,0 +1,192 @@
+"""The one table of every concrete transformation. The laws run over it, and it is complete by test."""
+
+import dataclasses
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import eqopt
+from eqopt import AbstractTransformation
+from eqopt._schedule.polynomial import Linear
+
+_T = AbstractTransformation[Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One transformation, with one choice of its flags.
+
+    **Arguments:**
+
+    - `name`: the class's name, and the choice.
+    - `make`: builds it. Its numbers differ from each other and from 0 and 1, so that laws about them
+        can fail.
+    - `descends`: whether it is an optimizer by itself: its updates go downhill.
+    - `needs_params`: whether `update` must be given the parameters.
+    - `needs`: the keyword arguments that `update` must be given, built from the parameters.
+    """
+
+    name: str
+    make: Callable[[], _T]
+    descends: bool = False
+    needs_params: bool = False
+    needs: Callable[[Any], dict[str, Any]] = lambda params: {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Wrapper:
+    """A transformation of transformations, around any inner one."""
+
+    name: str
+    wrap: Callable[[_T], _T]
+
+
+def double(updates: Any, params: Any) -> Any:
+    """For `Stateless`."""
+    return jax.tree.map(lambda u: 2 * u, updates)
+
+
+def _last_step_size(chain: Any) -> Any:
+    return chain.links[-1].step_size
+
+
+def _scheduled(inner: _T) -> _T:
+    return eqopt.Scheduled(
+        eqopt.Chain(inner, eqopt.Scale(1.0)), _last_step_size, Linear(0.5, 0.25, 4)
+    )
+
+
+_MATRICES = eqopt.ByNdim(2)
+
+ROWS = [
+    Row("Identity", eqopt.Identity),
+    Row("Scale", lambda: eqopt.Scale(-0.3), descends=True),
+    Row("ScaleByLearningRate", lambda: eqopt.ScaleByLearningRate(0.05), descends=True),
+    Row("ScaleByLearningRate-up", lambda: eqopt.ScaleByLearningRate(0.05, flip_sign=False)),
+    Row(
+        "ScaleByLearningRate-schedule",
+        lambda: eqopt.ScaleByLearningRate(Linear(0.05, 0.01, 4)),
+        descends=True,
+    ),
+    Row("ScaleBySchedule", lambda: eqopt.ScaleBySchedule(Linear(0.5, 0.1, 4))),
+    Row("SetToZero", eqopt.SetToZero),
+    Row("Stateless", lambda: eqopt.Stateless(double)),
+    Row("Trace", lambda: eqopt.Trace(0.7)),
+    Row("Trace-nesterov", lambda: eqopt.Trace(0.7, nesterov=True)),
+    Row("EMA", lambda: eqopt.EMA(0.7)),
+    Row("EMA-biased", lambda: eqopt.EMA(0.7, debias=False)),
+    Row("ScaleByAdam", lambda: eqopt.ScaleByAdam(0.8, 0.95, 1e-6, 1e-5)),
+    Row("ScaleByAdam-nesterov", lambda: eqopt.ScaleByAdam(0.8, 0.95, nesterov=True)),
+    Row("ScaleByAdam-mu_dtype", lambda: eqopt.ScaleByAdam(0.8, 0.95, mu_dtype=jnp.bfloat16)),
+    Row("ScaleByLion", lambda: eqopt.ScaleByLion(0.8, 0.95)),
+    Row("ScaleByLion-smooth", lambda: eqopt.ScaleByLion(0.8, 0.95, None, eqopt.lion_smooth, 2.0)),
+    Row("ScaleByLion-refined", lambda: eqopt.ScaleByLion(0.8, 0.95, None, eqopt.lion_refined)),
+    Row("ScaleByRMS", lambda: eqopt.ScaleByRMS(0.8, 1e-6, 0.1)),
+    Row(
+        "ScaleByRMS-debiased",
+        lambda: eqopt.ScaleByRMS(0.8, 1e-6, eps_in_sqrt=False, bias_correction=True),
+    ),
+    Row("ScaleByStddev", lambda: eqopt.ScaleByStddev(0.8, 1e-6, 0.1)),
+    Row(
+        "ScaleByStddev-debiased",
+        lambda: eqopt.ScaleByStddev(0.8, 1e-6, eps_in_sqrt=False, bias_correction=True),
+    ),
+    Row("AddDecayedWeights", lambda: eqopt.AddDecayedWeights(0.01), needs_params=True),
+    Row(
+        "AddDecayedWeights-mask",
+        lambda: eqopt.AddDecayedWeights(0.01, _MATRICES),
+        needs_params=True,
+    ),
+    Row("Clip", lambda: eqopt.Clip(0.4)),
+    Row("ClipByGlobalNorm", lambda: eqopt.ClipByGlobalNorm(0.6)),
+    Row(
+        "Chain",
+        lambda: eqopt.Chain(
+            eqopt.ClipByGlobalNorm(0.6), eqopt.Trace(0.7), eqopt.ScaleByLearningRate(0.05)
+        ),
+        descends=True,
+    ),
+    Row("Masked", lambda: eqopt.Masked(eqopt.Adam(0.05), _MATRICES)),
+    Row("Scheduled", lambda: _scheduled(eqopt.Trace(0.7))),
+    Row("SGD", lambda: eqopt.SGD(0.05), descends=True),
+    Row("SGD-momentum", lambda: eqopt.SGD(0.05, 0.7, nesterov=True), descends=True),
+    Row("Adam", lambda: eqopt.Adam(0.05, 0.8, 0.95, 1e-6), descends=True),
+    Row("Adam-schedule", lambda: eqopt.Adam(Linear(0.05, 0.01, 4)), descends=True),
+    Row("AdamW", lambda: eqopt.AdamW(0.05, 0.8, 0.95), descends=True, needs_params=True),
+    Row(
+        "AdamW-mask",
+        lambda: eqopt.AdamW(0.05, weight_decay=0.01, mask=_MATRICES),
+        descends=True,
+        needs_params=True,
+    ),
+    Row("NAdam", lambda: eqopt.NAdam(0.05, 0.8, 0.95), descends=True),
+    Row("NAdamW", lambda: eqopt.NAdamW(0.05, 0.8, 0.95), descends=True, needs_params=True),
+    Row("Lion", lambda: eqopt.Lion(0.05, 0.8, 0.95), descends=True, needs_params=True),
+    Row("RMSProp", lambda: eqopt.RMSProp(0.05, 0.8), descends=True),
+    Row(
+        "RMSProp-centered",
+        lambda: eqopt.RMSProp(0.05, 0.8, centered=True, momentum=0.7),
+        descends=True,
+    ),
+]
+
+# Those within which anything may stand; laws about what is passed on run over these.
+WRAPPERS = [
+    Wrapper("Chain", lambda inner: eqopt.Chain(eqopt.Clip(0.4), inner, eqopt.Scale(1.0))),
+    Wrapper("Masked", lambda inner: eqopt.Masked(inner, eqopt.ByPath("**"))),
+    Wrapper("Scheduled", _scheduled),
+]
+
+# Adam with a bfloat16 average has a hyper-parameter's worth of rounding noise; no derivative of it
+# can be checked by differences.
+ROUNDED = {"ScaleByAdam-mu_dtype"}
+
+
+def _name(row: Row | Wrapper) -> str:
+    return row.name
+
+
+every = pytest.mark.parametrize("row", ROWS, ids=_name)
+every_optimizer = pytest.mark.parametrize("row", [r for r in ROWS if r.descends], ids=_name)
+every_wrapper = pytest.mark.parametrize("wrapper", WRAPPERS, ids=_name)
+
+
+def concrete_classes() -> set[type[_T]]:
+    """Every concrete transformation that is defined anywhere in the package."""
+    modules = [
+        importlib.import_module(info.name)
+        for info in pkgutil.walk_packages(eqopt.__path__, "eqopt.")
+    ]
+    return {
+        x
+        for module in modules
+        for x in vars(module).values()
+        if isinstance(x, type)
+        and issubclass(x, AbstractTransformation)
+        and not inspect.isabstract(x)
+        and x.__module__.startswith("eqopt.")
+    }
+
+
+def holds_transformations(transformation: _T) -> bool:
+    """Whether one of the fields is a transformation, or several."""
+    values = [getattr(transformation, f.name) for f in dataclasses.fields(transformation)]
+    inner = [x for v in values for x in (v if isinstance(v, tuple) else (v,))]
+    return any(isinstance(x, AbstractTransformation) for x in inner)
+
+
+def numbers(module: eqx.Module) -> list[str]:
+    """The names of the fields that hold one number each."""
+    return [f.name for f in dataclasses.fields(module) if _is_number(getattr(module, f.name))]
+
+
+def _is_number(x: Any) -> bool:
+    return isinstance(x, np.ndarray | jax.Array) and x.shape == ()

@@ -1,0 +1,285 @@
+"""The rules of the house hold in the whole repository, and each of them finds its fault."""
+
+import importlib
+import inspect
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import equinox as eqx
+import eqopt
+import pytest
+
+from tests import house
+
+ROOT = Path(__file__).parents[1]
+EQOPT = ROOT / "eqopt"
+
+
+def faults(rule: Callable[[Path], list[str]], paths: list[Path]) -> list[str]:
+    assert paths
+    return [fault for path in paths for fault in rule(path)]
+
+
+# The repository
+
+
+def test_imports_go_to_a_lower_floor():
+    assert house.floor_faults(EQOPT, house.FLOORS) == []
+
+
+def test_words_that_do_not_occur():
+    assert faults(house.word_faults, house.sources(ROOT, "eqopt")) == []
+
+
+def test_no_comment_silences_a_tool():
+    assert faults(house.comment_faults, house.all_sources(ROOT)) == []
+
+
+def test_no_file_is_long():
+    assert faults(house.length_faults, house.all_sources(ROOT)) == []
+
+
+def test_no_file_names_a_machine():
+    assert faults(house.machine_path_faults, house.repository_files(ROOT)) == []
+
+
+def test_classes_are_abstract_or_final():
+    assert house.hierarchy_faults(house.classes(eqopt)) == []
+
+
+def test_states_are_public():
+    states = {x.__name__ for x in house.classes(eqopt) if x.__name__.endswith("State")}
+    assert states
+    assert {x for x in states if not x.startswith("_")} <= vars(eqopt).keys()
+
+
+def concrete() -> list[str]:
+    return [
+        name
+        for name, x in house.public(eqopt).items()
+        if inspect.isfunction(x) or (issubclass(x, eqx.Module) and not inspect.isabstract(x))
+    ]
+
+
+@pytest.mark.parametrize("name", concrete())
+def test_docstring_lists_the_arguments(name: str):
+    assert house.argument_faults(name, house.public(eqopt)[name]) == []
+
+
+def test_public_names_are_documented():
+    pages = sorted((ROOT / "docs" / "api").glob("*.md"))
+    assert house.public(eqopt).keys() - house.mentioned(pages, "eqopt") == set()
+
+
+def run(program: str) -> str:
+    command = [sys.executable, "-c", program]
+    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+
+
+def test_import_and_construction_start_no_backend():
+    program = """
+from jax._src import xla_bridge
+import eqopt
+schedule = eqopt.WarmupCosineDecay(peak_value=1e-3, warmup_steps=10, decay_steps=100)
+eqopt.Chain(eqopt.ClipByGlobalNorm(1.0), eqopt.AdamW(schedule))
+print(len(xla_bridge._backends))
+import jax.numpy
+jax.numpy.zeros(())
+print(len(xla_bridge._backends))
+"""
+    before, after = map(int, run(program).split())
+    assert before == 0
+    assert after > 0
+
+
+def test_import_brings_nothing_along():
+    program = """
+import sys
+import beartype, equinox, jax, jaxtyping, numpy, wadler_lindig
+before = set(sys.modules)
+import eqopt
+new = {name.split(".")[0] for name in set(sys.modules) - before}
+print(*sorted(new - set(sys.stdlib_module_names)))
+"""
+    assert run(program).split() == ["eqopt"]
+
+
+# The rules
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    def write(text: str, name: str = "pack/a.py") -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        ("a.py", "from .b import x"),
+        ("a.py", "from . import b"),
+        ("a.py", "import pack.b"),
+        ("a.py", "from pack import b"),
+        ("a.py", "from pack.fam.one import x"),
+        ("a.py", "from . import anything"),
+        ("a.py", "def f():\n    from .b import x"),
+        ("b.py", "from .c import x"),
+        ("fam/one.py", "from .two import x"),
+        ("fam/one.py", "from . import two"),
+        ("fam/one.py", "from ..c import x"),
+    ],
+)
+def test_floors_find_an_import_that_goes_up(write: Callable[..., Path], path: str, line: str):
+    floors = (("a.py",), ("b.py", "c.py", "fam/"), ("d.py",))
+    tree = {
+        "__init__.py": "from .d import x",
+        "a.py": "import json\nfrom collections import abc",
+        "b.py": "from .a import x\nfrom . import a",
+        "c.py": "from pack import a",
+        "d.py": "from .fam.one import x\nfrom . import a, b",
+        "fam/__init__.py": "",
+        "fam/base.py": "from ..a import x",
+        "fam/one.py": "from .base import x\nfrom .. import a",
+        "fam/two.py": "from pack.fam.base import x",
+    }
+    for name, text in tree.items():
+        file = write(text, f"pack/{name}")
+    assert house.floor_faults(file.parents[1], floors) == []
+    write(tree[path] + "\n" + line, f"pack/{path}")
+    (fault,) = house.floor_faults(file.parents[1], floors)
+    assert fault.startswith(f"`{path}` imports")
+
+
+def test_floors_find_a_file_or_a_row_too_many(write: Callable[..., Path]):
+    package = write("x = 1").parent
+    assert house.floor_faults(package, (("a.py",),)) == []
+    assert house.floor_faults(package, ((),)) == ["`a.py` is on no floor"]
+    assert len(house.floor_faults(package, (("a.py", "b.py"),))) == 1
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from __future__ import annotations",
+        "class A(B):\n    def f(self):\n        super().f()",
+        "hasattr(x, 'y')",
+        "getattr(x, 'y', None)",
+        "class A(metaclass=B): pass",
+    ],
+)
+def test_words_are_found(write: Callable[..., Path], line: str):
+    assert len(house.word_faults(write(line))) == 1
+    assert house.word_faults(write(f"'''{line}'''\ngetattr(x, 'y')")) == []
+
+
+@pytest.mark.parametrize("word", ["type: ignore", "pyright: basic", "noqa: E501", "fmt: skip"])
+def test_silencing_comments_are_found(write: Callable[..., Path], word: str):
+    assert len(house.comment_faults(write(f"x = 1  # {word}"))) == 1
+    assert house.comment_faults(write(f"x = '# {word}'  # the word `{word}`")) == []
+
+
+def test_length_is_found(write: Callable[..., Path]):
+    assert house.length_faults(write("\n" * 3), limit=3) == []
+    assert len(house.length_faults(write("\n" * 4), limit=3)) == 1
+
+
+@pytest.mark.parametrize("folder", ["home", "root", "tmp", "Users", "work"])
+def test_machine_paths_are_found(write: Callable[..., Path], folder: str):
+    assert len(house.machine_path_faults(write(f"x = '/{folder}/me'", "a.txt"))) == 1
+    harmless = f"https://example.org/{folder}/x\n./{folder}/x\n~/{folder}/x\n{folder}/x"
+    assert house.machine_path_faults(write(harmless, "a.txt")) == []
+
+
+HIERARCHY = '''
+import abc
+import equinox as eqx
+
+
+class AbstractA(eqx.Module):
+    @abc.abstractmethod
+    def f(self): ...
+    def g(self): ...
+    def __check_init__(self): ...
+
+
+class B(AbstractA):
+    """B.
+
+    **Arguments:**
+
+    - `x`, `y`: two
+        numbers - `z`: not one of them.
+    - `w`: another.
+
+    **Raises:**
+
+    - `v`: not an argument.
+    """
+    x: int
+    y: int = eqx.field(default=1)
+    w: int = 2
+    hidden: int = eqx.field(init=False, default=0)
+
+    def f(self): ...
+    def __check_init__(self): ...
+'''
+
+
+@pytest.fixture
+def load(
+    write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[str], ModuleType]]:
+    names: list[str] = []
+
+    def load(more: str) -> ModuleType:
+        name = f"eqopt_house_{len(names)}"
+        path = write(HIERARCHY + more, f"{name}/_a.py")
+        write("from ._a import *", f"{name}/__init__.py")
+        monkeypatch.syspath_prepend(path.parents[1])
+        names.append(name)
+        return importlib.import_module(name)
+
+    yield load
+    for name in names:
+        del sys.modules[name], sys.modules[f"{name}._a"]
+
+
+@pytest.mark.parametrize(
+    ("more", "fault"),
+    [
+        ("class C(B): ...", "`B` is concrete, and has subclasses ['C']"),
+        ("class C(AbstractA): ...", "`C` lacks ['f']"),
+        ("class AbstractC(eqx.Module): ...", "`AbstractC` has no abstract method"),
+        (
+            "class C(AbstractA):\n    def f(self): ...\n    def g(self): ...",
+            "`C.g` overrides `AbstractA.g`",
+        ),
+    ],
+)
+def test_hierarchy_faults_are_found(load: Callable[[str], ModuleType], more: str, fault: str):
+    assert house.hierarchy_faults(house.classes(load(""))) == []
+    assert house.hierarchy_faults(house.classes(load(more))) == [fault]
+
+
+@pytest.mark.parametrize("more", ["    v: int = 0", "    def __init__(self, y, x): ..."])
+def test_docstring_faults_are_found(load: Callable[[str], ModuleType], more: str):
+    right = house.public(load(""))["eqopt_house_0.B"]
+    assert house.listed_arguments(inspect.cleandoc(right.__doc__)) == ["x", "y", "w"]
+    assert house.argument_faults("B", right) == []
+    wrong = house.public(load(more))["eqopt_house_1.B"]
+    assert len(house.argument_faults("B", wrong)) == 1
+
+
+def test_names_on_pages_are_whole_names(write: Callable[..., Path]):
+    page = write(
+        "::: eqopt.AdamW\n    options: {}\n\n`eqopt.plot.history`, not eqopting.Lion", "a.md"
+    )
+    assert house.mentioned([page], "eqopt") == {"eqopt.AdamW", "eqopt.plot.history"}

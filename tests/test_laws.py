@@ -1,0 +1,306 @@
+"""The laws of whole models, and of optimizers that are PyTrees, over every transformation."""
+
+import dataclasses
+import io
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import eqopt
+from tests import table
+from tests.table import ROUNDED, Row, WRAPPERS, every, every_optimizer
+from tests.toolbox import (
+    FLOAT,
+    Tally,
+    Traced,
+    X64,
+    Zoo,
+    assert_close,
+    finite,
+    flatten,
+    same,
+    subtrees,
+    tree,
+    values,
+    zoo_loss,
+)
+
+
+every_tunable = pytest.mark.parametrize(
+    "row", [r for r in table.ROWS if table.numbers(r.make())], ids=lambda row: row.name
+)
+
+
+def _two_updates(opt: Any, row: Row, gradients: Any, params: Any) -> Any:
+    """The updates of the second of two steps, so that they depend on all that is remembered."""
+    state = opt.init(params)
+    _, state = opt.update(gradients, state, params, **row.needs(params))
+    return opt.update(gradients, state, params, **row.needs(params))[0]
+
+
+def test_the_table_is_complete():
+    rows = {type(row.make()) for row in table.ROWS}
+    assert table.concrete_classes() == rows
+
+
+def test_the_table_of_wrappers_is_complete():
+    wrappers = {type(w.wrap(eqopt.Identity())) for w in WRAPPERS}
+    optimizers = {type(row.make()) for row in table.ROWS if table.holds_transformations(row.make())}
+    assert wrappers == optimizers
+
+
+# 1. Whole models in, whole models out.
+
+
+@every
+def test_whole_models(row: Row):
+    model, opt, x = Zoo(), row.make(), values((2,), 5)
+    state = opt.init(model)
+    gradients = eqx.filter_grad(zoo_loss)(model, x)
+    updates, new_state = opt.update(gradients, state, model, **row.needs(model))
+
+    trained = [eqx.is_inexact_array(leaf) for leaf in flatten(model)]
+    assert jax.tree.structure(updates) == jax.tree.structure(gradients)
+    assert [u is not None for u in flatten(updates)] == trained
+    for held in (state, new_state):
+        assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(held))
+        for memory in subtrees(held, Zoo):
+            assert not any(
+                is_memory and not is_trained
+                for is_memory, is_trained in zip(
+                    [m is not None for m in flatten(memory)], trained, strict=True
+                )
+            )
+
+    new = eqopt.apply_updates(model, updates)
+    assert type(new) is Zoo and new.shape is model.shape
+    for old, now, is_trained in zip(flatten(model), flatten(new), trained, strict=True):
+        if is_trained:
+            assert (now.shape, now.dtype) == (old.shape, old.dtype)
+        else:
+            assert now is old or same(now, old)
+
+
+@every
+def test_step_does_what_update_and_apply_do(row: Row):
+    model, opt, x = Zoo(), row.make(), values((2,), 5)
+    state = opt.init(model)
+    value, gradients = eqx.filter_value_and_grad(zoo_loss)(model, x)
+    updates, new_state = opt.update(gradients, state, model, **row.needs(model))
+    new = eqopt.apply_updates(model, updates)
+
+    needs = row.needs(model)
+    by_step, state_by_step, evaluation = opt.step(zoo_loss, model, state, x, **needs)
+    assert type(by_step) is Zoo
+    # Two programs: their gradients differ by some roundings, which a sign or a root can magnify.
+    rtol = 1e-10 if X64 else 1e-4
+    assert_close(eqx.filter(by_step, eqx.is_inexact_array), eqx.filter(new, eqx.is_inexact_array), rtol)
+    rest, expected = (eqx.filter(m, eqx.is_inexact_array, inverse=True) for m in (by_step, model))
+    assert same(rest, expected)
+    assert_close(state_by_step, new_state, rtol)
+    assert_close(evaluation.value, value, rtol)
+    assert_close(evaluation.grad, gradients, rtol)
+
+
+@every
+def test_what_has_no_gradient_gets_no_update(row: Row):
+    params, opt = tree(), row.make()
+    needs = row.needs(params)
+    _, state = opt.update(tree(7), opt.init(params), params, **needs)
+    partial = {"a": None, "branch": {"b": None, "w": values((2, 3), 8)}}
+    updates, new_state = opt.update(partial, state, params, **needs)
+    assert updates["a"] is None and updates["branch"]["b"] is None
+    assert updates["branch"]["w"].shape == (2, 3)
+    for old, now in zip(subtrees(state, dict), subtrees(new_state, dict), strict=True):
+        assert same(old["a"], now["a"]) and same(old["branch"]["b"], now["branch"]["b"])
+    assert jax.tree.structure(new_state) == jax.tree.structure(state)
+
+    whole_branch = {"a": values((2, 3), 9), "branch": None}
+    updates, new_state = opt.update(whole_branch, state, params, **needs)
+    assert updates["a"].shape == (2, 3)
+    assert jax.tree.leaves(updates["branch"]) == []
+    for old, now in zip(subtrees(state, dict), subtrees(new_state, dict), strict=True):
+        assert same(old["branch"], now["branch"])
+    applied = eqopt.apply_updates(params, updates)
+    assert same(applied["branch"], params["branch"])
+
+    nothing, unchanged = opt.update({"a": None, "branch": None}, state, params, **needs)
+    assert jax.tree.leaves(nothing) == []
+    for old, now in zip(subtrees(state, dict), subtrees(unchanged, dict), strict=True):
+        assert same(old, now)
+
+
+@every
+def test_the_parameters_may_be_left_out(row: Row):
+    params, opt = tree(), row.make()
+    state = opt.init(params)
+    if row.needs_params:
+        with pytest.raises(ValueError, match="needs the parameters"):
+            opt.update(tree(7), state)
+    else:
+        without, _ = opt.update(tree(7), state, **row.needs(params))
+        assert_close(without, opt.update(tree(7), state, params, **row.needs(params))[0])
+
+
+# 2. An optimizer is a PyTree.
+
+
+@every_tunable
+def test_new_numbers_never_retrace(row: Row):
+    tally = Tally()
+    params, gradients = tree(), tree(7)
+    opt = eqopt.Chain(row.make(), Traced(tally))
+    state = opt.init(params)
+    kinds = [
+        opt,
+        jax.tree.map(lambda x: x / 2 if x.dtype.kind == "f" else x + 1, opt),
+        jax.tree.map(lambda x: x.item(), opt),
+        jax.tree.map(jnp.asarray, opt),
+        jax.tree.map(lambda x: jnp.asarray(x) * 1, opt),
+        eqx.filter_jit(lambda o: o)(opt),
+    ]
+    updates = [o.update(gradients, state, params, **row.needs(params))[0] for o in kinds]
+    assert tally.num == 1
+    for u in updates[2:]:
+        assert same(u, updates[0])
+
+
+@every_tunable
+def test_vmap_over_numbers(row: Row):
+    params, gradients, opt = tree(), tree(7), row.make()
+    stacked = jax.tree.map(
+        lambda x: np.stack([x, x / 2]) if x.dtype.kind == "f" else np.stack([x, x + 1]), opt
+    )
+
+    def run(o: Any) -> Any:
+        return _two_updates(o, row, gradients, params)
+
+    at_once = eqx.filter_vmap(run)(stacked)
+    for i in range(2):
+        alone = run(jax.tree.map(lambda x: x[i], stacked))
+        assert_close(jax.tree.map(lambda x: x[i], at_once), alone, 1e-12 if X64 else 1e-5)
+
+
+@every
+def test_derivatives_are_finite_and_right(row: Row):
+    params = tree()
+    reals, rest = eqx.partition(row.make(), eqx.is_inexact_array)
+    weights = tree(20)
+
+    @eqx.filter_jit
+    @jax.value_and_grad
+    def run(numbers: Any, params: Any) -> Any:
+        o, gradients = eqx.combine(numbers[0], rest), numbers[1]
+        updates = _two_updates(o, row, gradients, params)
+        products = jax.tree.map(lambda u, w: jnp.sum(u * w), updates, weights)
+        return sum(jax.tree.leaves(products))
+
+    # At a zero gradient roots and norms have no derivative by themselves.
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    assert finite(run((reals, zeros), params))
+
+    numbers = (reals, tree(7))
+    _, derivative = run(numbers, params)
+    assert finite(derivative)
+    if X64 and row.name not in ROUNDED:
+        h = 1e-6
+        above, below = (run(jax.tree.map(lambda x: x * f, numbers), params)[0] for f in (1 + h, 1 - h))
+        parts = jax.tree.map(lambda d, x: jnp.sum(d * x), derivative, numbers)
+        expected = (above - below) / (2 * h)
+        np.testing.assert_allclose(sum(jax.tree.leaves(parts)), expected, rtol=1e-6, atol=1e-8)
+
+
+@every
+def test_saved_after_a_jitted_step_and_loaded_afresh(row: Row):
+    params, gradients = tree(), tree(7)
+    needs = row.needs(params)
+
+    @eqx.filter_jit
+    def step(opt: Any, state: Any) -> Any:
+        return opt, opt.update(gradients, state, params, **needs)[1]
+
+    opt, state = step(row.make(), row.make().init(params))
+    file = io.BytesIO()
+    eqx.tree_serialise_leaves(file, (opt, state))
+    file.seek(0)
+    fresh = row.make()
+    loaded, loaded_state = eqx.tree_deserialise_leaves(file, (fresh, fresh.init(params)))
+    assert same((loaded, loaded_state), (opt, state))
+    assert same(loaded, fresh)
+    assert same(
+        loaded.update(gradients, loaded_state, params, **needs),
+        opt.update(gradients, state, params, **needs),
+    )
+
+
+@every_tunable
+def test_replacing_and_tree_at(row: Row):
+    opt = row.make()
+    for name in table.numbers(opt):
+        replaced = opt.replace(**{name: 0.5})
+        placed = eqx.tree_at(lambda o, name=name: getattr(o, name), opt, 0.5)
+        assert float(getattr(replaced, name)) == float(getattr(placed, name)) == 0.5
+        assert float(getattr(opt, name)) != 0.5 or same(opt, replaced)
+        others = [f.name for f in dataclasses.fields(opt) if f.name != name]
+        assert all(same(getattr(replaced, n), getattr(opt, n)) for n in others)
+        params, gradients = tree(), tree(7)
+        state, needs = opt.init(params), row.needs(params)
+        assert same(
+            replaced.update(gradients, state, params, **needs),
+            placed.update(gradients, state, params, **needs),
+        )
+
+
+@every_tunable
+def test_numbers_are_exact_and_copied(row: Row):
+    opt = row.make()
+    for name in table.numbers(opt):
+        assert float(getattr(opt.replace(**{name: 0.1}), name)) == float(FLOAT(0.1))
+        array = np.array(0.25, FLOAT)
+        changed = opt.replace(**{name: array})
+        array[...] = 0.75
+        assert float(getattr(changed, name)) == 0.25
+        for other in (np.float32(0.25), np.float64(0.25), np.array(0.25), jnp.asarray(0.25)):
+            assert same(getattr(opt.replace(**{name: other}), name), np.array(0.25, FLOAT))
+
+
+def test_a_tenth_is_a_tenth():
+    ones = jnp.ones(3, FLOAT)
+    updates, _ = eqopt.Scale(0.1).update(ones, eqopt.EmptyState())
+    np.testing.assert_array_equal(updates, np.full(3, 0.1, FLOAT))
+
+
+def test_building_starts_no_backend():
+    program = """
+import jax
+from tests import table
+for row in table.ROWS:
+    row.make(), repr(row.make())
+import jax._src.xla_bridge as bridge
+assert not bridge.backends_are_initialized()
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@every_optimizer
+def test_the_repr_shows_the_numbers_on_one_line(row: Row):
+    opt = row.make()
+    text = repr(opt)
+    assert text.startswith(f"{type(opt).__name__}(")
+    for name in table.numbers(opt):
+        shown = float(str(getattr(opt, name)))
+        assert f"{name}={shown!r}" in text
