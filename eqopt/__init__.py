@@ -98,3 +98,9 @@ from ._tree import global_norm as global_norm
 from ._wrapper.chain import Chain as Chain, ChainState as ChainState
 from ._wrapper.masked import Masked as Masked, MaskedState as MaskedState
 from ._wrapper.scheduled import Scheduled as Scheduled, ScheduledState as ScheduledState
+from .interop._optax import (
+    as_optax as as_optax,
+    from_optax as from_optax,
+    FromOptax as FromOptax,
+    FromOptaxState as FromOptaxState,
+)

@@ -11,8 +11,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import jaxtyping
+import numpy as np
 from beartype import beartype
-from jax.tree_util import PyTreeDef
+
+from ._types import TreeDef
 
 # The decorator for functions and dataclasses whose annotations are checked at run time.
 typed = jaxtyping.jaxtyped(typechecker=beartype)
@@ -29,7 +31,7 @@ def is_none(x: Any) -> bool:
     return x is None
 
 
-def flatten(tree: Any) -> tuple[list[Any], PyTreeDef]:
+def flatten(tree: Any) -> tuple[list[Any], TreeDef]:
     """Flattens `tree` so that `None`, which stands for "nothing here", is a leaf."""
     return jax.tree.flatten(tree, is_leaf=is_none)
 
@@ -56,11 +58,13 @@ def describe(x: Any) -> str:
 
 def is_array(x: Any) -> bool:
     # The dtype of a PRNG key is not a NumPy one, and a key is not a number.
-    return isinstance(x, jaxtyping.Array) and not jnp.issubdtype(x.dtype, jax.dtypes.extended)
+    array = isinstance(x, jax.Array | np.ndarray | np.generic)
+    return array and not jnp.issubdtype(x.dtype, jax.dtypes.extended)
 
 
 def is_inexact(x: Any) -> bool:
-    return isinstance(x, jaxtyping.Array) and jnp.issubdtype(x.dtype, jnp.inexact)
+    array = isinstance(x, jax.Array | np.ndarray | np.generic)
+    return array and jnp.issubdtype(x.dtype, jnp.inexact)
 
 
 def listed(faults: list[str]) -> str:
@@ -108,7 +112,7 @@ def _statics(tree: Any, reference: Any) -> str:
     return ""
 
 
-def _one_level(tree: Any) -> tuple[dict[str, Any], PyTreeDef]:
+def _one_level(tree: Any) -> tuple[dict[str, Any], TreeDef]:
     found, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: x is not tree)
     return {keystr(path): child for path, child in found}, treedef
 
@@ -143,8 +147,9 @@ def fit(updates: Any, params: Any, name: str, *, any_dtype: bool = False) -> Any
             kept.append(None)
             continue
         kept.append(u)
-        fits = p is not None and is_inexact(u) and u.shape == p.shape
-        if not fits or not (u.dtype == p.dtype or (any_dtype and _castable(u, p))):
+        if p is None or not is_inexact(u) or u.shape != p.shape:
+            wrong.append(i)
+        elif u.dtype != p.dtype and not (any_dtype and _castable(u, p)):
             wrong.append(i)
     if wrong and (enabled() or any(not is_inexact(leaves[i]) for i in wrong)):
         names = paths(name, treedef.unflatten(leaves))
@@ -167,7 +172,9 @@ def _castable(u: Any, p: Any) -> bool:
 def _fault(name: str, u: Any, p: Any, against: str) -> str:
     if not is_inexact(u):
         expected = "a gradient is an inexact array or None" if p is None else describe(p)
-        return f"`{name}` is {describe(u)}; " + (expected if p is None else f"the {against} is {expected}")
+        return f"`{name}` is {describe(u)}; " + (
+            expected if p is None else f"the {against} is {expected}"
+        )
     if p is None:
         return f"`{name}` is {describe(u)}; the {against} is not trained"
     if u.shape != p.shape:

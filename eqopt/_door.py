@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.interpreters.partial_eval import DynamicJaxprTracer
-from jax.tree_util import PyTreeDef
 
 from . import _check
+from ._types import TreeDef
 
 _FLOAT0 = jax.dtypes.float0
 
@@ -20,7 +20,7 @@ class Packed(eqx.Module):
 
     arrays: list[Any]
     statics: tuple[Any, ...] = eqx.field(static=True)
-    structure: PyTreeDef = eqx.field(static=True)
+    structure: TreeDef = eqx.field(static=True)
 
     def unpack(self) -> Any:
         leaves = [s if x is None else x for x, s in zip(self.arrays, self.statics, strict=True)]
@@ -70,7 +70,7 @@ def _data(x: Any) -> Any:
 
 
 def call(function: Callable[..., Any], *args: Any, reuse: bool = True) -> Any:
-    """Calls `function(*args)` in one compiled program, which is reused while nothing static changes.
+    """Calls `function(*args)` in one compiled program, reused while nothing static changes.
 
     Within somebody else's compiled program the function is called as it is: a program within a
     program would only be traced twice over. With `reuse=False` the program is thrown away.
@@ -90,7 +90,7 @@ def call(function: Callable[..., Any], *args: Any, reuse: bool = True) -> Any:
 
 
 def _body(
-    function: Callable[..., Any], structure: PyTreeDef, statics: tuple[Any, ...], arrays: list[Any]
+    function: Callable[..., Any], structure: TreeDef, statics: tuple[Any, ...], arrays: list[Any]
 ) -> Packed:
     return pack(function(*Packed(arrays, statics, structure).unpack()))
 
@@ -106,8 +106,8 @@ def check_hashable(args: Any) -> None:
             hash(None if is_array(x) else x)
         except TypeError:
             raise TypeError(
-                f"the leaf at `{_check.keystr(path[1:])}` is a {type(x).__name__}, which is neither "
-                "an array nor hashable; make it an array, or a static field"
+                f"the leaf at `{_check.keystr(path[1:])}` is a {type(x).__name__}, which is "
+                "neither an array nor hashable; make it an array, or a static field"
             ) from None
 
 

@@ -13,7 +13,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import PyTreeDef
 from jaxtyping import Array, PyTree
 
 from . import _door
@@ -23,7 +22,7 @@ from ._hyperparameters import learning_rate
 from ._progress import AbstractProgress, as_progress
 from ._transformation import AbstractTransformation, step
 from ._tree import global_norm
-from ._types import Function, Model
+from ._types import Function, Model, TreeDef
 
 # Metrics wait on the device until there are this many, so that no step waits for them.
 _FLUSH = 512
@@ -37,8 +36,8 @@ class History(eqx.Module):
     **Arguments:**
 
     - `loss`: the loss before the step's update, of shape `(num_steps,)`.
-    - `learning_rate`: the learning rate of the step, of shape `(num_steps,)`; `None` if the optimizer
-        has none.
+    - `learning_rate`: the learning rate of the step, of shape `(num_steps,)`; `None` if the
+        optimizer has none.
     - `grad_norm`: the 2-norm of the gradient over all leaves, of shape `(num_steps,)`.
     - `aux`: what else the loss function returned, each leaf with a new first axis of `num_steps`;
         `None` without `has_aux`.
@@ -75,9 +74,9 @@ class Fit(eqx.Module, Generic[Model]):
 class FitProgress(Generic[Model]):
     """What a callback of [`eqopt.fit`][] is given.
 
-    `num_steps` is the number of steps taken so far. `loss`, `learning_rate`, `grad_norm` and `aux` are
-    those of the last step; reading one waits for the device. `model` and `state` are copies, made when
-    they are asked for: what the loop holds is overwritten in the next step.
+    `num_steps` is the number of steps taken so far. `loss`, `learning_rate`, `grad_norm` and `aux`
+    are those of the last step; reading one waits for the device. `model` and `state` are copies,
+    made when they are asked for: what the loop holds is overwritten in the next step.
     """
 
     def __init__(self, num_steps: int, metrics: "_Metrics", rebuild: Callable[[], Any]) -> None:
@@ -143,10 +142,10 @@ def fit(
 
     **Arguments:**
 
-    - `loss_fn`: called `loss_fn(model, *batch)`, or `loss_fn(model, batch)` where a batch is neither
-        a tuple nor a list; with a `key`, `loss_fn(..., key=key)` if it takes one. It returns a real
-        number, or with `has_aux` a pair of it and a tree of arrays. What it reads from elsewhere (a
-        closure, a global) is read once, when `fit` is called.
+    - `loss_fn`: called `loss_fn(model, *batch)`, or `loss_fn(model, batch)` where a batch is
+        neither a tuple nor a list; with a `key`, `loss_fn(..., key=key)` if it takes one. It
+        returns a real number, or with `has_aux` a pair of it and a tree of arrays. What it reads
+        from elsewhere (a closure, a global) is read once, when `fit` is called.
     - `optimizer`: any transformation.
     - `model`: any PyTree; its inexact arrays are trained.
     - `batches`: any iterable; it may be endless if `callback` ends the loop.
@@ -204,9 +203,7 @@ def fit(
             if time.monotonic() - shown > _REFRESH:
                 shown = time.monotonic()
                 bar.update(record.num_steps, record.message())
-            if callback is not None and callback(
-                FitProgress(record.num_steps, metrics, loop.copy)
-            ):
+            if callback is not None and callback(FitProgress(record.num_steps, metrics, loop.copy)):
                 break
     except KeyboardInterrupt:
         interrupted = True
@@ -237,7 +234,7 @@ def _copy(arrays: list[Any]) -> list[Any]:
     return jax.tree.map(jnp.copy, arrays)
 
 
-_Spec = tuple[PyTreeDef, tuple[Any, ...], PyTreeDef, tuple[Any, ...], bool]
+_Spec = tuple[TreeDef, tuple[Any, ...], TreeDef, tuple[Any, ...], bool]
 
 
 @functools.lru_cache(maxsize=64)
@@ -254,9 +251,7 @@ def _make(spec: _Spec) -> tuple[Callable[..., Any], Callable[..., Any]]:
         rate = learning_rate(optimizer, state)
         args = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
         model, state, evaluation = step(optimizer, fn, model, state, args, kwargs, has_aux)
-        metrics = _Metrics(
-            evaluation.value, rate, global_norm(evaluation.grad), evaluation.aux
-        )
+        metrics = _Metrics(evaluation.value, rate, global_norm(evaluation.grad), evaluation.aux)
         return _door.pack((model, state, key)).arrays, metrics
 
     def many(arrays: list[Any], fixed: list[Any], batches: Any) -> tuple[list[Any], _Metrics]:
@@ -310,7 +305,7 @@ class _Record:
         self.num_steps = 0
         self.waiting: list[_Metrics] = []
         self.done: list[_Metrics] = []
-        self.latest = float("nan")
+        self.latest = ""
 
     def add(self, metrics: _Metrics, num: int) -> None:
         self.num_steps += num
@@ -331,10 +326,11 @@ class _Record:
     def message(self) -> str:
         # Of what has been dispatched, the latest loss that is there already: never wait for it.
         for metrics in reversed(self.waiting):
-            if metrics.loss.is_ready():
-                self.latest = float(np.ravel(metrics.loss)[-1])
+            loss: Any = metrics.loss
+            if loss.is_ready():
+                self.latest = f"loss {np.ravel(loss)[-1]:.4g}"
                 break
-        return f"loss {self.latest:.4g}"
+        return self.latest
 
     def history(self) -> History:
         self._flush()

@@ -16,27 +16,24 @@ Two limits, which are those of every `jit`: what an installed package keeps to i
 
 import builtins
 import datetime
-import dis
 import enum
 import functools
 import inspect
 import logging
-import os
 import pathlib
 import re
-import sys
-import sysconfig
 import types
-import warnings
 import weakref
 from collections.abc import Hashable
-from typing import Any, TypeAlias
+from typing import Any
 
 import equinox as eqx
 import jax
 import numpy as np
 from jax.tree_util import PyTreeDef
 
+from . import _code, _rebuild
+from ._rebuild import Aside, EMPTY, Equal, Hoisted, Plan, Ref, Same, Weak
 from ._types import Function
 
 
@@ -46,156 +43,6 @@ class RecompilationWarning(UserWarning):
 
 class _Unseen(Exception):
     """There is something that cannot be seen into."""
-
-
-class _Same:
-    """A constant, compared by identity."""
-
-    def __init__(self, value: Any):
-        self.value = value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self.value is other.value
-
-    def __hash__(self) -> int:
-        return id(self.value)
-
-
-class _Equal:
-    """A constant, compared by a key that holds its type: `1 == 1.0 == True`, but not here."""
-
-    def __init__(self, value: Any, *key: Hashable):
-        self.value, self.key = value, (type(value), *key)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Equal) and self.key == other.key
-
-    def __hash__(self) -> int:
-        return hash(self.key)
-
-
-class _Weak:
-    """Something that is not kept alive, compared by identity; once dead it equals nothing."""
-
-    def __init__(self, value: Any):
-        self.ref, self.key = weakref.ref(value), id(value)
-
-    @property
-    def value(self) -> Any:
-        return self.ref()
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Weak) and self.value is other.value is not None
-
-    def __hash__(self) -> int:
-        return self.key
-
-
-class _Aside(_Weak):
-    """Something that is not kept alive, and not compared: others say whether it is the same."""
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Aside)
-
-    def __hash__(self) -> int:
-        return 0
-
-
-_EMPTY = _Same(object())  # a cell that is not assigned yet
-_Ref: TypeAlias = int | _Same | _Equal | _Weak  # a slot's number: rebuilt at each call; a constant
-
-
-class _Code:
-    """What is known of a code object, once and for all, and how often it has been traced."""
-
-    def __init__(self, code: types.CodeType):
-        self.code, self.key = code, _Equal(code, code)
-        self.uses: dict[str, set[str | None]] = {}
-        self.globals: set[str] = set()
-        self.attributes: set[str] = set()
-        self.unseen: str | None = None
-        self._read(code)
-        # A list that is appended to, and nothing else, is not read: it is as good as a constant.
-        self.logs = {name for name, uses in self.uses.items() if uses == {"append"}}
-        self.passes_self = None in self.uses.get((*code.co_varnames, "")[0], ())
-        self.signatures: set[int] = set()
-        self.repeats = 0
-
-    def _read(self, code: types.CodeType) -> None:
-        steps = list(dis.get_instructions(code))
-        for i, step in enumerate(steps):
-            op, name = step.opname, step.argval
-            is_global = "GLOBAL" in op or op == "LOAD_NAME"
-            if is_global:
-                self.globals.add(name)
-            if "ATTR" in op or op in ("LOAD_METHOD", "IMPORT_FROM"):
-                self.attributes.add(name)
-            elif op == "IMPORT_NAME" and (steps[i - 2].argval != 0 or not _known_name(name)):
-                self.unseen = f"imports `{name}`"
-            elif op == "LOAD_CLOSURE" or (op == "LOAD_FAST" and name in code.co_freevars):
-                pass  # a cell handed on to a nested function, whose own code says what it does
-            elif is_global or "DEREF" in op or "FAST" in op:
-                after = steps[i + 1] if op.startswith("LOAD") else step
-                attribute = "ATTR" in after.opname or after.opname == "LOAD_METHOD"
-                for used in name if isinstance(name, tuple) else (name,):
-                    self.uses.setdefault(used, set()).add(after.argval if attribute else None)
-        for nested in code.co_consts:
-            if isinstance(nested, types.CodeType):
-                self._read(nested)
-
-
-_codes: dict[int, _Code] = {}  # by id, and kept alive: hashing a code object reads all of it
-
-
-def _code(code: types.CodeType) -> _Code:
-    found = _codes.get(id(code))
-    if found is None:
-        if len(_codes) >= 4096:
-            _codes.clear()
-        found = _codes[id(code)] = _Code(code)
-    return found
-
-
-# What is installed does not change under our feet, and is not looked into. Nor is eqopt.
-_PREFIXES = ("<frozen ", os.path.dirname(__file__) + os.sep, sysconfig.get_path("stdlib") + os.sep)
-_FOLDERS = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
-
-
-@functools.lru_cache(4096)
-def _installed(path: str) -> bool:
-    return path.startswith(_PREFIXES) or any(folder in path for folder in _FOLDERS)
-
-
-def _known(module: types.ModuleType) -> bool:
-    file = vars(module).get("__file__")
-    if file is not None:
-        return _installed(file)
-    # Built in; unless it is of the user's own making, under whatever name.
-    name = module.__name__
-    builtin = name.partition(".")[0] in sys.stdlib_module_names and name != "__main__"
-    return builtin and sys.modules.get(name) is module
-
-
-def _known_name(name: str) -> bool:
-    module = sys.modules.get(name)
-    return name in sys.stdlib_module_names if module is None else _known(module)
-
-
-def _known_class(cls: type) -> bool:
-    if cls.__module__ == "builtins":  # so says a class, too, if a notebook has no `__name__`
-        return vars(builtins).get(cls.__name__) is cls or not cls.__flags__ & 1 << 9
-    module = sys.modules.get(cls.__module__)
-    return module is not None and _known(module)
-
-
-def _known_function(fn: types.FunctionType) -> bool:
-    if not _installed(fn.__code__.co_filename):
-        return False
-    module = sys.modules.get(fn.__module__ or "")
-    if module is not None and vars(module).get(fn.__name__) is fn:
-        return True
-    # A closure, such as `jax.grad(fn)`, holds what the user gave.
-    return fn.__closure__ is None and "<locals>" not in fn.__qualname__
 
 
 _ATOMS = frozenset((type(None), type(...), type(NotImplemented), bool, int, str, bytes, range))
@@ -214,11 +61,13 @@ _MAX_LEAVES = 4096
 _JITTED = type(jax.jit(lambda: None))
 
 
-class _Bound(eqx.Module):
+class _Probe(eqx.Module):
+    """Shows what a method of a Module is, once bound."""
+
     def method(self) -> None: ...
 
 
-_BOUND = type(_Bound().method)
+_BOUND = type(_Probe().method)
 
 
 @functools.lru_cache(256)
@@ -227,7 +76,7 @@ def _nodes(treedef: PyTreeDef) -> tuple[tuple[type, ...], tuple[types.FunctionTy
     node = treedef.node_data()
     if node is None:
         return (), ()
-    classes = () if _known_class(node[0]) else (node[0],)
+    classes = () if _code.known_class(node[0]) else (node[0],)
     functions, rest = (), [node[1]]
     while rest:
         aux = rest.pop()
@@ -247,13 +96,14 @@ class _Reader:
         self.slots: list[tuple[Any, ...]] = []
         self.memo: dict[tuple[int, bool], int] = {}
         self.alive: list[Any] = []  # what the ids in the memo belong to
-        self.tables: dict[int, dict[str, _Ref]] = {}  # of the slots that are globals or modules
+        self.tables: dict[int, dict[str, Ref]] = {}  # of the slots that are globals or modules
         self.modules: list[tuple[int, types.ModuleType, bool]] = []
         self.classes: list[type] = []
         self.pins: list[Hashable] = []
         self.attributes: set[str] = set()
         self.lists: dict[int, bool] = {}
         self.entry: tuple[type, Any] | None = None
+        self.code: _code.Code | None = None  # the first of the user's that was met
         self.name = "the function"
         # What cannot be rebuilt, such as a class, reads its own globals. These are pinned: an array
         # is then a constant, by identity, and another one is another program.
@@ -265,7 +115,7 @@ class _Reader:
         self.memo[id(x), self.pinned] = len(self.slots) - 1
         return len(self.slots) - 1
 
-    def pin(self, x: Any) -> _Ref:
+    def pin(self, x: Any) -> Ref:
         before, self.pinned = self.pinned, True
         ref = self.see(x)
         self.pinned = before
@@ -274,88 +124,104 @@ class _Reader:
     def unseen(self, x: Any) -> _Unseen:
         return _Unseen(f"`{self.name}` holds a `{type(x).__name__}`")
 
-    def see(self, x: Any) -> _Ref:
+    def root(self, fn: Function) -> Ref:
+        call = type(fn).__call__
+        if isinstance(fn, eqx.Module) and type(call) is types.FunctionType:
+            if not isinstance(fn, _BOUND) and not _code.installed(call.__code__.co_filename):
+                return self.method(call, fn)
+        return self.see(fn)
+
+    def see(self, x: Any) -> Ref:
         kind = type(x)
         if kind in _ATOMS:
-            return _Equal(x, x)
+            return Equal(x, x)
         if kind is float or kind is complex:
-            return _Equal(x, repr(x))  # tells -0.0 from 0.0, and not NaN from NaN
+            return Equal(x, repr(x))  # tells -0.0 from 0.0, and not NaN from NaN
         slot = self.memo.get((id(x), self.pinned))
         if slot is not None:
             return slot
         if isinstance(x, jax.Array | np.ndarray | np.generic):
             return self.array(x)
         if kind is types.FunctionType:
-            return _Same(x) if _known_function(x) else self.function(x)
+            return Same(x) if _code.known_function(x) else self.function(x)
         if isinstance(x, types.ModuleType):
-            return _Same(x) if _known(x) else self.module(x)
+            return Same(x) if _code.known(x) else self.module(x)
         if isinstance(x, type):
-            if not _known_class(x):
+            if not _code.known_class(x):
                 self.classes.append(x)
-            return _Same(x)
-        if kind is types.MethodType:
+            return Same(x)
+        if kind is types.MethodType or isinstance(x, _BOUND):
             return self.method(x.__func__, x.__self__)
         if kind is functools.partial or kind is jax.tree_util.Partial:
             slot = self.slot(x)
             parts = self.see(x.func), self.see(x.args), self.see(x.keywords)
-            self.slots[slot] = _make_partial, kind, *parts
+            self.slots[slot] = _rebuild.make_partial, kind, *parts
             return slot
         return self.tree(x)
 
-    def array(self, x: Any) -> _Ref:
+    def array(self, x: Any) -> Ref:
         if not isinstance(x, jax.Array):
             exact = isinstance(x, np.generic) or type(x) is np.ndarray
             large = self.pinned and x.nbytes > 4096
             if not exact or large or x.dtype.kind not in "biufcV" or x.dtype.names is not None:
                 raise self.unseen(x)
             if self.pinned:
-                return _Equal(x.copy(), x.dtype, x.shape, x.tobytes())
+                return Equal(x.copy(), x.dtype, x.shape, x.tobytes())
         elif self.pinned:
-            return _Weak(x)
+            return Weak(x)
         slot = self.slot(x)
-        self.slots[slot] = _make_leaf, len(self.leaves)
+        self.slots[slot] = _rebuild.make_leaf, len(self.leaves)
         self.leaves.append(x)
         return slot
 
     def function(self, fn: types.FunctionType) -> int:
-        code = _code(fn.__code__)
+        code = _code.code_of(fn.__code__)
+        installed = _code.installed(fn.__code__.co_filename)
+        if self.code is None and not installed:
+            self.code = code
         if code.unseen is not None:
             raise _Unseen(f"`{fn.__name__}` {code.unseen}")
         slot = self.slot(fn)
         self.attributes |= code.attributes
-        installed = _installed(fn.__code__.co_filename)
-        names = _Equal((fn.__name__, fn.__qualname__, fn.__module__), fn.__qualname__)
-        environment = _Same(fn.__globals__) if installed else self.globals(fn.__globals__, code)
+        names = Equal((fn.__name__, fn.__qualname__, fn.__module__), fn.__qualname__)
+        environment = Same(fn.__globals__) if installed else self.globals(fn.__globals__, code)
         cells = zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True)
         cells = tuple(self.cell(name, cell, code) for name, cell in cells)
         rest = map(self.see, (fn.__defaults__, fn.__kwdefaults__, fn.__dict__ or None))
-        self.slots[slot] = _make_function, code.key, names, environment, cells, *rest
+        self.slots[slot] = (
+            _rebuild.make_function,
+            Equal(code.code, code.code),
+            names,
+            environment,
+            cells,
+            *rest,
+        )
         return slot
 
-    def cell(self, name: str, cell: types.CellType, code: _Code) -> _Ref:
+    def cell(self, name: str, cell: types.CellType, code: _code.Code) -> Ref:
         try:
             value = cell.cell_contents
         except ValueError:
-            return _EMPTY
+            return EMPTY
         return self.named(name, value, code)
 
-    def named(self, name: str, value: Any, code: _Code) -> _Ref:
+    def named(self, name: str, value: Any, code: _code.Code) -> Ref:
         self.name = name
         if type(value) is list:
             log = name in code.logs
             if self.lists.setdefault(id(value), log) is not log:
                 raise _Unseen(f"`{name}` is appended to here and read there")
             if log:
-                return _Same(value)
+                return Same(value)
         return self.see(value)
 
-    def globals(self, source: dict[str, Any], code: _Code) -> int:
+    def globals(self, source: dict[str, Any], code: _code.Code) -> int:
         slot = self.memo.get((id(source), self.pinned))
         if slot is None:
             if source.get("__builtins__", builtins) not in (builtins, vars(builtins)):
                 raise _Unseen("its builtins are not Python's")
             slot = self.slot(source)
-            self.slots[slot] = (_make_globals,)
+            self.slots[slot] = (_rebuild.make_globals,)
             self.tables[slot] = {"__name__": self.see(source.get("__name__"))}
         for name in code.globals:
             if name in source:
@@ -368,17 +234,19 @@ class _Reader:
         if "__getattr__" in vars(x):
             raise self.unseen(x)
         slot = self.slot(x)
-        self.slots[slot] = _make_module, _Same(x)
+        self.slots[slot] = _rebuild.make_module, Same(x)
         self.tables[slot] = {}
         self.modules.append((slot, x, self.pinned))
         return slot
 
     def method(self, fn: Any, owner: Any) -> int:
         slot = self.slot((fn, owner))
-        self.slots[slot] = _make_method, self.see(fn), self.see(owner)
+        if self.entry is None and isinstance(owner, eqx.Module):
+            self.entry = type(owner), fn
+        self.slots[slot] = _rebuild.make_method, self.see(fn), self.see(owner)
         return slot
 
-    def tree(self, x: Any) -> _Ref:
+    def tree(self, x: Any) -> Ref:
         try:
             leaves, treedef = jax.tree.flatten(x)
             hash(treedef)
@@ -392,33 +260,176 @@ class _Reader:
         classes, functions = _nodes(treedef)
         self.classes += classes
         self.pins += map(self.pin, functions)
-        self.slots[slot] = _make_tree, treedef, tuple(map(self.see, leaves))
+        self.slots[slot] = _rebuild.make_tree, treedef, tuple(map(self.see, leaves))
         return slot
 
-    def object(self, x: Any) -> _Ref:
+    def object(self, x: Any) -> Ref:
         kind = type(x)
         if isinstance(x, enum.Enum):
             self.see(kind)
-            return _Same(x)
+            return Same(x)
         if isinstance(x, _FIXED):
-            return _Equal(x, x)
+            return Equal(x, x)
         if isinstance(x, types.BuiltinFunctionType):
             if x.__self__ is None or isinstance(x.__self__, type | types.ModuleType):
-                return _Equal(x, x)
+                return Equal(x, x)
         elif kind is set or kind is frozenset:
-            return _Equal(x, frozenset(map(self.pin, x)))
+            return Equal(x, frozenset(map(self.pin, x)))
         elif kind is slice:
-            return _Equal(x, self.pin((x.start, x.stop, x.step)))
+            return Equal(x, self.pin((x.start, x.stop, x.step)))
         elif kind is weakref.ref:
-            return _Equal(x, self.pin(x()))
+            return Equal(x, self.pin(x()))
         elif kind.__module__.partition(".")[0] in _TRUSTED and "Ref" not in kind.__name__:
             if kind is not _JITTED and kind.__dictoffset__:
                 functions = [y for y in vars(x).values() if type(y) is types.FunctionType]
                 self.pins += map(self.pin, functions)
-            return _Equal(x, x) if isinstance(x, Hashable) else _Same(x)
-        elif all(f"{c.__module__}.{c.__name__}" in _PLAIN or not _known_class(c) for c in kind.mro()):
+            return Equal(x, x) if isinstance(x, Hashable) else Same(x)
+        elif all(
+            f"{c.__module__}.{c.__name__}" in _PLAIN or not _code.known_class(c)
+            for c in kind.__mro__
+        ):
             slot = self.slot(x)
             self.see(kind)
-            self.slots[slot] = _make_object, _Same(kind), _Aside(x), self.pin(x.__getstate__())
+            self.slots[slot] = (
+                _rebuild.make_object,
+                Same(kind),
+                Aside(x),
+                self.pin(object.__getstate__(x)),
+            )
             return slot
         raise self.unseen(x)
+
+    def finish(self) -> None:
+        """Pins the classes, and reads those attributes of modules that some code names."""
+        done: set[type] = set()
+        doubt, before = False, None
+        while before != (before := (len(self.attributes), len(self.modules), len(done), doubt)):
+            for cls in self.classes:
+                if cls not in done:
+                    done.add(cls)
+                    self.pin_class(cls, None if doubt else self.entry)
+            for slot, module, pinned in self.modules:
+                self.pinned, table, here = pinned, self.tables[slot], vars(module)
+                for name in sorted(self.attributes & here.keys() - table.keys()):
+                    self.name = f"{module.__name__}.{name}"
+                    table[name] = self.see(here[name])
+            self.pinned = False
+            if not doubt and self.entry is not None and self.twice(*self.entry):
+                doubt = True
+                done.discard(self.entry[0])
+        for slot, table in self.tables.items():
+            self.slots[slot] += (tuple(sorted(table.items())),)
+
+    def twice(self, cls: type, fn: Any) -> bool:
+        """Whether the method that was called first may also be called through its class."""
+        if self.classes.count(cls) > 1 or fn.__name__ in self.attributes:
+            return True
+        own = [y for c in cls.__mro__ if not _code.known_class(c) for y in vars(c).values()]
+        codes = [_code.code_of(y.__code__) for y in own if type(y) is types.FunctionType]
+        return fn.__name__ == "__call__" and any(code.passes_self for code in codes)
+
+    def pin_class(self, cls: type, entry: tuple[type, Any] | None) -> None:
+        self.name = cls.__name__
+        if not _code.known_class(type(cls)):
+            raise self.unseen(cls)
+        found: list[tuple[str, Ref]] = []
+        for c in cls.__mro__:
+            for name, x in () if _code.known_class(c) else vars(c).items():
+                if isinstance(x, property):
+                    x = x.fget, x.fset
+                elif isinstance(x, functools.cached_property):
+                    x = x.func
+                elif isinstance(x, staticmethod | classmethod):
+                    x = x.__func__
+                elif type(x) is not types.FunctionType and (name[0] == name[-1] == "_"):
+                    continue  # `__doc__`, `_member_map_`
+                is_entry = entry is not None and entry[0] is cls and entry[1] is x
+                if name != "_abc_impl" and not is_entry:
+                    found.append((name, self.pin(x)))
+        self.pins.append((Same(cls), tuple(found)))
+
+
+class Opaque(eqx.Module):
+    """A function that cannot be seen into.
+
+    **Arguments:**
+
+    - `fn`: the function.
+    - `code`: what is known of its code.
+    - `reason`: what cannot be seen into.
+    """
+
+    fn: Same = eqx.field(static=True)
+    code: _code.Code | None = eqx.field(static=True)
+    reason: str = eqx.field(static=True)
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        return self.fn.value(*args, **kwargs)
+
+    @property
+    def __wrapped__(self) -> Function:
+        return self.fn.value
+
+
+def hoist(fn: Function) -> Function:
+    """Makes a function a PyTree. What it reads now is data, and it is called as before.
+
+    Two results of one structure are one program on different data; if a result is `opaque`, nobody
+    knows. A constant, such as a function from an installed package, comes back as it is.
+    """
+    if isinstance(fn, Hoisted | Opaque):
+        return fn
+    reader = _Reader()
+    try:
+        root = reader.root(fn)
+        reader.finish()
+        if not isinstance(root, int) and not reader.pins:
+            return fn
+        plan = Plan(root, tuple(reader.slots), tuple(reader.pins), reader.code, Aside(fn))
+    except (_Unseen, RecursionError) as e:
+        code, call = reader.code, type(fn).__call__
+        if code is None and type(call) is types.FunctionType:
+            code = _code.code_of(call.__code__)
+        return Opaque(Same(fn), code, str(e))
+    return Hoisted(tuple(reader.leaves), plan)
+
+
+def opaque(fn: Function) -> bool:
+    """Whether a program that is compiled for what `hoist` returned must not serve again."""
+    if isinstance(fn, Hoisted):
+        return fn.plan.code is not None and fn.plan.code.unseen is not None
+    return isinstance(fn, Opaque)
+
+
+def note_trace(fn: Function, signature: Hashable) -> None:
+    """Notes that what `hoist` returned is being traced; warns at the third repetition.
+
+    **Arguments:**
+
+    - `fn`: what `hoist` returned.
+    - `signature`: all that is a good reason to trace anew: shapes, dtypes, structures, optimizer.
+    """
+    code = fn.code if isinstance(fn, Opaque) else fn.plan.code if isinstance(fn, Hoisted) else None
+    if not isinstance(code, _code.Code):
+        return
+    key = hash(signature)  # the signature itself may hold on to a model
+    if key not in code.signatures:
+        if len(code.signatures) < 256:
+            code.signatures.add(key)
+        return
+    code.repeats += 1
+    if code.repeats != 3:
+        return
+    path, line = code.code.co_filename, code.code.co_firstlineno
+    reason = "a constant that it reads, such as a number or a new function, is another each time"
+    if opaque(fn):
+        reason = fn.reason if isinstance(fn, Opaque) else f"it {code.unseen}"
+    warnings.warn_explicit(
+        f"`{code.code.co_qualname}` ({path}:{line}) is compiled again and again:\n"
+        f"{reason}.\n"
+        "Pass the data as arguments, `opt.step(fn, model, state, x, y)`, or make the function an\n"
+        "`eqx.Module` that holds them.",
+        RecompilationWarning,
+        path,
+        line,
+    )

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import wadler_lindig as wl
+from jax.core import Tracer
 from jaxtyping import Array
 
 from ._types import Scalar, ScalarLike, Steps, StepsLike
@@ -39,7 +40,7 @@ def real(
 
     def convert(value: ScalarLike) -> Scalar:
         x = _number(name, value)
-        if isinstance(x, jax.core.Tracer):
+        if isinstance(x, Tracer):
             return x.astype(float_dtype())
         number = float(x)
         inside = (
@@ -51,8 +52,11 @@ def real(
         )
         if not inside:
             bounds = (("at least", at_least), ("above", above), ("at most", at_most))
-            words = [f"{word} {bound:g}" for word, bound in (*bounds, ("below", below))
-                     if bound is not None]
+            words = [
+                f"{word} {bound:g}"
+                for word, bound in (*bounds, ("below", below))
+                if bound is not None
+            ]
             expected = " and ".join(words) or "finite"
             raise ValueError(f"`{name}` must be {expected}; got {number:g}")
         # Always a copy: an array that is changed in place later must not reach in here.
@@ -66,7 +70,7 @@ def steps(name: str, *, at_least: int = 0) -> Callable[[StepsLike], Steps]:
 
     def convert(value: StepsLike) -> Steps:
         x = _number(name, value)
-        if isinstance(x, jax.core.Tracer):
+        if isinstance(x, Tracer):
             return x.astype(np.int32)
         number = float(x)
         if not number.is_integer():
@@ -129,10 +133,8 @@ def _number(name: str, value: Any) -> Any:
     """Refuses what is not one real number; gives a NumPy scalar array, or a tracer."""
     numeric = isinstance(value, int | float | np.ndarray | np.generic | jax.Array)
     if isinstance(value, bool) or not numeric:
-        raise TypeError(
-            f"`{name}` must be a number or an array of shape (); got {_brief(value)}"
-        )
-    x = value if isinstance(value, jax.core.Tracer) else np.asarray(value)
+        raise TypeError(f"`{name}` must be a number or an array of shape (); got {_brief(value)}")
+    x: Any = value if isinstance(value, Tracer) else np.asarray(value)
     if x.shape != ():
         raise ValueError(
             f"`{name}` must be one number; got shape {x.shape}. To build one optimizer for "
@@ -166,7 +168,7 @@ def settle(module: _Module) -> _Module:
 
 def _settled(x: Any) -> bool:
     if isinstance(x, jax.Array):
-        return isinstance(x, jax.core.Tracer) or not x.weak_type
+        return isinstance(x, Tracer) or not x.weak_type
     if isinstance(x, np.generic | int | float):
         return isinstance(x, bool)
     return True
@@ -219,7 +221,7 @@ def _is_default(field: Any, value: Any) -> bool:
 def _print_number(x: Any) -> wl.AbstractDoc | None:
     if isinstance(x, np.ndarray | np.generic) and np.shape(x) == ():
         return wl.TextDoc(_shortest(x))
-    if isinstance(x, Array) and not isinstance(x, jax.core.Tracer) and x.shape == ():
+    if isinstance(x, Array) and not isinstance(x, Tracer) and x.shape == ():
         return wl.TextDoc(_shortest(np.asarray(x)))
     if isinstance(x, np.ndarray) and x.ndim == 1 and x.size <= 8:
         return wl.TextDoc("[" + ", ".join(map(_shortest, x)) + "]")

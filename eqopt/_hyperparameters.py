@@ -41,7 +41,8 @@ def hyperparameters(
     **Returns:**
 
     The values by name: `"learning_rate"` of an optimizer, `"links[0].max_norm"` of a chain's first
-    link, `"inner.b1"` of what a wrapper wraps. What [`eqopt.Scheduled`][] wraps keeps its own names.
+    link, `"inner.b1"` of what a wrapper wraps. What [`eqopt.Scheduled`][] wraps keeps its own
+    names.
 
     **Raises:**
 

@@ -15,11 +15,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import PyTreeDef
 from jaxtyping import Array, PyTree
 
 from . import _check
 from ._arithmetic import cast, is_complex, real_dtype, wider
+from ._types import TreeDef
+
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
@@ -68,7 +69,9 @@ def run(rules: Sequence[Rule], updates: PyTree, params: PyTree | None) -> tuple[
     """
     leaves, treedef = _check.flatten(updates)
     param_leaves = leaves if params is None else treedef.flatten_up_to(params)
-    columns = [[_column(rule, name, updates, leaves, treedef) for name in rule.trees] for rule in rules]
+    columns = [
+        [_column(rule, name, updates, leaves, treedef) for name in rule.trees] for rule in rules
+    ]
     masks = [None if r.mask is None else treedef.flatten_up_to(r.mask) for r in rules]
 
     groups: dict[Any, list[int]] = {}
@@ -131,7 +134,7 @@ def _chunk(num_leaves: int) -> int:
 
 
 def _column(
-    rule: Rule, name: str, updates: PyTree, leaves: list[Any], treedef: PyTreeDef
+    rule: Rule, name: str, updates: PyTree, leaves: list[Any], treedef: TreeDef
 ) -> list[Any]:
     """The leaves of one of the state's trees, in the order of the updates' leaves."""
     tree = getattr(rule.state, name)

@@ -61,7 +61,7 @@ class Context(eqx.Module):
         found = known[name] if name in known else self.extra.get(name)
         if found is None:
             raise ValueError(
-                f"`{type(owner).__name__}` needs `{name}`: give it to `update` as a keyword argument"
+                f"`{type(owner).__name__}` needs `{name}`: pass it to `update` by keyword"
             )
         return found
 

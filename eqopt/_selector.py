@@ -9,11 +9,12 @@ import equinox as eqx
 import jax
 import numpy as np
 import wadler_lindig as wl
-from jax.tree_util import PyTreeDef
+from jax.core import Tracer
 from jaxtyping import PyTree
 
 from . import _check
 from ._hyperparameter import optional, prettily, size
+from ._types import TreeDef
 
 
 class AbstractSelector(eqx.Module):
@@ -56,8 +57,8 @@ class ByPath(AbstractSelector):
 
     **Arguments:**
 
-    - `pattern`: in it `*` stands for any characters but a dot, `?` for one of them, and `**` for any
-        number of whole components, none included: `layers.*.weight`, `**.bias`, `encoder.**`.
+    - `pattern`: in it `*` stands for any characters but a dot, `?` for one of them, and `**` for
+        any number of whole components, none included: `layers.*.weight`, `**.bias`, `encoder.**`.
         The pattern must match the whole path. A compiled regular expression (`re.compile`) is
         searched for anywhere in the path.
     """
@@ -124,8 +125,8 @@ class ByNdim(AbstractSelector):
     or more; `ByNdim(2, 2)` matrices alone; `ByNdim(0, 1)` vectors and scalars.
 
     !!! warning
-        The bias of `eqx.nn.Conv2d` has shape `(channels, 1, 1)`, three dimensions. For "weights, not
-        biases" of a convolutional network, choose by path: `ByPath("**.weight")`.
+        The bias of `eqx.nn.Conv2d` has shape `(channels, 1, 1)`, three dimensions. For "weights,
+        not biases" of a convolutional network, choose by path: `ByPath("**.weight")`.
 
     **Arguments:**
 
@@ -247,7 +248,7 @@ def _combine(
 
 
 class FunctionSelector(AbstractSelector):
-    """Chooses by a function of the parameters; what a plain function becomes where a mask may stand.
+    """Chooses by a function of the parameters; what a plain function becomes as a mask.
 
     **Arguments:**
 
@@ -273,7 +274,7 @@ class TreeSelector(AbstractSelector):
 
     # Kept flat and static: a mask decides the shape of the program, and must be hashable.
     booleans: tuple[bool | None, ...] = eqx.field(static=True)
-    structure: PyTreeDef = eqx.field(static=True, repr=False)
+    structure: TreeDef = eqx.field(static=True, repr=False)
 
     def __init__(self, tree: PyTree[bool]) -> None:
         leaves, self.structure = _check.flatten(tree)
@@ -286,7 +287,7 @@ class TreeSelector(AbstractSelector):
 def _boolean(tree: PyTree, index: int, x: Any) -> bool | None:
     # Leaves that are no booleans may only stand where the model has no parameter either: a mask
     # made by mapping over a whole model still has its activation functions. `None` is such a hole.
-    if isinstance(x, jax.core.Tracer):
+    if isinstance(x, Tracer):
         raise TypeError(f"`{_check.paths('mask', tree)[index]}` is traced; masks are static")
     if isinstance(x, bool | np.bool_):
         return bool(x)
@@ -302,8 +303,10 @@ def _spread(mask: PyTree, params: PyTree) -> PyTree[bool]:
     """Extends a prefix tree of booleans to all of `params`."""
 
     def spread(chosen: Any, part: Any) -> PyTree[bool]:
-        if isinstance(chosen, jax.core.Tracer):
-            raise TypeError("a mask must not depend on the parameters' values, only on their shapes")
+        if isinstance(chosen, Tracer):
+            raise TypeError(
+                "a mask must not depend on the parameters' values, only on their shapes"
+            )
         if not isinstance(chosen, bool | np.bool_ | None):
             raise TypeError(f"a mask must hold True or False; it holds {_check.describe(chosen)}")
         if chosen is None and jax.tree.leaves(part):

@@ -13,10 +13,10 @@ import wadler_lindig as wl
 from jaxtyping import PyTree
 
 from . import _check, _door, _kernel
+from ._arithmetic import cast, wider
 from ._function import hoist, note_trace, opaque
 from ._hyperparameter import float_dtype, prettily, settle
-from ._objective import Context, Evaluation, Objective, accepted
-from ._arithmetic import cast, wider
+from ._objective import accepted, Context, Evaluation, Objective
 from ._tree import conj
 from ._types import Function, Model, Params, State, Tree, Updates
 
@@ -57,7 +57,7 @@ class AbstractTransformation(eqx.Module, Generic[State]):
         The state: arrays only, on the devices of the parameters, none shared with them.
         """
         fn = None if value_fn is None else hoist(value_fn)
-        reuse = value_fn is None or not opaque(fn)
+        reuse = fn is None or not opaque(fn)
         params = params if fn is not None else _door.drop_statics(params)
         args = _door.numbers_are_data(args)
         return _door.call(_init, settle(self), params, fn, args, has_aux, reuse=reuse)
@@ -132,9 +132,9 @@ class AbstractTransformation(eqx.Module, Generic[State]):
             with `has_aux` a pair of it and anything else.
         - `params`: the model.
         - `state`: what `init` or the last step returned.
-        - `*args`, `**kwargs`: for `fn`. Numbers are data, like arrays; `True`, `False`, strings, and
-            numbers within a Module are static. A keyword argument that `fn` does not take still reaches the transformations,
-            as `**extra` of `update`; `key` reaches both.
+        - `*args`, `**kwargs`: for `fn`. Numbers are data, like arrays; `True`, `False`, strings,
+            and numbers within a Module are static. A keyword argument that `fn` does not take still
+            reaches the transformations, as `**extra` of `update`; `key` reaches both.
 
         **Returns:**
 
@@ -244,7 +244,7 @@ def state_type(transformation: AbstractTransformation[Any]) -> type[eqx.Module]:
     """The class of a transformation's state, read from `AbstractTransformation[ItsState]`."""
     if isinstance(transformation, AbstractOptimizer):
         return state_type(transformation.compose())
-    for base in type(transformation).__orig_bases__:
+    for base in vars(type(transformation))["__orig_bases__"]:
         origin, arguments = typing.get_origin(base), typing.get_args(base)
         if arguments and issubclass(origin, AbstractTransformation):
             return typing.get_origin(arguments[0]) or arguments[0]
@@ -399,5 +399,3 @@ def _add(x: Any, u: Any) -> Any:
         return x
     dtype = wider(x.dtype, u.dtype)
     return (x.astype(dtype) + u.astype(dtype)).astype(x.dtype)
-
-

@@ -9,7 +9,7 @@ from jax import lax
 from jax.experimental.shard_alike import shard_alike
 from jaxtyping import Array, Bool, Float, Inexact, PyTree
 
-from ._arithmetic import abs_sq, cast, is_complex, safe_sqrt, wider, real_dtype
+from ._arithmetic import abs_sq, cast, is_complex, real_dtype, safe_sqrt, wider
 from ._types import Count
 
 _INT32_MAX = np.int32(np.iinfo(np.int32).max)

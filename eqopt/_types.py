@@ -9,8 +9,8 @@ from jaxtyping import Array, Float, Inexact, Int, PyTree
 
 # Trees that share their structure and, leaf by leaf, their shape. At run time the front door
 # checks this by one pass of its own (see `_check.py`); here it is documentation.
-Params: TypeAlias = PyTree[Inexact[Array, "?*p"], "P"]
-Updates: TypeAlias = PyTree[Inexact[Array, "?*p"], "P"]
+Params = PyTree[Inexact[Array, "?*p"], "P"]
+Updates = PyTree[Inexact[Array, "?*p"], "P"]
 
 # A real hyper-parameter as a transformation stores it: NumPy until it enters a compiled
 # program, so that building an optimizer starts no JAX backend.
@@ -21,6 +21,9 @@ StepsLike: TypeAlias = int | np.ndarray | np.generic | Array
 
 # A number of steps: a strong int32 that starts at 0 and saturates.
 Count: TypeAlias = Int[Array, ""]
+
+# `jax.tree_util.PyTreeDef`, which type checkers take for a variable.
+TreeDef: TypeAlias = Any
 
 Function: TypeAlias = Callable[..., Any]
 

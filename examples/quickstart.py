@@ -14,7 +14,6 @@ import matplotlib
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 import eqopt
 
@@ -76,14 +75,18 @@ def epoch(images: np.ndarray, labels: np.ndarray, number: int) -> Iterator[Any]:
 
 def main() -> None:
     matplotlib.use("Agg")
-    digits = load_digits()
-    images = (digits.data / 16).astype(np.float32).reshape(-1, 1, 8, 8)
-    labels = digits.target.astype(np.int32)
-    x_train, x_test, y_train, y_test = train_test_split(
-        images, labels, test_size=0.2, random_state=0, stratify=labels
-    )
+    pixels, targets = load_digits(return_X_y=True)
+    images = np.asarray(pixels / 16, np.float32).reshape(-1, 1, 8, 8)
+    labels = np.asarray(targets, np.int32)
+    order = np.random.default_rng(0).permutation(len(images))
+    train, test = order[:-360], order[-360:]
+    x_test, y_test = jnp.asarray(images[test]), jnp.asarray(labels[test])
 
-    batches = [batch for number in range(NUM_EPOCHS) for batch in epoch(x_train, y_train, number)]
+    batches = [
+        batch
+        for number in range(NUM_EPOCHS)
+        for batch in epoch(images[train], labels[train], number)
+    ]
     schedule = eqopt.WarmupCosineDecay(
         peak_value=3e-3, warmup_steps=len(batches) // 10, decay_steps=len(batches)
     )
@@ -95,9 +98,7 @@ def main() -> None:
     print(optimizer)
 
     model = Network(jax.random.key(0))
-    fit = eqopt.fit(
-        loss_fn, optimizer, model, batches, key=jax.random.key(1), progress=True
-    )
+    fit = eqopt.fit(loss_fn, optimizer, model, batches, key=jax.random.PRNGKey(1), progress=True)
     print(f"train loss: {fit.history.loss[0]:.3f} -> {fit.history.loss[-20:].mean():.3f}")
     print(f"test accuracy: {100 * accuracy(fit.model, x_test, y_test):.1f} %")
 
@@ -107,20 +108,14 @@ def main() -> None:
 
     # Half of the same run, saved; then loaded, and run to its end.
     half = len(batches) // 2
-    first = eqopt.fit(loss_fn, optimizer, model, batches[:half], key=jax.random.key(1))
-    eqx.tree_serialise_leaves(CHECKPOINT, (first.model, first.state, jax.random.key_data(first.key)))
+    first = eqopt.fit(loss_fn, optimizer, model, batches[:half], key=jax.random.PRNGKey(1))
+    eqx.tree_serialise_leaves(CHECKPOINT, (first.model, first.state, first.key))
 
-    like = (model, optimizer.init(model), jax.random.key_data(jax.random.key(1)))
-    loaded_model, loaded_state, key_data = eqx.tree_deserialise_leaves(CHECKPOINT, like)
-    second = eqopt.fit(
-        loss_fn,
-        optimizer,
-        loaded_model,
-        batches[half:],
-        state=loaded_state,
-        key=jax.random.wrap_key_data(key_data),
-    )
-    print(f"resumed from {CHECKPOINT}: bit-identical: {bool(eqx.tree_equal(second.model, fit.model))}")
+    like = (model, optimizer.init(model), jax.random.PRNGKey(1))
+    model, state, key = eqx.tree_deserialise_leaves(CHECKPOINT, like)
+    second = eqopt.fit(loss_fn, optimizer, model, batches[half:], state=state, key=key)
+    same = bool(eqx.tree_equal(second.model, fit.model))
+    print(f"resumed from {CHECKPOINT}, bit-identical to the run in one go: {same}")
 
 
 if __name__ == "__main__":

@@ -48,9 +48,7 @@ class Adam(AbstractOptimizer[_AdamState]):
 
     def compose(self) -> AbstractTransformation[_AdamState]:
         return Chain(
-            ScaleByAdam(
-                self.b1, self.b2, self.eps, self.eps_root, self.mu_dtype, self.nesterov
-            ),
+            ScaleByAdam(self.b1, self.b2, self.eps, self.eps_root, self.mu_dtype, self.nesterov),
             ScaleByLearningRate(self.learning_rate),
         )
 
@@ -92,9 +90,7 @@ class AdamW(AbstractOptimizer[_AdamWState]):
 
     def compose(self) -> AbstractTransformation[_AdamWState]:
         return Chain(
-            ScaleByAdam(
-                self.b1, self.b2, self.eps, self.eps_root, self.mu_dtype, self.nesterov
-            ),
+            ScaleByAdam(self.b1, self.b2, self.eps, self.eps_root, self.mu_dtype, self.nesterov),
             AddDecayedWeights(self.weight_decay, self.mask),
             ScaleByLearningRate(self.learning_rate),
         )
@@ -131,9 +127,7 @@ class NAdam(AbstractOptimizer[_AdamState]):
 
     def compose(self) -> AbstractTransformation[_AdamState]:
         return Chain(
-            ScaleByAdam(
-                self.b1, self.b2, self.eps, self.eps_root, self.mu_dtype, self.nesterov
-            ),
+            ScaleByAdam(self.b1, self.b2, self.eps, self.eps_root, self.mu_dtype, self.nesterov),
             ScaleByLearningRate(self.learning_rate),
         )
 
@@ -175,9 +169,7 @@ class NAdamW(AbstractOptimizer[_AdamWState]):
 
     def compose(self) -> AbstractTransformation[_AdamWState]:
         return Chain(
-            ScaleByAdam(
-                self.b1, self.b2, self.eps, self.eps_root, self.mu_dtype, self.nesterov
-            ),
+            ScaleByAdam(self.b1, self.b2, self.eps, self.eps_root, self.mu_dtype, self.nesterov),
             AddDecayedWeights(self.weight_decay, self.mask),
             ScaleByLearningRate(self.learning_rate),
         )

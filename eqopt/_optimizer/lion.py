@@ -20,15 +20,16 @@ class Lion(AbstractOptimizer[_State]):
     """Steps by the sign of an averaged gradient, every entry by the same amount.
 
     It is a chain of [`eqopt.ScaleByLion`][], [`eqopt.AddDecayedWeights`][] and
-    [`eqopt.ScaleByLearningRate`][]. It wants a learning rate three to ten times smaller than Adam's,
-    and a weight decay as much larger.
+    [`eqopt.ScaleByLearningRate`][]. It wants a learning rate three to ten times smaller than
+    Adam's, and a weight decay as much larger.
 
     **Arguments:**
 
     - `learning_rate`: the rate, a number or a schedule, not negative.
     - `b1`: the weight of the average in the update, in $[0, 1)$.
     - `b2`: the decay of the average, in $[0, 1)$.
-    - `mu_dtype`: the dtype of the average; `None` is the parameter's, and float32 for half precision.
+    - `mu_dtype`: the dtype of the average; `None` is the parameter's, and float32 for half
+        precision.
     - `weight_decay`: the decay, in proportion to the learning rate, not negative.
     - `mask`: what decays: a selector, a function from the parameters to booleans, or a tree of
         booleans; `None` is everything.

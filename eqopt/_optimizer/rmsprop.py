@@ -1,5 +1,7 @@
 """RMSProp."""
 
+from typing import Any
+
 import equinox as eqx
 
 from .._hyperparameter import flag, optional, real
@@ -51,16 +53,14 @@ class RMSProp(AbstractOptimizer[_State]):
         converter=optional(real("momentum", at_least=0, at_most=1)), default=None
     )
     nesterov: bool = eqx.field(converter=flag("nesterov"), static=True, default=False)
-    bias_correction: bool = eqx.field(
-        converter=flag("bias_correction"), static=True, default=False
-    )
+    bias_correction: bool = eqx.field(converter=flag("bias_correction"), static=True, default=False)
 
     def compose(self) -> AbstractTransformation[_State]:
         scaling = ScaleByStddev if self.centered else ScaleByRMS
-        moments: AbstractTransformation[_Moments] = scaling(
+        moments: AbstractTransformation[Any] = scaling(
             self.decay, self.eps, self.initial_scale, self.eps_in_sqrt, self.bias_correction
         )
-        memory: AbstractTransformation[TraceState | EmptyState] = (
+        memory: AbstractTransformation[Any] = (
             Identity() if self.momentum is None else Trace(self.momentum, self.nesterov)
         )
         return Chain(moments, ScaleByLearningRate(self.learning_rate), memory)

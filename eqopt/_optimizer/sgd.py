@@ -1,5 +1,7 @@
 """Stochastic gradient descent."""
 
+from typing import Any
+
 import equinox as eqx
 import numpy as np
 
@@ -26,8 +28,8 @@ class SGD(AbstractOptimizer[_State]):
     - `learning_rate`: the rate $\gamma_t \ge 0$, a number or a schedule.
     - `momentum`: the factor $\mu$, in $[0, 1]$; `None` is none, and needs no memory.
     - `nesterov`: whether the momentum is Nesterov's.
-    - `accumulator_dtype`: the dtype of the momentum; `None` is the parameter's, and float32 for half
-        precision.
+    - `accumulator_dtype`: the dtype of the momentum; `None` is the parameter's, and float32 for
+        half precision.
     """
 
     learning_rate: Scalar | AbstractSchedule = eqx.field(
@@ -42,7 +44,7 @@ class SGD(AbstractOptimizer[_State]):
     )
 
     def compose(self) -> AbstractTransformation[_State]:
-        memory: AbstractTransformation[TraceState | EmptyState] = (
+        memory: AbstractTransformation[Any] = (
             Identity()
             if self.momentum is None
             else Trace(self.momentum, self.nesterov, self.accumulator_dtype)

@@ -29,7 +29,9 @@ class AbstractSchedule(eqx.Module):
 
     def __call__(self, count: int | np.ndarray | Int[Array, "*shape"]) -> Float[Array, "*shape"]:
         """Gives the value at each count."""
-        return _door.call(_evaluate, settle(self), np.asarray(count) if type(count) is int else count)
+        return _door.call(
+            _evaluate, settle(self), np.asarray(count) if type(count) is int else count
+        )
 
     def __pdoc__(self, **kwargs: Any) -> wl.AbstractDoc:
         return prettily(self, **kwargs)

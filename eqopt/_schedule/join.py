@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from .._hyperparameter import steps
 from .._types import Function, ScalarLike, StepsLike
-from .base import AbstractSchedule, Constant, as_real, as_schedule, as_steps, since
+from .base import AbstractSchedule, as_real, as_schedule, as_steps, Constant, since
 
 _Boundaries: TypeAlias = Sequence[StepsLike] | np.ndarray | Array
 

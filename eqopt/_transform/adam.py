@@ -63,7 +63,8 @@ class ScaleByAdam(AbstractLeafwise[ScaleByAdamState]):
     u_t &= \hat m_t \big/ \left(\sqrt{\hat v_t + \bar\epsilon} + \epsilon\right).
     \end{aligned}$$
 
-    With `nesterov`, $\hat m_t = \beta_1 m_t / (1 - \beta_1^{t+1}) + (1 - \beta_1) g_t / (1 - \beta_1^t)$.
+    With `nesterov`,
+    $\hat m_t = \beta_1 m_t / (1 - \beta_1^{t+1}) + (1 - \beta_1) g_t / (1 - \beta_1^t)$.
 
     **Arguments:**
 
@@ -71,7 +72,8 @@ class ScaleByAdam(AbstractLeafwise[ScaleByAdamState]):
     - `b2`: the decay $\beta_2$ of the average squared gradient, in $[0, 1)$.
     - `eps`: $\epsilon \ge 0$, added to the root; bounds the updates where gradients are tiny.
     - `eps_root`: $\bar\epsilon \ge 0$, added under the root.
-    - `mu_dtype`: the dtype of $m$; `None` is the parameter's, and float32 for half precision.
+    - `mu_dtype`: the dtype of $m$; `None` is the parameter's, and float32 for half
+        precision.
     - `nesterov`: whether to look ahead, as Nesterov's momentum does.
 
     !!! note

@@ -1,6 +1,5 @@
 """Transformations that remember nothing."""
 
-
 import equinox as eqx
 from jax import lax
 from jaxtyping import Array, Float, Inexact
@@ -27,9 +26,7 @@ class Identity(AbstractTransformation[EmptyState]):
 
 
 @_check.typed
-def scale(
-    update: Inexact[Array, "*shape"], factor: Float[Array, ""]
-) -> Inexact[Array, "*shape"]:
+def scale(update: Inexact[Array, "*shape"], factor: Float[Array, ""]) -> Inexact[Array, "*shape"]:
     return times(factor, update)
 
 
@@ -77,8 +74,8 @@ class Stateless(AbstractTransformation[EmptyState]):
 
     - `f`: called `f(updates, params)`, where `params` is `None` if the user gave none; it returns
         updates of the same structure and shapes. Both are trees of arrays, with `None` for what is
-        not trained. A function is static: one that is made anew is compiled anew. A Module is a tree:
-        its arrays are data.
+        not trained. A function is static: one that is made anew is compiled anew. A Module is a
+        tree: its arrays are data.
 
     Raises a `ValueError` that names the leaf if what `f` returns does not fit.
     """
@@ -95,6 +92,6 @@ class Stateless(AbstractTransformation[EmptyState]):
     def transform(
         self, updates: Updates, state: EmptyState, params: Params | None, context: Context
     ) -> tuple[Updates, EmptyState]:
-        return _check.fit(self.f(updates, params), updates, "f(updates, params)", any_dtype=True), state
-
-
+        return _check.fit(
+            self.f(updates, params), updates, "f(updates, params)", any_dtype=True
+        ), state

@@ -44,9 +44,7 @@ class Clip(AbstractLeafwise[EmptyState]):
 
 
 @_check.typed
-def _shrink(
-    update: Inexact[Array, "*shape"], factor: Float[Array, ""]
-) -> Inexact[Array, "*shape"]:
+def _shrink(update: Inexact[Array, "*shape"], factor: Float[Array, ""]) -> Inexact[Array, "*shape"]:
     # Selected, for `0 * inf` is NaN.
     return jnp.where(factor > 0, times(factor, update), jnp.zeros_like(update))
 

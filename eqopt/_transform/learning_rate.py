@@ -1,6 +1,5 @@
 """The last link: the learning rate, constant or scheduled."""
 
-
 import equinox as eqx
 from jaxtyping import Array, Float, Inexact
 
@@ -16,9 +15,7 @@ from .._types import Count, Params, Scalar
 
 
 @_check.typed
-def _scale(
-    update: Inexact[Array, "*shape"], factor: Float[Array, ""]
-) -> Inexact[Array, "*shape"]:
+def _scale(update: Inexact[Array, "*shape"], factor: Float[Array, ""]) -> Inexact[Array, "*shape"]:
     return times(factor, update)
 
 
@@ -93,5 +90,3 @@ class ScaleBySchedule(AbstractLeafwise[ScaleByScheduleState]):
     def rule(self, state: ScaleByScheduleState, params: Params | None, context: Context) -> Rule:
         new = ScaleByScheduleState(increment(state.count))
         return Rule(_scale, new, scalars=(self.step_size_fn(state.count),))
-
-

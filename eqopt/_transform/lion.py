@@ -19,9 +19,7 @@ from .._types import Count, Params, Scalar
 
 
 @_check.typed
-def lion_hard(
-    x: Inexact[Array, "*shape"], beta: Float[Array, ""]
-) -> Inexact[Array, "*shape"]:
+def lion_hard(x: Inexact[Array, "*shape"], beta: Float[Array, ""]) -> Inexact[Array, "*shape"]:
     r"""The sign, $x / |x|$, and 0 at 0: Lion's own.
 
     **Arguments:**
@@ -33,9 +31,7 @@ def lion_hard(
 
 
 @_check.typed
-def lion_smooth(
-    x: Inexact[Array, "*shape"], beta: Float[Array, ""]
-) -> Inexact[Array, "*shape"]:
+def lion_smooth(x: Inexact[Array, "*shape"], beta: Float[Array, ""]) -> Inexact[Array, "*shape"]:
     r"""A smooth sign, $\tanh(\beta x)$.
 
     **Arguments:**
@@ -47,9 +43,7 @@ def lion_smooth(
 
 
 @_check.typed
-def lion_refined(
-    x: Inexact[Array, "*shape"], beta: Float[Array, ""]
-) -> Inexact[Array, "*shape"]:
+def lion_refined(x: Inexact[Array, "*shape"], beta: Float[Array, ""]) -> Inexact[Array, "*shape"]:
     r"""A clipped sign: $x$ where $|x| < 1$, else $x / |x|$.
 
     **Arguments:**
@@ -60,15 +54,20 @@ def lion_refined(
     return jnp.where(jnp.abs(x) < 1, x, jnp.sign(x))
 
 
-_MODES = {"hard": lion_hard, "smooth": lion_smooth, "refined": lion_refined}
+_MODES: dict[str, Callable[[Array, Array], Array]] = {
+    "hard": lion_hard,
+    "smooth": lion_smooth,
+    "refined": lion_refined,
+}
 
 
 def _mode(value: Any) -> Callable[[Array, Array], Array]:
     # Strings are taken for those who come from optax.
     if isinstance(value, str) and value in _MODES:
         return _MODES[value]
-    if callable(value):
-        return value
+    if not isinstance(value, str) and callable(value):
+        mode: Any = value
+        return mode
     raise ValueError(f"`mode` must be a function, such as `eqopt.lion_hard`; got {value!r}")
 
 
@@ -109,10 +108,11 @@ class ScaleByLion(AbstractLeafwise[ScaleByLionState]):
 
     - `b1`: the weight $\beta_1$ of the average in the update, in $[0, 1)$.
     - `b2`: the decay $\beta_2$ of the average, in $[0, 1)$.
-    - `mu_dtype`: the dtype of $m$; `None` is the parameter's, and float32 for half precision.
+    - `mu_dtype`: the dtype of $m$; `None` is the parameter's, and float32 for half
+        precision.
     - `mode`: what stands for the sign: [`eqopt.lion_hard`][], [`eqopt.lion_smooth`][],
-        [`eqopt.lion_refined`][], or a function `mode(x, beta)`. (`"hard"`, `"smooth"` and `"refined"`
-        are understood too.)
+        [`eqopt.lion_refined`][], or a function `mode(x, beta)`. (`"hard"`, `"smooth"` and
+        `"refined"` are understood too.)
     - `smooth_beta`: the number that `mode` is given, positive.
 
     ??? cite "Reference"

@@ -71,9 +71,7 @@ class ScaleByRMS(AbstractLeafwise[ScaleByRMSState]):
     eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-8)
     initial_scale: Scalar = eqx.field(converter=real("initial_scale", at_least=0), default=0.0)
     eps_in_sqrt: bool = eqx.field(converter=flag("eps_in_sqrt"), static=True, default=True)
-    bias_correction: bool = eqx.field(
-        converter=flag("bias_correction"), static=True, default=False
-    )
+    bias_correction: bool = eqx.field(converter=flag("bias_correction"), static=True, default=False)
 
     def init_state(self, params: Params, context: Context) -> ScaleByRMSState:
         return ScaleByRMSState(zero_count(), full_like(params, self.initial_scale, real=True))
@@ -151,9 +149,7 @@ class ScaleByStddev(AbstractLeafwise[ScaleByStddevState]):
     eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-8)
     initial_scale: Scalar = eqx.field(converter=real("initial_scale", at_least=0), default=0.0)
     eps_in_sqrt: bool = eqx.field(converter=flag("eps_in_sqrt"), static=True, default=True)
-    bias_correction: bool = eqx.field(
-        converter=flag("bias_correction"), static=True, default=False
-    )
+    bias_correction: bool = eqx.field(converter=flag("bias_correction"), static=True, default=False)
 
     def init_state(self, params: Params, context: Context) -> ScaleByStddevState:
         nu = full_like(params, self.initial_scale, real=True)

@@ -1,6 +1,6 @@
 """Transformations one after the other."""
 
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, Generic, overload, TypeVar
 
 import equinox as eqx
 

@@ -40,7 +40,8 @@ class Scheduled(AbstractTransformation[ScheduledState[State]], Generic[State]):
         `lambda opt: opt.weight_decay`.
     - `schedule`: an [`eqopt.AbstractSchedule`][], or a function of the count.
 
-    To schedule several hyper-parameters, nest: `Scheduled(Scheduled(opt, ...), lambda s: s.inner.b1, ...)`.
+    To schedule several hyper-parameters, nest:
+    `Scheduled(Scheduled(opt, ...), lambda s: s.inner.b1, ...)`.
 
     Raises a `ValueError` if `where` does not lead to a number.
     """
