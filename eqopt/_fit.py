@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from . import _door
-from ._function import hoist, opaque
+from ._closure import hoist, opaque
 from ._hyperparameter import settle, size
 from ._hyperparameters import learning_rate
 from ._progress import AbstractProgress, as_progress

@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 
 from . import _check, _door, _kernel
 from ._arithmetic import cast, wider
-from ._function import hoist, note_trace, opaque
+from ._closure import hoist, note_trace, opaque
 from ._hyperparameter import float_dtype, prettily, settle
 from ._objective import accepted, Context, Evaluation, Objective
 from ._tree import conj

@@ -1,0 +1,278 @@
+"""A user's function as a PyTree: what it reads is looked up at each call, as in plain Python.
+
+A compiled program may serve again for a function that does the same. Identity does not tell: a
+lambda that is made anew at each call is new and does the same; a function whose global has been
+rebound is old and does not. So a function is known by its code and by what it reads (closure,
+defaults, the globals that its code names), and the same of every function that it finds there.
+
+Arrays in closures and defaults are data: another array is no other program. Everything else is part
+of the function's key, arrays by identity, and the program is traced anew when it changes. What
+cannot be seen into makes the function opaque, and a program compiled for it serves once.
+
+Two limits, which are those of every `jit`: what an installed package keeps to itself, and the
+methods of the classes of the function's *arguments*, are only looked at when tracing.
+"""
+
+import functools
+import types
+import warnings
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+
+from ._reading import installed, Name, Reader, ROOT, UnseenError, written
+from ._types import Function
+
+
+class RecompilationWarning(UserWarning):
+    """A function is compiled again and again."""
+
+
+class Hoisted(eqx.Module):
+    """A function, its arrays as leaves.
+
+    **Arguments:**
+
+    - `leaves`: the arrays in its closure and its defaults.
+    - `plan`: everything else.
+    """
+
+    leaves: tuple[Any, ...]
+    plan: "_Plan" = eqx.field(static=True)
+
+    @property
+    def __wrapped__(self) -> Function:
+        # Of which `inspect.signature` is asked.
+        return self.plan.skeleton(None)
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        # Run when tracing only. What the function itself changes (a counter, a log) is no input.
+        before = self.plan.reread()
+        out = self.plan.skeleton(iter(self.leaves))(*args, **kwargs)
+        after = self.plan.reread()
+        written.update(name for name in before if before[name] != after.get(name))
+        return out
+
+
+def hoist(fn: Function) -> Function:
+    """Makes a PyTree of a function: its arrays are leaves, and it is called as before."""
+    if isinstance(fn, Hoisted):
+        return fn
+    hoister = _Hoister()
+    try:
+        skeleton = hoister.hoist(fn)
+    except (UnseenError, RecursionError):
+        return Hoisted((), _Once(lambda arrays: fn, {}))
+    return Hoisted(tuple(hoister.leaves), _Plan(skeleton, hoister.reader.items))
+
+
+def opaque(fn: Function) -> bool:
+    """Whether a program compiled for what `hoist` returned must not serve again."""
+    return isinstance(fn, Hoisted) and isinstance(fn.plan, _Once)
+
+
+def note_trace(fn: Function, signature: Hashable) -> None:
+    """Notes that what `hoist` returned is traced; warns when that is once too often.
+
+    **Arguments:**
+
+    - `fn`: what `hoist` returned.
+    - `signature`: all that is a good reason to trace anew: shapes, dtypes, structures.
+    """
+    code = _code_of(fn)
+    if code is None:
+        return
+    seen = _traces.setdefault(code, {})
+    seen[signature] = seen.get(signature, 0) + 1
+    if seen[signature] == _MAX_TRACES and code not in _warned:
+        _warned.add(code)
+        warnings.warn(
+            f"`{code.co_name}` ({code.co_filename}:{code.co_firstlineno}) has been compiled "
+            f"{_MAX_TRACES} times for arguments of the same shapes, because what it reads from "
+            "outside keeps changing.\nPass that as arguments, which are data: "
+            "`opt.step(fn, model, state, x, y)`.",
+            RecompilationWarning,
+            stacklevel=2,
+        )
+
+
+_MAX_TRACES = 4
+_traces: dict[types.CodeType, dict[Hashable, int]] = {}
+_warned: set[types.CodeType] = set()
+
+# From the arrays to the function, or to another value that holds arrays. With `None` for the
+# arrays, something like it, of which only the signature is asked.
+_Skeleton = Callable[[Any], Any]
+
+
+class _Plan:
+    """All of a function that is static; equal if all that is read is equal."""
+
+    def __init__(self, skeleton: _Skeleton, items: dict[Name, Hashable]) -> None:
+        self.skeleton = skeleton
+        self.items = items
+
+    def reread(self) -> dict[Name, Hashable]:
+        # Of what the skeleton keeps: the arrays are out of it already.
+        hoister = _Hoister()
+        try:
+            hoister.hoist(self.skeleton(None))
+        except (UnseenError, RecursionError):
+            return self.items
+        return hoister.reader.items
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Plan):
+            return False
+        names = self.items.keys() | other.items.keys()
+        return all(
+            name in written or self.items.get(name, _NONE) == other.items.get(name, _NONE)
+            for name in names
+        )
+
+    def __hash__(self) -> int:
+        # Of what can never be written, so that it does not change under a cache's hands.
+        return hash(tuple(key for key, name in self.items if name == ROOT))
+
+
+class _Once(_Plan):
+    """The plan of an opaque function: no other is equal."""
+
+    def reread(self) -> dict[Name, Hashable]:
+        return self.items
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
+
+
+_NONE = object()
+
+
+def _code_of(fn: Any) -> types.CodeType | None:
+    if isinstance(fn, Hoisted):
+        fn = fn.__wrapped__
+    if isinstance(fn, functools.partial):
+        return _code_of(fn.func)
+    if isinstance(fn, types.MethodType):
+        return _code_of(fn.__func__)
+    if isinstance(fn, types.FunctionType):
+        return fn.__code__
+    return _code_of(type(fn).__call__) if isinstance(fn, eqx.Module) else None
+
+
+class _Hoister:
+    """Takes the arrays out of functions, and reads what is left."""
+
+    def __init__(self) -> None:
+        self.leaves: list[Any] = []
+        self.reader = Reader()
+        # Cells that are to hold a function which is not made yet: one that refers to itself.
+        self.waiting: dict[int, list[types.CellType]] = {}
+
+    def hoist(self, x: Any) -> _Skeleton:
+        """Takes the arrays out of a value; what is left makes the value again, given arrays."""
+        if isinstance(x, Hoisted):
+            x = x.plan.skeleton(iter(x.leaves))
+        if isinstance(x, types.FunctionType) and (
+            x.__closure__ or not installed(x.__code__.co_filename)
+        ):
+            return self._hoist_function(x)
+        if isinstance(x, types.MethodType) and isinstance(x.__self__, eqx.Module):
+            parts = self.hoist(x.__func__), self.hoist(x.__self__)
+            return lambda arrays: types.MethodType(parts[0](arrays), parts[1](arrays))
+        if isinstance(x, functools.partial):
+            kind, func = type(x), self.hoist(x.func)
+            args = self._hoist_tree((x.args, dict(x.keywords)))
+            return lambda arrays: _partial(kind, func(arrays), *args(arrays))
+        if isinstance(x, jax.Array | np.ndarray) or _is_immutable_tree(x):
+            return self._hoist_tree(x)
+        self.reader.note_value("value", self.reader.key(x))
+        return lambda arrays: x
+
+    def _hoist_tree(self, x: Any) -> _Skeleton:
+        leaves, treedef = jax.tree.flatten(x)
+        slots = [self._hoist_leaf(leaf) for leaf in leaves]
+        # A Module's class has methods, which read as functions do; of `treedef`, the static fields.
+        self.reader.note_value("tree", (treedef, self.reader.classes(x)))
+        return lambda arrays: treedef.unflatten([slot(arrays) for slot in slots])
+
+    def _hoist_leaf(self, x: Any) -> _Skeleton:
+        if not isinstance(x, jax.Array | np.ndarray):
+            return self.hoist(x)
+        self.leaves.append(x)
+        stand_in = jax.ShapeDtypeStruct(x.shape, x.dtype)
+        return lambda arrays: stand_in if arrays is None else next(arrays)
+
+    def _hoist_function(self, fn: types.FunctionType) -> _Skeleton:
+        self.reader.hoisting.add(id(fn))
+        me = self.reader.read_globals(fn)
+        closure = zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True)
+        cells = [self._hoist_cell((me, name), cell) for name, cell in closure]
+        defaults = self._hoist_defaults(fn.__defaults__)
+        keyword_defaults = self._hoist_defaults(fn.__kwdefaults__)
+        self.reader.hoisting.remove(id(fn))
+        # Not `fn` itself, which would keep its arrays alive for as long as a program is kept.
+        code, names, scope = (
+            fn.__code__,
+            (fn.__name__, fn.__qualname__, fn.__module__),
+            fn.__globals__,
+        )
+        own, attributes, waiting = id(fn), dict(fn.__dict__), self.waiting
+
+        def make(arrays: Any) -> types.FunctionType:
+            made = tuple(cell(arrays) for cell in cells)
+            # The globals are the user's own, not a copy: a function may count its calls in one.
+            new = types.FunctionType(code, scope, names[0], defaults(arrays), made or None)
+            new.__kwdefaults__ = keyword_defaults(arrays)
+            new.__qualname__, new.__module__ = names[1:]
+            new.__dict__.update(attributes)
+            for cell in waiting.pop(own, ()):
+                cell.cell_contents = new
+            return new
+
+        return make
+
+    def _hoist_defaults(self, x: Any) -> _Skeleton:
+        return (lambda arrays: None) if x is None else self._hoist_tree(x)
+
+    def _hoist_cell(self, name: Name, cell: types.CellType) -> _Skeleton:
+        try:
+            x = cell.cell_contents
+        except ValueError:  # not assigned yet
+            self.reader.items[name] = None
+            return lambda arrays: cell
+        if id(x) in self.reader.hoisting:
+            own, waiting = id(x), self.waiting
+            return lambda arrays: _wait(waiting, own)
+        hoistable = isinstance(x, types.FunctionType | types.MethodType | functools.partial)
+        if hoistable or _is_immutable_tree(x) or _is_array(x):
+            skeleton = self.hoist(x)
+            return lambda arrays: types.CellType(skeleton(arrays))
+        # The cell itself is kept: a counter or a list in it is the user's own.
+        self.reader.note(*name, x)
+        return lambda arrays: cell
+
+
+def _is_array(x: Any) -> bool:
+    return isinstance(x, jax.Array | np.ndarray)
+
+
+def _is_immutable_tree(x: Any) -> bool:
+    # A list or a dictionary may be what the function writes its notes into: it stays the user's.
+    return isinstance(x, tuple | eqx.Module)
+
+
+def _partial(kind: Any, func: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+    return kind(func, *args, **keywords)
+
+
+def _wait(waiting: dict[int, list[types.CellType]], function: int) -> types.CellType:
+    cell = types.CellType()
+    waiting.setdefault(function, []).append(cell)
+    return cell

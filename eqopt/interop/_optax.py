@@ -1,0 +1,340 @@
+"""Transformations of optax in eqopt, and eqopt's in optax."""
+
+import contextlib
+import inspect
+from collections.abc import Iterator
+from typing import Any, TYPE_CHECKING
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.shard_alike import shard_alike
+from jax.tree_util import PyTreeDef
+from jaxtyping import Array, PyTree
+
+from .. import _check
+from .._arithmetic import cast, wider
+from .._objective import accepted, Context, Objective
+from .._transformation import AbstractTransformation
+from .._tree import conj
+from .._types import Params, Updates
+
+if TYPE_CHECKING:
+    import optax
+
+
+def as_optax(
+    transformation: AbstractTransformation[Any],
+) -> "optax.GradientTransformationExtraArgs":
+    """Makes a transformation of optax's, to be used in `optax.chain` and wherever else one may be.
+
+    It takes the gradients of complex parameters as optax wants them, which is the conjugate of what
+    `jax.grad` returns. Updates that are of another dtype than their parameter, as they may be within
+    a chain of optax's, are cast to the parameter's. Extra arguments pass.
+
+    **Arguments:**
+
+    - `transformation`: the transformation. That of [`eqopt.from_optax`][] is given back as it was.
+
+    **Returns:**
+
+    An `optax.GradientTransformationExtraArgs`. Its state holds arrays only: `jax.jit` will do.
+
+    **Raises:**
+
+    An `ImportError` if optax is not installed, a `TypeError` for what is no transformation.
+    """
+    optax = _optax()
+    if not isinstance(transformation, AbstractTransformation):
+        raise TypeError(
+            f"`transformation` must be one of eqopt's; got a {type(transformation).__name__}"
+        )
+    if isinstance(transformation, FromOptax):
+        return optax.with_extra_args_support(transformation.transformation)
+
+    # Plain functions: a bound method of a Module is a PyTree, which `jax.jit` refuses.
+    def init(params: PyTree) -> Any:
+        return transformation.init(params)
+
+    def update(
+        updates: PyTree, state: Any, params: PyTree = None, *, grad: PyTree = None, **extra: Any
+    ) -> tuple[PyTree, Any]:
+        # The front door takes gradients as `jax.grad` returns them.
+        updates = conj(_fitted(updates, params))
+        if grad is not None:
+            grad = conj(_fitted(_masked(grad, params, optax.MaskedNode), params))
+        return transformation.update(updates, state, params, grad=grad, **extra)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def from_optax(transformation: "optax.GradientTransformation") -> "FromOptax":
+    """Makes a transformation of eqopt's from one of optax's: see [`eqopt.FromOptax`][].
+
+    **Arguments:**
+
+    - `transformation`: any `optax.GradientTransformation`.
+
+    **Raises:**
+
+    An `ImportError` if optax is not installed, a `TypeError` for what is none of its
+    transformations.
+    """
+    return FromOptax(transformation)
+
+
+class FromOptaxState(eqx.Module):
+    """The state of [`eqopt.FromOptax`][].
+
+    **Arguments:**
+
+    - `inner_state`: the state of optax's transformation, its numbers made strongly typed arrays.
+    """
+
+    inner_state: PyTree
+
+
+class FromOptax(AbstractTransformation[FromOptaxState]):
+    """Applies a transformation of optax's.
+
+    It is given what it expects: trees of arrays, the gradients of complex parameters conjugated. A
+    `GradientTransformationExtraArgs` is given those of `value`, `grad`, `value_fn`, `key` and the
+    other extra arguments that it takes and the user gave; a plain `GradientTransformation` none.
+
+    !!! note
+        Parameters and updates in half precision are handed over in float32, so that averages are
+        kept in float32, as they are everywhere in eqopt.
+
+    !!! note
+        What has no gradient (`None`) gets no update, and what the state holds for it, at the
+        parameter's own path, stays as it was. To whatever the transformation shares between the
+        parameters (a norm, a flattened vector) a missing gradient is zero; this needs the parameters.
+
+    **Arguments:**
+
+    - `transformation`: the `optax.GradientTransformation`. It is static: one that is made anew is
+        compiled anew. To change a number without compiling, use `optax.inject_hyperparams`, or a
+        transformation of eqopt's.
+
+    Raises a `TypeError` for what is no transformation of optax's, and a `ValueError` that names the
+    leaf if the updates that it returns do not fit.
+    """
+
+    transformation: "optax.GradientTransformation" = eqx.field(static=True)
+
+    def __check_init__(self) -> None:
+        if not isinstance(self.transformation, _optax().GradientTransformation):
+            raise TypeError(
+                "`transformation` must be an `optax.GradientTransformation`; got a "
+                f"{type(self.transformation).__name__}"
+            )
+
+    def init_state(self, params: Params, context: Context) -> FromOptaxState:
+        with _lenient():
+            state = self.transformation.init(_widened(params))
+        return FromOptaxState(_placed(jax.tree.map(_own, state), params))
+
+    def transform(
+        self, updates: Updates, state: FromOptaxState, params: Params | None, context: Context
+    ) -> tuple[Updates, FromOptaxState]:
+        update = _optax().with_extra_args_support(self.transformation).update
+        given = {
+            "value": context.value,
+            "grad": _complete(context.grad, params),
+            "key": context.key,
+            **context.extra,
+        }
+        if context.value_fn is not None and params is not None:
+            given["value_fn"] = _Value(context.value_fn, params, given)
+        extra = {name: x for name, x in given.items() if x is not None}
+        full, wide = _complete(updates, params), _widened(params)
+        with _lenient():
+            out, inner = update(full, state.inner_state, wide, **accepted(update, extra))
+        inner = _settled(inner, state.inner_state)
+        out = _check.fit(out, updates if params is None else params, "updates", any_dtype=True)
+        leaves, treedef = _check.flatten(updates)
+        missing = [] if params is None else _holes(leaves, treedef, params)
+        if missing:
+            inner = _kept(inner, state.inner_state, missing)
+        found = treedef.flatten_up_to(out)
+        out = [None if u is None else x for u, x in zip(leaves, found, strict=True)]
+        return treedef.unflatten(out), FromOptaxState(inner)
+
+
+class _Value:
+    """An objective as optax's line searches want it: a function to a scalar."""
+
+    def __init__(self, objective: Objective, params: Params, given: dict[str, Any]) -> None:
+        self.objective = objective
+        self.params = params
+        self.dtype_promotion = jax.config.jax_numpy_dtype_promotion
+        self.rank_promotion = jax.config.jax_numpy_rank_promotion
+        # The searches raise for an argument that the function does not take by name, though it be
+        # meant for another link. This one takes all; what it needs of them, it has already.
+        names = [x for x in given if x.isidentifier() and x not in ("value", "grad", "params")]
+        kinds = inspect.Parameter
+        self.__signature__ = inspect.Signature(
+            [
+                kinds("params", kinds.POSITIONAL_ONLY),
+                *(kinds(x, kinds.KEYWORD_ONLY, default=None) for x in names),
+            ]
+        )
+
+    def __call__(self, params: Params, /, **ignored: Any) -> Array:
+        # Where the model is in half precision, it is evaluated so.
+        rounded = jax.tree.map(lambda x, p: x.astype(p.dtype), params, self.params)
+        with (
+            jax.numpy_dtype_promotion(self.dtype_promotion),
+            jax.numpy_rank_promotion(self.rank_promotion),
+        ):
+            return self.objective(rounded)[0]
+
+
+def _optax() -> Any:
+    # Imported on use: eqopt does without it.
+    try:
+        import optax
+    except ImportError as e:
+        raise ImportError("this needs optax: `pip install 'eqopt[optax]'`") from e
+    return optax
+
+
+# Into optax.
+
+
+def _fitted(updates: PyTree, params: PyTree) -> PyTree:
+    """Casts to the parameters' dtypes. What does not fit is left for the front door to name."""
+    if params is None:
+        return updates
+    leaves, treedef = _check.flatten(updates)
+    reference, expected = _check.flatten(params)
+    if treedef != expected:
+        return updates
+    return treedef.unflatten([_cast_like(u, p) for u, p in zip(leaves, reference, strict=True)])
+
+
+def _cast_like(u: Any, p: Any) -> Any:
+    if not (_check.is_inexact(u) and _check.is_inexact(p)):
+        return u
+    if jnp.iscomplexobj(u) and not jnp.iscomplexobj(p):
+        return u
+    return u.astype(p.dtype)
+
+
+def _masked(tree: PyTree, params: PyTree, node: type) -> PyTree:
+    """Masks what the parameters mask: `optax.masked` hands extra arguments on as they are."""
+    try:
+        return jax.tree.map(
+            lambda p, x: p if isinstance(p, node) else x,
+            params,
+            tree,
+            is_leaf=lambda p: p is None or isinstance(p, node),
+        )
+    except ValueError:
+        return tree
+
+
+# From optax.
+
+
+@contextlib.contextmanager
+def _lenient() -> Iterator[None]:
+    """JAX's default rules of promotion: half of optax fails under strict ones."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def _widened(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: cast(x, wider(x.dtype)), tree)
+
+
+def _complete(updates: PyTree, params: PyTree | None) -> PyTree:
+    """Widens the updates as the parameters are, and puts zeros where one has no gradient."""
+    if updates is None or params is None:
+        return _widened(updates)
+    leaves, treedef = _check.flatten(updates)
+    full = [
+        u if p is None else jnp.zeros(p.shape, wider(p.dtype)) if u is None else _wide(u, p)
+        for u, p in zip(leaves, treedef.flatten_up_to(params), strict=True)
+    ]
+    return treedef.unflatten(full)
+
+
+def _wide(u: Array, p: Array) -> Array:
+    return cast(u, wider(p.dtype))
+
+
+def _own(x: Any) -> Any:
+    """Makes an array of a number: strongly typed, and no other array's buffer."""
+    if not (_check.is_array(x) or isinstance(x, np.generic | bool | int | float | complex)):
+        # A PRNG key has no weak type. Anything else is not data.
+        return jnp.copy(x) if isinstance(x, jax.Array) else x
+    x = jnp.asarray(x)
+    return jnp.copy(x.astype(x.dtype))  # which makes it strongly typed
+
+
+def _settled(state: PyTree, before: PyTree) -> PyTree:
+    """Gives a state the types that it had before the step.
+
+    A transformation whose state changes its structure, as `optax.monitor`'s does in the first step,
+    is let be: it works, but in no `scan`.
+    """
+    if jax.tree.structure(state) != jax.tree.structure(before):
+        return jax.tree.map(_own, state)
+    return jax.tree.map(
+        # Not `cast`, which leaves a weakly typed number as it is.
+        lambda x, old: jnp.asarray(x).astype(old.dtype) if _check.is_array(old) else x,
+        state,
+        before,
+    )
+
+
+_Path = tuple[Any, ...]
+
+
+def _paths(tree: PyTree) -> list[tuple[_Path, Any]]:
+    return jax.tree_util.tree_flatten_with_path(tree)[0]
+
+
+def _parameter_of(path: _Path, lengths: list[int], known: dict[_Path, Any]) -> _Path | None:
+    """The path of the parameter to which a leaf of the state belongs: the end of its own path."""
+    ends = (path[len(path) - n :] for n in lengths if n <= len(path))
+    return next((end for end in ends if end in known), None)
+
+
+def _placed(state: PyTree, params: Params) -> PyTree:
+    """Puts what the state holds for a parameter on the devices of the parameter."""
+    known = dict(_paths(params))
+    lengths = sorted({len(path) for path in known}, reverse=True)
+
+    def place(path: _Path, x: Any) -> Any:
+        end = _parameter_of(path, lengths, known)
+        if end is None or not _check.is_array(x) or x.shape != known[end].shape:
+            return x
+        # As in `zeros_like` of ours: compiled, optax's does not depend on its argument.
+        return shard_alike(known[end], x)[1]
+
+    return jax.tree_util.tree_map_with_path(place, state)
+
+
+def _holes(leaves: list[Any], treedef: PyTreeDef, params: Params) -> list[_Path]:
+    """The paths of the parameters that have no gradient."""
+    trained = treedef.flatten_up_to(params)
+    marks = [
+        p if u is None and p is not None else None for u, p in zip(leaves, trained, strict=True)
+    ]
+    return [path for path, _ in _paths(treedef.unflatten(marks))]
+
+
+def _kept(state: PyTree, before: PyTree, missing: list[_Path]) -> PyTree:
+    """Takes what the state holds for some parameters from the state before."""
+    known: dict[_Path, Any] = dict.fromkeys(missing)
+    lengths = sorted({len(path) for path in missing}, reverse=True)
+    if jax.tree.structure(state) != jax.tree.structure(before):
+        return state
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x, old: x if _parameter_of(path, lengths, known) is None else old,
+        state,
+        before,
+    )
