@@ -16,6 +16,7 @@ methods of the classes of the function's *arguments*, are only looked at when tr
 import functools
 import types
 import warnings
+import weakref
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -51,7 +52,16 @@ class Hoisted(eqx.Module):
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         # Run when tracing only. What the function itself changes (a counter, a log) is no input.
         before = self.plan.reread()
-        out = self.plan.skeleton(iter(self.leaves))(*args, **kwargs)
+        try:
+            out = self.plan.skeleton(iter(self.leaves))(*args, **kwargs)
+        except _CONCRETE_ERRORS:
+            # It wants to know a number in its closure now, as a mask or a size. So its arrays are
+            # constants from here on, part of the key, and this time they are those of the original.
+            origin = self.plan.origin()
+            if origin is None or not self.leaves:
+                raise
+            _constant.add(_code_of(origin))
+            return origin(*args, **kwargs)
         after = self.plan.reread()
         written.update(name for name in before if before[name] != after.get(name))
         return out
@@ -61,17 +71,17 @@ def hoist(fn: Function) -> Function:
     """Makes a PyTree of a function: its arrays are leaves, and it is called as before."""
     if isinstance(fn, Hoisted):
         return fn
-    hoister = _Hoister()
+    hoister = _Hoister(constant=_code_of(fn) in _constant)
     try:
         skeleton = hoister.hoist(fn)
     except (UnseenError, RecursionError):
-        return Hoisted((), _Once(lambda arrays: fn, {}))
-    return Hoisted(tuple(hoister.leaves), _Plan(skeleton, hoister.reader.items))
+        return Hoisted((), _Plan(lambda arrays: fn, {}, fn, opaque=True))
+    return Hoisted(tuple(hoister.leaves), _Plan(skeleton, hoister.reader.items, fn))
 
 
 def opaque(fn: Function) -> bool:
     """Whether a program compiled for what `hoist` returned must not serve again."""
-    return isinstance(fn, Hoisted) and isinstance(fn.plan, _Once)
+    return isinstance(fn, Hoisted) and fn.plan.opaque
 
 
 def note_trace(fn: Function, signature: Hashable) -> None:
@@ -102,6 +112,14 @@ def note_trace(fn: Function, signature: Hashable) -> None:
 _MAX_TRACES = 4
 _traces: dict[types.CodeType, dict[Hashable, int]] = {}
 _warned: set[types.CodeType] = set()
+# Functions of which it has been seen that their arrays must be constants.
+_constant: set[types.CodeType | None] = set()
+_CONCRETE_ERRORS = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.NonConcreteBooleanIndexError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
 
 # From the arrays to the function, or to another value that holds arrays. With `None` for the
 # arrays, something like it, of which only the signature is asked.
@@ -111,11 +129,23 @@ _Skeleton = Callable[[Any], Any]
 class _Plan:
     """All of a function that is static; equal if all that is read is equal."""
 
-    def __init__(self, skeleton: _Skeleton, items: dict[Name, Hashable]) -> None:
+    def __init__(
+        self,
+        skeleton: _Skeleton,
+        items: dict[Name, Hashable],
+        origin: Any,
+        *,
+        opaque: bool = False,
+    ) -> None:
         self.skeleton = skeleton
         self.items = items
+        self.opaque = opaque
+        # Not kept alive, for its arrays' sake.
+        self.origin: Callable[[], Any] = _weakly(origin)
 
     def reread(self) -> dict[Name, Hashable]:
+        if self.opaque:
+            return {}
         # Of what the skeleton keeps: the arrays are out of it already.
         hoister = _Hoister()
         try:
@@ -125,8 +155,8 @@ class _Plan:
         return hoister.reader.items
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, _Plan):
-            return False
+        if not isinstance(other, _Plan) or self.opaque or other.opaque:
+            return self is other
         names = self.items.keys() | other.items.keys()
         return all(
             name in written or self.items.get(name, _NONE) == other.items.get(name, _NONE)
@@ -136,19 +166,6 @@ class _Plan:
     def __hash__(self) -> int:
         # Of what can never be written, so that it does not change under a cache's hands.
         return hash(tuple(key for key, name in self.items if name == ROOT))
-
-
-class _Once(_Plan):
-    """The plan of an opaque function: no other is equal."""
-
-    def reread(self) -> dict[Name, Hashable]:
-        return self.items
-
-    def __eq__(self, other: object) -> bool:
-        return self is other
-
-    def __hash__(self) -> int:
-        return id(self)
 
 
 _NONE = object()
@@ -169,7 +186,8 @@ def _code_of(fn: Any) -> types.CodeType | None:
 class _Hoister:
     """Takes the arrays out of functions, and reads what is left."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, constant: bool = False) -> None:
+        self.constant = constant
         self.leaves: list[Any] = []
         self.reader = Reader()
         # Cells that are to hold a function which is not made yet: one that refers to itself.
@@ -203,8 +221,11 @@ class _Hoister:
         return lambda arrays: treedef.unflatten([slot(arrays) for slot in slots])
 
     def _hoist_leaf(self, x: Any) -> _Skeleton:
-        if not isinstance(x, jax.Array | np.ndarray):
+        if not _is_array(x):
             return self.hoist(x)
+        if self.constant:
+            self.reader.note_value("array", self.reader.key(x))
+            return lambda arrays: x
         self.leaves.append(x)
         stand_in = jax.ShapeDtypeStruct(x.shape, x.dtype)
         return lambda arrays: stand_in if arrays is None else next(arrays)
@@ -224,6 +245,7 @@ class _Hoister:
             fn.__globals__,
         )
         own, attributes, waiting = id(fn), dict(fn.__dict__), self.waiting
+        annotations = dict(fn.__annotations__)
 
         def make(arrays: Any) -> types.FunctionType:
             made = tuple(cell(arrays) for cell in cells)
@@ -232,6 +254,7 @@ class _Hoister:
             new.__kwdefaults__ = keyword_defaults(arrays)
             new.__qualname__, new.__module__ = names[1:]
             new.__dict__.update(attributes)
+            new.__annotations__ = annotations
             for cell in waiting.pop(own, ()):
                 cell.cell_contents = new
             return new
@@ -276,3 +299,10 @@ def _wait(waiting: dict[int, list[types.CellType]], function: int) -> types.Cell
     cell = types.CellType()
     waiting.setdefault(function, []).append(cell)
     return cell
+
+
+def _weakly(x: Any) -> Callable[[], Any]:
+    try:
+        return weakref.ref(x)
+    except TypeError:
+        return lambda: x

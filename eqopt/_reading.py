@@ -16,7 +16,7 @@ import sys
 import sysconfig
 import types
 import weakref
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 import equinox as eqx
@@ -79,7 +79,8 @@ _STDLIB = tuple(os.path.join(sysconfig.get_path(x), "") for x in ("stdlib", "pla
 _HERE = os.path.join(os.path.dirname(__file__), "")
 _BLIND = {"globals", "locals", "vars", "eval", "exec", "open", "input", "__import__", "getattr"}
 _ATOMS = (bool, int, str, bytes, range, type(None), type(...), enum.Enum, np.dtype, re.Pattern)
-_CONSTANTS = (types.BuiltinFunctionType, np.ufunc, type(jax.jit(lambda: None)), type(np.sum))
+_CONSTANTS = (np.ufunc, type(jax.jit(lambda: None)), type(np.sum), types.GenericAlias)
+_CONSTANTS += (types.UnionType, types.MethodDescriptorType, types.WrapperDescriptorType)
 _MAX_BYTES = 1 << 20
 
 
@@ -159,6 +160,14 @@ class Reader:
             return self.key(x.__func__), self.key(x.__self__)
         if isinstance(x, functools.partial):
             return self.key(x.func), self.key(x.args), self.key(dict(x.keywords))
+        if isinstance(x, types.BuiltinFunctionType):
+            return x, None if isinstance(x.__self__, types.ModuleType) else self.key(x.__self__)
+        if isinstance(x, jax.custom_jvp | jax.custom_vjp):
+            return id(x), self.key(x.__wrapped__)
+        if isinstance(x, set | frozenset):
+            return type(x), tuple(self.key(y) for y in x)
+        if isinstance(x, Iterator):
+            raise UnseenError("an iterator is used up by looking at it")
         if isinstance(x, _CONSTANTS) or _known_constant(x):
             return x
         try:
@@ -219,7 +228,7 @@ class Reader:
 
 
 # Of these packages, what is no function and no tree is configuration, and does not change.
-_TRUSTED = {"jax", "jaxlib", "equinox", "jaxtyping", "typing", "types", "pathlib", "datetime"}
+_TRUSTED = {"jax", "jaxlib", "equinox", "jaxtyping", "typing", "pathlib", "datetime"}
 
 
 def _known_constant(x: Any) -> bool:

@@ -313,7 +313,7 @@ def _update(
     trained, rest = eqx.partition(params, _check.is_inexact)
     objective = None
     if fn is not None:
-        note_trace(fn, _signature((updates, params, extra)))
+        note_trace(fn, _signature((transformation, updates, state, params, extra)))
         objective = Objective(fn, rest, (), accepted(fn, extra), has_aux=False)
     if value is not None and jnp.shape(value) != ():
         raise ValueError(f"`value` must be one number; got shape {jnp.shape(value)}")
@@ -378,7 +378,7 @@ def _step(
     kwargs: dict[str, Any],
     has_aux: bool,
 ) -> tuple[Model, State, Evaluation[Any]]:
-    note_trace(fn, _signature((model, args, kwargs)))
+    note_trace(fn, _signature((transformation, model, state, args, kwargs)))
     return step(transformation, fn, model, state, args, kwargs, has_aux)
 
 
