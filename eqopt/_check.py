@@ -86,7 +86,8 @@ def _compare(tree: Any, reference: Any, name: str, other: str, faults: list[str]
     expected, reference_treedef = _one_level(reference)
     if treedef == reference_treedef:
         for key, child in children.items():
-            _compare(child, expected[key], name + key, other + key, faults)
+            if child is not tree:  # a leaf is its own child
+                _compare(child, expected[key], name + key, other + key, faults)
         return
     if type(tree) is not type(reference):
         faults.append(f"`{name}` is {describe(tree)}; `{other}` is {describe(reference)}")

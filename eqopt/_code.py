@@ -7,6 +7,13 @@ import os
 import sys
 import sysconfig
 import types
+import warnings
+from collections.abc import Hashable
+from typing import Any
+
+
+class RecompilationWarning(UserWarning):
+    """A function is compiled again and again."""
 
 
 class Code:
@@ -22,7 +29,8 @@ class Code:
         # A list that is appended to, and nothing else, is not read: it is as good as a constant.
         self.logs = {name for name, uses in self.uses.items() if uses == {"append"}}
         self.passes_self = None in self.uses.get((*code.co_varnames, "")[0], ())
-        self.signatures: set[int] = set()
+        self.pinned = False
+        self.signatures: set[Hashable] = set()
         self.repeats = 0
 
     def _read(self, code: types.CodeType) -> None:
@@ -34,6 +42,8 @@ class Code:
                 self.globals.add(name)
             if "ATTR" in op or op in ("LOAD_METHOD", "IMPORT_FROM"):
                 self.attributes.add(name)
+                if name in ("__globals__", "import_module"):
+                    self.unseen = f"uses `{name}`"
             elif op == "IMPORT_NAME" and (steps[i - 2].argval != 0 or not known_name(name)):
                 self.unseen = f"imports `{name}`"
             elif op == "LOAD_CLOSURE" or (op == "LOAD_FAST" and name in code.co_freevars):
@@ -46,6 +56,26 @@ class Code:
         for nested in code.co_consts:
             if isinstance(nested, types.CodeType):
                 self._read(nested)
+
+    def note_trace(self, signature: Hashable, reason: str | None) -> None:
+        """Counts traces for which there was no need, and warns at the third."""
+        if signature not in self.signatures:
+            if len(self.signatures) < 256:
+                self.signatures.add(signature)
+            return
+        self.repeats += 1
+        if self.repeats != 3:
+            return
+        path, line = self.code.co_filename, self.code.co_firstlineno
+        warnings.warn_explicit(
+            f"`{self.code.co_qualname}` ({path}:{line}) is compiled again and again:\n"
+            f"{reason or 'a number or another constant that it reads is another each time'}.\n"
+            "Pass the data as arguments, `opt.step(fn, model, state, x, y)`,\n"
+            "or make the function an `eqx.Module` that holds them.",
+            RecompilationWarning,
+            path,
+            line,
+        )
 
 
 _codes: dict[int, Code] = {}  # by id, and kept alive: hashing a code object reads all of it
@@ -96,7 +126,25 @@ def known_function(fn: types.FunctionType) -> bool:
     if not installed(fn.__code__.co_filename):
         return False
     module = sys.modules.get(fn.__module__ or "")
-    if module is not None and vars(module).get(fn.__name__) is fn:
+    if module is not None and known(module) and vars(module).get(fn.__name__) is fn:
         return True
     # A closure, such as `jax.grad(fn)`, holds what the user gave.
     return fn.__closure__ is None and "<locals>" not in fn.__qualname__
+
+
+@functools.lru_cache(256)
+def nodes(treedef: Any) -> tuple[tuple[type, ...], tuple[Any, ...]]:
+    """The user's classes in a tree, and the functions in its static fields."""
+    node = treedef.node_data()
+    if node is None:
+        return (), ()
+    classes = () if known_class(node[0]) else (node[0],)
+    functions, rest = (), [node[1]]
+    while rest:
+        aux = rest.pop()
+        if isinstance(aux, tuple | list):
+            rest.extend(aux)
+        elif callable(aux):
+            functions += (aux,)
+    inner = [nodes(child) for child in treedef.children()]
+    return sum((c for c, _ in inner), classes), sum((f for _, f in inner), functions)

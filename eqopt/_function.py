@@ -24,21 +24,17 @@ import pathlib
 import re
 import types
 import weakref
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 import equinox as eqx
 import jax
 import numpy as np
-from jax.tree_util import PyTreeDef
 
 from . import _code, _rebuild
-from ._rebuild import Aside, EMPTY, Equal, Hoisted, Plan, Ref, Same, Weak
+from ._code import RecompilationWarning as RecompilationWarning
+from ._rebuild import Aside, EMPTY, Equal, Hoisted, Once, Opaque, Plan, Ref, Same, Weak
 from ._types import Function
-
-
-class RecompilationWarning(UserWarning):
-    """A function is compiled again and again."""
 
 
 class _Unseen(Exception):
@@ -50,14 +46,16 @@ _ATOMS |= {datetime.date, datetime.datetime, datetime.timedelta}
 _FIXED = (re.Pattern, pathlib.PurePath, logging.Logger, inspect.Signature, np.dtype, np.ufunc)
 _FIXED += (types.GenericAlias, types.UnionType, types.MethodDescriptorType, type(np.sum))
 _FIXED += (types.WrapperDescriptorType, types.GetSetDescriptorType, types.MemberDescriptorType)
+_FIXED += (type(inspect.FullArgSpec.args),)  # a field of a named tuple
 # Objects of these packages are configuration, or wrap functions that are their attributes.
 _TRUSTED = frozenset(("jax", "jaxlib", "equinox", "jaxtyping", "beartype", "typing"))
 # Instances of these, and of the user's own classes derived from them, are all in their `__dict__`.
 _PLAIN = {"builtins.object", "abc.ABC", "typing.Generic", "typing.Protocol", "argparse.Namespace"}
 _PLAIN |= {"argparse._AttributeHolder", "types.SimpleNamespace"}
-_BLINDING = frozenset(("globals", "locals", "vars", "dir", "eval", "exec", "getattr", "hasattr"))
-_BLINDING |= {"setattr", "delattr", "open", "input", "__import__"}
+_BLINDING = frozenset(("globals", "eval", "exec", "open", "input", "__import__"))
+_GROPING = frozenset(("vars", "dir", "getattr", "hasattr", "setattr", "delattr"))
 _MAX_LEAVES = 4096
+_NONE = Equal(None)
 _JITTED = type(jax.jit(lambda: None))
 
 
@@ -70,28 +68,18 @@ class _Probe(eqx.Module):
 _BOUND = type(_Probe().method)
 
 
-@functools.lru_cache(256)
-def _nodes(treedef: PyTreeDef) -> tuple[tuple[type, ...], tuple[types.FunctionType, ...]]:
-    """The user's classes in a tree, and the functions in its static fields."""
-    node = treedef.node_data()
-    if node is None:
-        return (), ()
-    classes = () if _code.known_class(node[0]) else (node[0],)
-    functions, rest = (), [node[1]]
-    while rest:
-        aux = rest.pop()
-        if isinstance(aux, types.FunctionType):
-            functions += (aux,)
-        elif isinstance(aux, tuple | list):
-            rest.extend(aux)
-    inner = [_nodes(child) for child in treedef.children()]
-    return sum((c for c, _ in inner), classes), sum((f for _, f in inner), functions)
+def _constant(x: Any) -> Equal | Same:
+    try:
+        hash(x)
+    except TypeError:
+        return Same(x)
+    return Equal(x, x)
 
 
 class _Reader:
     """Reads a function: its arrays, and slots that say how to put it together again."""
 
-    def __init__(self):
+    def __init__(self, pinned: bool):
         self.leaves: list[Any] = []
         self.slots: list[tuple[Any, ...]] = []
         self.memo: dict[tuple[int, bool], int] = {}
@@ -107,7 +95,8 @@ class _Reader:
         self.name = "the function"
         # What cannot be rebuilt, such as a class, reads its own globals. These are pinned: an array
         # is then a constant, by identity, and another one is another program.
-        self.pinned = False
+        self.pinned = pinned
+        self.blind = False
 
     def slot(self, x: Any) -> int:
         self.slots.append(())
@@ -124,12 +113,17 @@ class _Reader:
     def unseen(self, x: Any) -> _Unseen:
         return _Unseen(f"`{self.name}` holds a `{type(x).__name__}`")
 
-    def root(self, fn: Function) -> Ref:
+    def read(self, fn: Function) -> Ref:
         call = type(fn).__call__
-        if isinstance(fn, eqx.Module) and type(call) is types.FunctionType:
-            if not isinstance(fn, _BOUND) and not _code.installed(call.__code__.co_filename):
-                return self.method(call, fn)
-        return self.see(fn)
+        called = isinstance(fn, eqx.Module) and type(call) is types.FunctionType
+        if called and not isinstance(fn, _BOUND) and not _code.installed(call.__code__.co_filename):
+            root = self.method(call, fn)
+        else:
+            root = self.see(fn)
+        before = self.pinned
+        self.finish()
+        self.pinned = before
+        return root
 
     def see(self, x: Any) -> Ref:
         kind = type(x)
@@ -140,12 +134,12 @@ class _Reader:
         slot = self.memo.get((id(x), self.pinned))
         if slot is not None:
             return slot
-        if isinstance(x, jax.Array | np.ndarray | np.generic):
-            return self.array(x)
         if kind is types.FunctionType:
             return Same(x) if _code.known_function(x) else self.function(x)
         if isinstance(x, types.ModuleType):
             return Same(x) if _code.known(x) else self.module(x)
+        if isinstance(x, jax.Array | np.ndarray | np.generic):
+            return self.array(x)
         if isinstance(x, type):
             if not _code.known_class(x):
                 self.classes.append(x)
@@ -162,8 +156,8 @@ class _Reader:
     def array(self, x: Any) -> Ref:
         if not isinstance(x, jax.Array):
             exact = isinstance(x, np.generic) or type(x) is np.ndarray
-            large = self.pinned and x.nbytes > 4096
-            if not exact or large or x.dtype.kind not in "biufcV" or x.dtype.names is not None:
+            large = self.pinned and x.nbytes > 65536
+            if not exact or large or x.dtype.kind not in "biufcV" or x.dtype.type is np.void:
                 raise self.unseen(x)
             if self.pinned:
                 return Equal(x.copy(), x.dtype, x.shape, x.tobytes())
@@ -218,7 +212,7 @@ class _Reader:
     def globals(self, source: dict[str, Any], code: _code.Code) -> int:
         slot = self.memo.get((id(source), self.pinned))
         if slot is None:
-            if source.get("__builtins__", builtins) not in (builtins, vars(builtins)):
+            if source.get("__builtins__", builtins) not in (builtins, vars(builtins), {}):
                 raise _Unseen("its builtins are not Python's")
             slot = self.slot(source)
             self.slots[slot] = (_rebuild.make_globals,)
@@ -228,6 +222,8 @@ class _Reader:
                 self.tables[slot][name] = self.named(name, source[name], code)
             elif name in _BLINDING:
                 raise _Unseen(f"it calls `{name}`")
+            elif name in _GROPING:
+                self.blind = True
         return slot
 
     def module(self, x: types.ModuleType) -> int:
@@ -247,6 +243,8 @@ class _Reader:
         return slot
 
     def tree(self, x: Any) -> Ref:
+        if isinstance(x, Iterator):  # JAX warns
+            raise self.unseen(x)
         try:
             leaves, treedef = jax.tree.flatten(x)
             hash(treedef)
@@ -257,7 +255,7 @@ class _Reader:
         if len(leaves) > _MAX_LEAVES:
             raise _Unseen(f"`{self.name}` has more than {_MAX_LEAVES} leaves")
         slot = self.slot(x)
-        classes, functions = _nodes(treedef)
+        classes, functions = _code.nodes(treedef)
         self.classes += classes
         self.pins += map(self.pin, functions)
         self.slots[slot] = _rebuild.make_tree, treedef, tuple(map(self.see, leaves))
@@ -269,7 +267,7 @@ class _Reader:
             self.see(kind)
             return Same(x)
         if isinstance(x, _FIXED):
-            return Equal(x, x)
+            return _constant(x)
         if isinstance(x, types.BuiltinFunctionType):
             if x.__self__ is None or isinstance(x.__self__, type | types.ModuleType):
                 return Equal(x, x)
@@ -277,13 +275,14 @@ class _Reader:
             return Equal(x, frozenset(map(self.pin, x)))
         elif kind is slice:
             return Equal(x, self.pin((x.start, x.stop, x.step)))
-        elif kind is weakref.ref:
-            return Equal(x, self.pin(x()))
+        elif kind is weakref.ref and x() is not None:
+            slot = self.slot(x)
+            self.slots[slot] = _rebuild.make_weakref, self.see(x())
+            return slot
         elif kind.__module__.partition(".")[0] in _TRUSTED and "Ref" not in kind.__name__:
             if kind is not _JITTED and kind.__dictoffset__:
-                functions = [y for y in vars(x).values() if type(y) is types.FunctionType]
-                self.pins += map(self.pin, functions)
-            return Equal(x, x) if isinstance(x, Hashable) else Same(x)
+                self.pins += map(self.pin, filter(callable, vars(x).values()))
+            return _constant(x)
         elif all(
             f"{c.__module__}.{c.__name__}" in _PLAIN or not _code.known_class(c)
             for c in kind.__mro__
@@ -292,9 +291,9 @@ class _Reader:
             self.see(kind)
             self.slots[slot] = (
                 _rebuild.make_object,
-                Same(kind),
-                Aside(x),
+                kind,
                 self.pin(object.__getstate__(x)),
+                Aside(x),
             )
             return slot
         raise self.unseen(x)
@@ -313,10 +312,11 @@ class _Reader:
                 for name in sorted(self.attributes & here.keys() - table.keys()):
                     self.name = f"{module.__name__}.{name}"
                     table[name] = self.see(here[name])
-            self.pinned = False
             if not doubt and self.entry is not None and self.twice(*self.entry):
                 doubt = True
                 done.discard(self.entry[0])
+        if self.modules and (self.blind or "__dict__" in self.attributes):
+            raise _Unseen(f"it looks into `{self.modules[0][1].__name__}` in ways unknown")
         for slot, table in self.tables.items():
             self.slots[slot] += (tuple(sorted(table.items())),)
 
@@ -349,28 +349,6 @@ class _Reader:
         self.pins.append((Same(cls), tuple(found)))
 
 
-class Opaque(eqx.Module):
-    """A function that cannot be seen into.
-
-    **Arguments:**
-
-    - `fn`: the function.
-    - `code`: what is known of its code.
-    - `reason`: what cannot be seen into.
-    """
-
-    fn: Same = eqx.field(static=True)
-    code: _code.Code | None = eqx.field(static=True)
-    reason: str = eqx.field(static=True)
-
-    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        return self.fn.value(*args, **kwargs)
-
-    @property
-    def __wrapped__(self) -> Function:
-        return self.fn.value
-
-
 def hoist(fn: Function) -> Function:
     """Makes a function a PyTree. What it reads now is data, and it is called as before.
 
@@ -379,25 +357,27 @@ def hoist(fn: Function) -> Function:
     """
     if isinstance(fn, Hoisted | Opaque):
         return fn
-    reader = _Reader()
+    reader = _Reader(pinned=False)
     try:
-        root = reader.root(fn)
-        reader.finish()
-        if not isinstance(root, int) and not reader.pins:
-            return fn
-        plan = Plan(root, tuple(reader.slots), tuple(reader.pins), reader.code, Aside(fn))
+        root = reader.read(fn)
+        if reader.code is not None and reader.code.pinned:
+            reader = _Reader(pinned=True)
+            root = reader.read(fn)
     except (_Unseen, RecursionError) as e:
         code, call = reader.code, type(fn).__call__
         if code is None and type(call) is types.FunctionType:
             code = _code.code_of(call.__code__)
-        return Opaque(Same(fn), code, str(e))
-    return Hoisted(tuple(reader.leaves), plan)
+        return Opaque(Once(fn), code, str(e))
+    if not isinstance(root, int) and not reader.pins:
+        return fn
+    key = root, tuple(reader.slots), tuple(reader.pins)
+    return Hoisted(tuple(reader.leaves), Plan(key, reader.pinned, reader.code, Aside(fn)))
 
 
 def opaque(fn: Function) -> bool:
     """Whether a program that is compiled for what `hoist` returned must not serve again."""
     if isinstance(fn, Hoisted):
-        return fn.plan.code is not None and fn.plan.code.unseen is not None
+        return not fn.plan.pinned and fn.plan.code is not None and fn.plan.code.pinned
     return isinstance(fn, Opaque)
 
 
@@ -409,27 +389,7 @@ def note_trace(fn: Function, signature: Hashable) -> None:
     - `fn`: what `hoist` returned.
     - `signature`: all that is a good reason to trace anew: shapes, dtypes, structures, optimizer.
     """
-    code = fn.code if isinstance(fn, Opaque) else fn.plan.code if isinstance(fn, Hoisted) else None
-    if not isinstance(code, _code.Code):
-        return
-    key = hash(signature)  # the signature itself may hold on to a model
-    if key not in code.signatures:
-        if len(code.signatures) < 256:
-            code.signatures.add(key)
-        return
-    code.repeats += 1
-    if code.repeats != 3:
-        return
-    path, line = code.code.co_filename, code.code.co_firstlineno
-    reason = "a constant that it reads, such as a number or a new function, is another each time"
-    if opaque(fn):
-        reason = fn.reason if isinstance(fn, Opaque) else f"it {code.unseen}"
-    warnings.warn_explicit(
-        f"`{code.code.co_qualname}` ({path}:{line}) is compiled again and again:\n"
-        f"{reason}.\n"
-        "Pass the data as arguments, `opt.step(fn, model, state, x, y)`, or make the function an\n"
-        "`eqx.Module` that holds them.",
-        RecompilationWarning,
-        path,
-        line,
-    )
+    if isinstance(fn, Opaque) and fn.code is not None:
+        fn.code.note_trace(signature, fn.reason)
+    elif isinstance(fn, Hoisted) and fn.plan.code is not None:
+        fn.plan.code.note_trace(signature, None)

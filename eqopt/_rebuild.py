@@ -9,7 +9,6 @@ from typing import Any, Protocol, TypeAlias
 
 import equinox as eqx
 import jax
-from jax.tree_util import PyTreeDef
 
 
 class Same:
@@ -36,6 +35,13 @@ class Equal:
 
     def __hash__(self) -> int:
         return hash(self.key)
+
+
+class Once:
+    """A constant that equals no other, not even if it holds the same."""
+
+    def __init__(self, value: Any):
+        self.value = value
 
 
 class Weak:
@@ -79,10 +85,12 @@ EMPTY = Same(object())  # a cell that is not assigned yet
 Ref: TypeAlias = int | Same | Equal | Weak  # a slot's number: rebuilt at each call; a constant
 
 
-class Doubt(Protocol):
-    """Why the code of a function is not to be trusted with a copy of what it reads."""
+class Code(Protocol):
+    """What is known of a function's code."""
 
-    unseen: str | None
+    pinned: bool  # whether it must be given what it reads itself, and no copies
+
+    def note_trace(self, signature: Hashable, reason: str | None) -> None: ...
 
 
 class Plan:
@@ -90,15 +98,15 @@ class Plan:
 
     def __init__(
         self,
-        root: Ref,
-        slots: tuple[tuple[Any, ...], ...],
-        pins: tuple[Hashable, ...],
-        code: Doubt | None,
+        key: tuple[Ref, tuple[tuple[Any, ...], ...], tuple[Hashable, ...]],
+        pinned: bool,
+        code: Code | None,
         origin: Aside,
     ):
-        self.key = root, slots, pins
+        self.key = (pinned, *key)
         self.hash = hash(self.key)
-        self.root, self.slots, self.code, self.origin = root, slots, code, origin
+        self.root, self.slots, _ = key
+        self.pinned, self.code, self.origin = pinned, code, origin
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Plan) and self.hash == other.hash and self.key == other.key
@@ -120,31 +128,53 @@ class Hoisted(eqx.Module):
     plan: Plan = eqx.field(static=True)
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        origin = self.plan.origin.value
+        origin, code = self.plan.origin.value, self.plan.code
+        if self.plan.pinned and origin is not None:
+            return origin(*args, **kwargs)
         builder = _Builder(self.plan, self.leaves)
+        copy = builder.build()
+        if origin is None or code is None:
+            return copy(*args, **kwargs)
         try:
-            result = builder.build()(*args, **kwargs)
+            result = copy(*args, **kwargs)
             if builder.unchanged():
                 return result
         except Exception:
-            if origin is None:
-                raise
-        if origin is None:
-            raise RuntimeError(
-                "a function changes what it reads, and that is gone: keep the function"
-            )
-        # Traced arrays were not good enough (a NumPy mask, `int(x)`, a dict with functions as keys),
-        # or a counter, list or module was changed, and it was a copy. The function itself decides:
-        # if it fails too, that is its user's error. Else it is opaque from now on, and the program
-        # that is being traced, which holds what it read as constants, does not serve again.
+            pass
+        # A traced array would not do (a NumPy mask, `int(x)`), or a copy (a dict of functions, a
+        # counter that was increased). The function itself decides. If it fails too, that is its
+        # user's error. Else it is pinned from now on, and the program that is being traced, which
+        # holds as constants what the function reads, must not serve again.
         result = origin(*args, **kwargs)
-        self.plan.code.unseen = "changes or inspects what it reads"
+        code.pinned = True
         return result
 
     @property
     def __wrapped__(self) -> Callable[..., Any]:  # where `inspect.signature` looks
         origin = self.plan.origin.value
         return _Builder(self.plan, self.leaves).build() if origin is None else origin
+
+
+class Opaque(eqx.Module):
+    """A function that cannot be seen into.
+
+    **Arguments:**
+
+    - `fn`: the function.
+    - `code`: what is known of its code.
+    - `reason`: what cannot be seen into.
+    """
+
+    fn: Once = eqx.field(static=True)
+    code: Code | None = eqx.field(static=True)
+    reason: str = eqx.field(static=True)
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        return self.fn.value(*args, **kwargs)
+
+    @property
+    def __wrapped__(self) -> Callable[..., Any]:
+        return self.fn.value
 
 
 class _Builder:
@@ -193,12 +223,16 @@ def make_leaf(builder: _Builder, i: int) -> Any:
     return builder.leaves[i]
 
 
-def make_object(builder: _Builder, kind: Same, content: Ref, x: Aside) -> Any:
+def make_object(builder: _Builder, kind: type, content: Ref, x: Aside) -> Any:
     del builder, kind, content  # the key
     return x.value
 
 
-def make_tree(builder: _Builder, treedef: PyTreeDef, refs: tuple[Ref, ...]) -> Any:
+def make_weakref(builder: _Builder, ref: Ref) -> Any:
+    return weakref.ref(builder.get(ref))
+
+
+def make_tree(builder: _Builder, treedef: Any, refs: tuple[Ref, ...]) -> Any:
     leaves = [builder.get(ref) for ref in refs]
     tree = treedef.unflatten(leaves)
 
@@ -267,6 +301,6 @@ def make_method(builder: _Builder, fn: Ref, owner: Ref) -> types.MethodType:
 
 
 def make_partial(
-    builder: _Builder, kind: Same, fn: Ref, args: Ref, keywords: Ref
+    builder: _Builder, kind: type, fn: Ref, args: Ref, keywords: Ref
 ) -> Callable[..., Any]:
-    return kind.value(builder.get(fn), *builder.get(args), **builder.get(keywords))
+    return kind(builder.get(fn), *builder.get(args), **builder.get(keywords))

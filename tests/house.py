@@ -20,8 +20,17 @@ import equinox as eqx
 
 # Imports go to a lower floor, or to `base.py` within a folder.
 FLOORS = (
-    ("_arithmetic.py", "_check.py", "_types.py"),
-    ("_door.py", "_function.py", "_hyperparameter.py", "_kernel.py", "_progress.py", "_tree.py"),
+    ("_arithmetic.py", "_code.py", "_reading.py", "_rebuild.py", "_types.py"),
+    ("_check.py",),
+    (
+        "_closure.py",
+        "_door.py",
+        "_function.py",
+        "_hyperparameter.py",
+        "_kernel.py",
+        "_progress.py",
+        "_tree.py",
+    ),
     ("_objective.py", "_schedule/", "_selector.py"),
     ("_transformation.py",),
     ("_transform/", "_wrapper/"),
@@ -74,7 +83,8 @@ def floor_faults(package: Path, floors: Sequence[Sequence[str]]) -> list[str]:
         own = _row(package, path)
         for target in _targets(package, path):
             row = _row(package, target)
-            down = floor_of.get(row, -1) < floor_of.get(own, -1)
+            # The package's own `__init__.py` is above everything.
+            down = floor_of.get(row, len(floors)) < floor_of.get(own, 0)
             base = row == own and target.name == "base.py"
             if not (down or base):
                 where, to = path.relative_to(package), target.relative_to(package)
@@ -187,8 +197,7 @@ def public(package: ModuleType) -> dict[str, Any]:
         for name, x in vars(module).items()
         if not name.startswith("_")
         and (inspect.isclass(x) or inspect.isfunction(x))
-        and (x.__module__ == module.__name__ or module is package)
-        and x.__module__.split(".")[0] == package.__name__
+        and (x.__module__ + ".").startswith(module.__name__ + ".")
     }
 
 

@@ -11,11 +11,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import eqopt
 from eqopt import AbstractTransformation
-from eqopt._schedule.polynomial import Linear
 
 _T = AbstractTransformation[Any]
 
@@ -60,11 +60,14 @@ def _last_step_size(chain: Any) -> Any:
 
 def _scheduled(inner: _T) -> _T:
     return eqopt.Scheduled(
-        eqopt.Chain(inner, eqopt.Scale(1.0)), _last_step_size, Linear(0.5, 0.25, 4)
+        eqopt.Chain(inner, eqopt.Scale(1.0)), _last_step_size, eqopt.Linear(0.5, 0.25, 4)
     )
 
 
 _MATRICES = eqopt.ByNdim(2)
+# One object: functions that are made anew would be compiled anew. Without `eps_root`, optax has no
+# derivative at zero.
+_ADAM_OF_OPTAX = optax.adam(0.05, 0.8, 0.95, eps_root=1e-8)
 
 ROWS = [
     Row("Identity", eqopt.Identity),
@@ -73,10 +76,10 @@ ROWS = [
     Row("ScaleByLearningRate-up", lambda: eqopt.ScaleByLearningRate(0.05, flip_sign=False)),
     Row(
         "ScaleByLearningRate-schedule",
-        lambda: eqopt.ScaleByLearningRate(Linear(0.05, 0.01, 4)),
+        lambda: eqopt.ScaleByLearningRate(eqopt.Linear(0.05, 0.01, 4)),
         descends=True,
     ),
-    Row("ScaleBySchedule", lambda: eqopt.ScaleBySchedule(Linear(0.5, 0.1, 4))),
+    Row("ScaleBySchedule", lambda: eqopt.ScaleBySchedule(eqopt.Linear(0.5, 0.1, 4))),
     Row("SetToZero", eqopt.SetToZero),
     Row("Stateless", lambda: eqopt.Stateless(double)),
     Row("Trace", lambda: eqopt.Trace(0.7)),
@@ -94,10 +97,11 @@ ROWS = [
         "ScaleByRMS-debiased",
         lambda: eqopt.ScaleByRMS(0.8, 1e-6, eps_in_sqrt=False, bias_correction=True),
     ),
-    Row("ScaleByStddev", lambda: eqopt.ScaleByStddev(0.8, 1e-6, 0.1)),
+    Row("ScaleByStddev", lambda: eqopt.ScaleByStddev(0.8, 1e-6, 0.1, eps_in_sqrt=False)),
     Row(
         "ScaleByStddev-debiased",
-        lambda: eqopt.ScaleByStddev(0.8, 1e-6, eps_in_sqrt=False, bias_correction=True),
+        # The variance after one step is 0, and all of the denominator `eps`.
+        lambda: eqopt.ScaleByStddev(0.8, 0.01, bias_correction=True),
     ),
     Row("AddDecayedWeights", lambda: eqopt.AddDecayedWeights(0.01), needs_params=True),
     Row(
@@ -114,12 +118,13 @@ ROWS = [
         ),
         descends=True,
     ),
+    Row("FromOptax", lambda: eqopt.from_optax(_ADAM_OF_OPTAX), descends=True),
     Row("Masked", lambda: eqopt.Masked(eqopt.Adam(0.05), _MATRICES)),
     Row("Scheduled", lambda: _scheduled(eqopt.Trace(0.7))),
     Row("SGD", lambda: eqopt.SGD(0.05), descends=True),
     Row("SGD-momentum", lambda: eqopt.SGD(0.05, 0.7, nesterov=True), descends=True),
     Row("Adam", lambda: eqopt.Adam(0.05, 0.8, 0.95, 1e-6), descends=True),
-    Row("Adam-schedule", lambda: eqopt.Adam(Linear(0.05, 0.01, 4)), descends=True),
+    Row("Adam-schedule", lambda: eqopt.Adam(eqopt.Linear(0.05, 0.01, 4)), descends=True),
     Row("AdamW", lambda: eqopt.AdamW(0.05, 0.8, 0.95), descends=True, needs_params=True),
     Row(
         "AdamW-mask",
@@ -190,3 +195,8 @@ def numbers(module: eqx.Module) -> list[str]:
 
 def _is_number(x: Any) -> bool:
     return isinstance(x, np.ndarray | jax.Array) and x.shape == ()
+
+
+def tuned(module: Any, change: Callable[[Any], Any]) -> Any:
+    """Changes every number in an optimizer, those of its schedules too."""
+    return jax.tree.map(lambda x: change(x) if _is_number(x) else x, module)

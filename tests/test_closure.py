@@ -29,7 +29,7 @@ class Door:
     def __init__(self) -> None:
         self.num_traces = 0
 
-    def _body(self, fn: Callable[..., Any], p: Array) -> Array:
+    def _body(self, fn: Callable[..., Any], p: Array) -> tuple[Array, Array]:
         self.num_traces += 1
         return jax.value_and_grad(lambda q: fn(q))(p)
 
@@ -102,7 +102,7 @@ squared.defjvp(lambda p, t: (squared(p[0]), jnp.sum(2 * (p[0] - batch) * t[0])))
 mapped = jax.vmap(lambda x: (x - batch[0]) ** 2)
 
 
-def _local(b: Array) -> Callable[..., Array]:
+def _local(b: Any) -> Callable[..., Array]:
     return lambda p: jnp.sum((p - b) ** 2)
 
 

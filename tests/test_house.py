@@ -9,9 +9,9 @@ from pathlib import Path
 from types import ModuleType
 
 import equinox as eqx
-import eqopt
 import pytest
 
+import eqopt
 from tests import house
 
 ROOT = Path(__file__).parents[1]
@@ -99,10 +99,9 @@ def test_import_brings_nothing_along():
     program = """
 import sys
 import beartype, equinox, jax, jaxtyping, numpy, wadler_lindig
-before = set(sys.modules)
+known = {name.split(".")[0] for name in sys.modules} | set(sys.stdlib_module_names)
 import eqopt
-new = {name.split(".")[0] for name in set(sys.modules) - before}
-print(*sorted(new - set(sys.stdlib_module_names)))
+print(*sorted({name.split(".")[0] for name in sys.modules} - known))
 """
     assert run(program).split() == ["eqopt"]
 
@@ -150,11 +149,11 @@ def test_floors_find_an_import_that_goes_up(write: Callable[..., Path], path: st
         "fam/one.py": "from .base import x\nfrom .. import a",
         "fam/two.py": "from pack.fam.base import x",
     }
-    for name, text in tree.items():
-        file = write(text, f"pack/{name}")
-    assert house.floor_faults(file.parents[1], floors) == []
+    files = [write(text, f"pack/{name}") for name, text in tree.items()]
+    package = files[0].parent
+    assert house.floor_faults(package, floors) == []
     write(tree[path] + "\n" + line, f"pack/{path}")
-    (fault,) = house.floor_faults(file.parents[1], floors)
+    (fault,) = house.floor_faults(package, floors)
     assert fault.startswith(f"`{path}` imports")
 
 

@@ -148,7 +148,8 @@ def assert_close(a: Any, b: Any, rtol: float | None = None) -> None:
     assert jax.tree.structure(a) == jax.tree.structure(b)
     for x, y in zip(left, right, strict=True):
         assert x.dtype == y.dtype
-        tolerance = 32 * float(jnp.finfo(x.dtype).eps) if rtol is None else rtol
+        inexact = jnp.issubdtype(x.dtype, jnp.inexact)
+        tolerance = 32 * float(jnp.finfo(x.dtype).eps) if inexact and rtol is None else rtol or 0
         wide = np.complex128 if jnp.iscomplexobj(x) else np.float64
         np.testing.assert_allclose(
             np.asarray(x).astype(wide), np.asarray(y).astype(wide), rtol=tolerance, atol=tolerance

@@ -40,6 +40,8 @@ def _visit(owner: Module | Class) -> None:
 def _parameter(member: Any) -> Parameter | None:
     if not isinstance(member, Attribute) or member.annotation is None:
         return None
+    if "property" in member.labels:
+        return None
     options = _options(member.value)
     if options is None:
         default, kind = member.value, ParameterKind.positional_or_keyword

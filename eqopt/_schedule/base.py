@@ -1,6 +1,7 @@
 """What a schedule is."""
 
 import abc
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -69,7 +70,9 @@ def as_schedule(name: str, value: Any) -> AbstractSchedule:
     )
 
 
-def scheduled_real(name: str, **bounds: float) -> Any:
+def scheduled_real(
+    name: str, **bounds: float
+) -> Callable[[ScalarLike | AbstractSchedule | Function], Scalar | AbstractSchedule]:
     """Makes the converter of a real number that may follow a schedule."""
     convert = real(name, **bounds)
 
