@@ -2,10 +2,12 @@
 
 from . import plot as plot
 from ._check import typed as typed
+from ._closure import RecompilationWarning as RecompilationWarning
 from ._fit import Fit as Fit, fit as fit, FitProgress as FitProgress, History as History
+from ._hyperparameter import real as real, size as size, steps as steps
 from ._hyperparameters import hyperparameters as hyperparameters
 from ._kernel import Rule as Rule
-from ._objective import Context as Context, Evaluation as Evaluation
+from ._objective import Context as Context, Evaluation as Evaluation, Objective as Objective
 from ._optimizer.adam import Adam as Adam, AdamW as AdamW, NAdam as NAdam, NAdamW as NAdamW
 from ._optimizer.lion import Lion as Lion
 from ._optimizer.rmsprop import RMSProp as RMSProp
@@ -22,6 +24,7 @@ from ._schedule.base import (
     cosine_interpolation as cosine_interpolation,
     FunctionSchedule as FunctionSchedule,
     linear_interpolation as linear_interpolation,
+    scheduled_real as scheduled_real,
 )
 from ._schedule.cosine import CosineDecay as CosineDecay
 from ._schedule.exponential import ExponentialDecay as ExponentialDecay
@@ -94,7 +97,12 @@ from ._transformation import (
     apply_updates as apply_updates,
     EmptyState as EmptyState,
 )
-from ._tree import global_norm as global_norm
+from ._tree import (
+    bias_correction as bias_correction,
+    global_norm as global_norm,
+    increment as increment,
+    zeros_like as zeros_like,
+)
 from ._wrapper.chain import Chain as Chain, ChainState as ChainState
 from ._wrapper.masked import Masked as Masked, MaskedState as MaskedState
 from ._wrapper.scheduled import Scheduled as Scheduled, ScheduledState as ScheduledState

@@ -6,7 +6,7 @@ not. Kernels, states and schedules are checked by jaxtyping and beartype, throug
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,23 @@ from beartype import beartype
 
 from ._types import TreeDef
 
-# The decorator for functions and dataclasses whose annotations are checked at run time.
-typed = jaxtyping.jaxtyped(typechecker=beartype)
+Annotated = TypeVar("Annotated")
+
+_jaxtyped: Any = jaxtyping.jaxtyped(typechecker=beartype)
+
+
+def typed(annotated: Annotated) -> Annotated:
+    """Has a function's or a dataclass's jaxtyping annotations checked by beartype at each call.
+
+    For kernels and states, which are called when tracing: in a step it costs nothing. With
+    `JAXTYPING_DISABLE=1` it does nothing at all.
+
+    **Arguments:**
+
+    - `annotated`: the function or class.
+    """
+    return _jaxtyped(annotated)
+
 
 _MAX_FAULTS = 4
 

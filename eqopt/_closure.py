@@ -24,7 +24,7 @@ import equinox as eqx
 import jax
 import numpy as np
 
-from ._reading import installed, Name, Reader, ROOT, UnseenError, written
+from ._reading import installed, Name, names_in, Reader, ROOT, UnseenError, written
 from ._types import Function
 
 
@@ -54,14 +54,16 @@ class Hoisted(eqx.Module):
         before = self.plan.reread()
         try:
             out = self.plan.skeleton(iter(self.leaves))(*args, **kwargs)
-        except _CONCRETE_ERRORS:
-            # It wants to know a number in its closure now, as a mask or a size. So its arrays are
-            # constants from here on, part of the key, and this time they are those of the original.
+        except Exception:
             origin = self.plan.origin()
             if origin is None or not self.leaves:
                 raise
+            # It may want to know a number in its closure now, as a mask or a size. The original
+            # does; if it fails too, that is its user's error. Else its arrays are constants from
+            # here on, part of the key.
+            out = origin(*args, **kwargs)
             _constant.add(_code_of(origin))
-            return origin(*args, **kwargs)
+            return out
         after = self.plan.reread()
         written.update(name for name in before if before[name] != after.get(name))
         return out
@@ -114,12 +116,6 @@ _traces: dict[types.CodeType, dict[Hashable, int]] = {}
 _warned: set[types.CodeType] = set()
 # Functions of which it has been seen that their arrays must be constants.
 _constant: set[types.CodeType | None] = set()
-_CONCRETE_ERRORS = (
-    jax.errors.ConcretizationTypeError,
-    jax.errors.NonConcreteBooleanIndexError,
-    jax.errors.TracerArrayConversionError,
-    jax.errors.TracerIntegerConversionError,
-)
 
 # From the arrays to the function, or to another value that holds arrays. With `None` for the
 # arrays, something like it, of which only the signature is asked.
@@ -208,7 +204,7 @@ class _Hoister:
             kind, func = type(x), self.hoist(x.func)
             args = self._hoist_tree((x.args, dict(x.keywords)))
             return lambda arrays: _partial(kind, func(arrays), *args(arrays))
-        if isinstance(x, jax.Array | np.ndarray) or _is_immutable_tree(x):
+        if _is_array(x) or _is_immutable_tree(x):
             return self._hoist_tree(x)
         self.reader.note_value("value", self.reader.key(x))
         return lambda arrays: x
@@ -234,7 +230,8 @@ class _Hoister:
         self.reader.hoisting.add(id(fn))
         me = self.reader.read_globals(fn)
         closure = zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True)
-        cells = [self._hoist_cell((me, name), cell) for name, cell in closure]
+        attributes = names_in(fn.__code__).attributes
+        cells = [self._hoist_cell((me, name), cell, attributes) for name, cell in closure]
         defaults = self._hoist_defaults(fn.__defaults__)
         keyword_defaults = self._hoist_defaults(fn.__kwdefaults__)
         self.reader.hoisting.remove(id(fn))
@@ -244,7 +241,7 @@ class _Hoister:
             (fn.__name__, fn.__qualname__, fn.__module__),
             fn.__globals__,
         )
-        own, attributes, waiting = id(fn), dict(fn.__dict__), self.waiting
+        own, extra, waiting = id(fn), dict(fn.__dict__), self.waiting
         annotations = dict(fn.__annotations__)
 
         def make(arrays: Any) -> types.FunctionType:
@@ -253,7 +250,7 @@ class _Hoister:
             new = types.FunctionType(code, scope, names[0], defaults(arrays), made or None)
             new.__kwdefaults__ = keyword_defaults(arrays)
             new.__qualname__, new.__module__ = names[1:]
-            new.__dict__.update(attributes)
+            new.__dict__.update(extra)
             new.__annotations__ = annotations
             for cell in waiting.pop(own, ()):
                 cell.cell_contents = new
@@ -264,7 +261,9 @@ class _Hoister:
     def _hoist_defaults(self, x: Any) -> _Skeleton:
         return (lambda arrays: None) if x is None else self._hoist_tree(x)
 
-    def _hoist_cell(self, name: Name, cell: types.CellType) -> _Skeleton:
+    def _hoist_cell(
+        self, name: Name, cell: types.CellType, attributes: frozenset[str]
+    ) -> _Skeleton:
         try:
             x = cell.cell_contents
         except ValueError:  # not assigned yet
@@ -278,12 +277,14 @@ class _Hoister:
             skeleton = self.hoist(x)
             return lambda arrays: types.CellType(skeleton(arrays))
         # The cell itself is kept: a counter or a list in it is the user's own.
-        self.reader.note(*name, x)
+        self.reader.note(*name, x, attributes)
         return lambda arrays: cell
 
 
 def _is_array(x: Any) -> bool:
-    return isinstance(x, jax.Array | np.ndarray)
+    if isinstance(x, np.ndarray):
+        return x.dtype.kind in "biufcV" and x.dtype.names is None
+    return isinstance(x, jax.Array)
 
 
 def _is_immutable_tree(x: Any) -> bool:

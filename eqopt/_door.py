@@ -1,6 +1,6 @@
 """One compiled call around a whole composition: arrays are data, the rest is static."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import equinox as eqx
@@ -80,10 +80,11 @@ def call(function: Callable[..., Any], *args: Any, reuse: bool = True) -> Any:
         # NumPy's arrays become JAX's, as they do on the way into a program of our own.
         arrays = [jnp.asarray(x) if isinstance(x, np.ndarray) else x for x in packed.arrays]
         return function(*Packed(arrays, packed.statics, packed.structure).unpack())
-    program = _program if reuse else jax.jit(_body, static_argnums=(0, 1, 2))
+    # A new function, for JAX keeps the programs of one that it knows.
+    program = _program if reuse else jax.jit(lambda *x: _body(*x), static_argnums=(0, 1, 2))
     try:
         result = program(function, packed.structure, packed.statics, packed.arrays)
-    except TypeError:
+    except (TypeError, ValueError):
         check_hashable(args)
         raise
     return result.unpack()
@@ -114,3 +115,10 @@ def check_hashable(args: Any) -> None:
 def drop_statics(tree: Any) -> Any:
     """Replaces all that is no array by `None`."""
     return jax.tree.map(lambda x: None if _data(x) is None else x, tree)
+
+
+def signature(tree: Any) -> Hashable:
+    """All of a tree that decides what is traced: structure, statics, shapes and dtypes."""
+    packed = pack(tree)
+    kinds = tuple((np.shape(x), jnp.result_type(x)) for x in packed.arrays if x is not None)
+    return packed.structure, packed.statics, kinds

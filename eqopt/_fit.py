@@ -181,7 +181,7 @@ def fit(
     try:
         make = _make.__wrapped__ if opaque(hoisted) else _make
         call_one, call_many = make(spec)
-    except TypeError:
+    except (TypeError, ValueError):
         _door.check_hashable((model, state, key, optimizer, hoisted))
         raise
     # Copied, for the loop overwrites what it is given.

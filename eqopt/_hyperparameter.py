@@ -36,7 +36,16 @@ def real(
     at_most: float | None = None,
     below: float | None = None,
 ) -> Callable[[ScalarLike], Scalar]:
-    """Makes the converter of a real number within the given bounds."""
+    """Makes the converter of a real number within bounds, for `eqx.field(converter=...)`.
+
+    What it gives is a leaf: a NumPy array of shape `()`, or a tracer. Numbers that are traced are
+    not held against the bounds.
+
+    **Arguments:**
+
+    - `name`: the field's name, for messages.
+    - `at_least`, `above`, `at_most`, `below`: the bounds, or `None`.
+    """
 
     def convert(value: ScalarLike) -> Scalar:
         x = _number(name, value)
@@ -66,7 +75,13 @@ def real(
 
 
 def steps(name: str, *, at_least: int = 0) -> Callable[[StepsLike], Steps]:
-    """Makes the converter of a number of steps, stored as int32 like the counts."""
+    """Makes the converter of a number of steps, a leaf stored as int32 like the counts.
+
+    **Arguments:**
+
+    - `name`: the field's name, for messages.
+    - `at_least`: the smallest number allowed.
+    """
 
     def convert(value: StepsLike) -> Steps:
         x = _number(name, value)
@@ -83,7 +98,13 @@ def steps(name: str, *, at_least: int = 0) -> Callable[[StepsLike], Steps]:
 
 
 def size(name: str, *, at_least: int = 1) -> Callable[[int], int]:
-    """Makes the converter of a size that shapes depend on: a static Python int."""
+    """Makes the converter of a size that shapes depend on, a Python int for a static field.
+
+    **Arguments:**
+
+    - `name`: the field's name, for messages.
+    - `at_least`: the smallest size allowed.
+    """
 
     def convert(value: int) -> int:
         if isinstance(value, bool) or not isinstance(value, int | np.integer):

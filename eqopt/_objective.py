@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from . import _check
-from ._types import Aux, Function
+from ._types import Aux, Function, Params
 
 
 class Evaluation(eqx.Module, Generic[Aux]):
@@ -38,7 +38,8 @@ class Context(eqx.Module):
     - `value`: the objective's value at the parameters, or `None`.
     - `grad`: its gradient there, like the updates, or `None`. The gradient of complex parameters
         is conjugated, as the updates are: it points uphill.
-    - `value_fn`: the objective as a function of the parameters alone, or `None`.
+    - `value_fn`: the objective as a function of the parameters alone, which returns its value and
+        aux (see [`eqopt.Objective`][]), or `None`.
     - `key`: a PRNG key, or `None`.
     - `extra`: every other keyword argument, by name.
     """
@@ -67,7 +68,18 @@ class Context(eqx.Module):
 
 
 class Objective(eqx.Module):
-    """An objective and everything that it is called with but the trained parameters."""
+    """An objective and everything that it is called with but the trained parameters.
+
+    It is called with the parameters alone, a tree of arrays and `None`, and returns the value and
+    aux (`None` without `has_aux`).
+
+    **Arguments:**
+
+    - `fn`: the user's function, called `fn(model, *args, **kwargs)`.
+    - `rest`: what of the model is not trained.
+    - `args`, `kwargs`: the other arguments.
+    - `has_aux`: whether `fn` returns `(value, aux)`.
+    """
 
     fn: Function
     rest: PyTree
@@ -76,7 +88,7 @@ class Objective(eqx.Module):
     has_aux: bool = eqx.field(static=True)
 
     def __call__(self, params: PyTree) -> tuple[jax.Array, Any]:
-        """Gives the value at `params`, and aux or `None`."""
+        """Gives the value at `params`, and aux."""
         out = self.fn(eqx.combine(params, self.rest), *self.args, **self.kwargs)
         if self.has_aux:
             if not (isinstance(out, tuple) and len(out) == 2):
@@ -116,3 +128,12 @@ def accepted(fn: Function, kwargs: dict[str, Any]) -> dict[str, Any]:
         return kwargs
     names = {p.name for p in parameters if p.kind is not p.POSITIONAL_ONLY}
     return {name: value for name, value in kwargs.items() if name in names}
+
+
+def need_params(params: Params | None, owner: object) -> Params:
+    """Gives the parameters; a `ValueError` if the user gave none."""
+    if params is None:
+        raise ValueError(
+            f"`{type(owner).__name__}` needs the parameters: `update(updates, state, params)`"
+        )
+    return params

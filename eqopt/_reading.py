@@ -59,7 +59,7 @@ class _Names:
 
 
 @functools.lru_cache(4096)
-def _names(code: types.CodeType) -> _Names:
+def names_in(code: types.CodeType) -> _Names:
     found: dict[str, set[str]] = {"globals": set(), "attributes": set(), "modules": set()}
     codes = [code]
     while codes:
@@ -116,7 +116,7 @@ class Reader:
         self.num_values += 1
 
     def read_globals(self, fn: types.FunctionType) -> Hashable:
-        names = _names(fn.__code__)
+        names = names_in(fn.__code__)
         me = (fn.__code__, len(self.order))
         self.order[id(fn)] = len(self.order)
         self.items[me, ROOT] = id(fn.__globals__)
@@ -188,7 +188,7 @@ class Reader:
         me = self.read_globals(fn)
         for name, cell in zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True):
             try:
-                self.note(me, name, cell.cell_contents)
+                self.note(me, name, cell.cell_contents, names_in(fn.__code__).attributes)
             except ValueError:  # not assigned yet
                 self.items[me, name] = None
         self.items[me, "<defaults>"] = self.key(fn.__defaults__), self.key(fn.__kwdefaults__)
@@ -218,13 +218,25 @@ class Reader:
         return "class", cls
 
     def classes(self, x: Any) -> Hashable:
+        """What the classes in a tree are known by, and the functions in its static fields."""
         found: list[Hashable] = []
-        if isinstance(x, eqx.Module):
+        if _is_node(x):
             found.append(self._class_key(type(x)))
-        for child in jax.tree.leaves(x, is_leaf=lambda y: y is not x and isinstance(y, eqx.Module)):
-            if isinstance(child, eqx.Module) and child is not x:
+        if isinstance(x, eqx.Module):
+            found += [
+                self.key(value)
+                for value in vars(x).values()
+                if isinstance(value, types.FunctionType | types.MethodType | functools.partial)
+            ]
+        for child in jax.tree.leaves(x, is_leaf=lambda y: y is not x and _is_node(y)):
+            if _is_node(child) and child is not x:
                 found.append(self.classes(child))
         return tuple(found)
+
+
+def _is_node(x: Any) -> bool:
+    """Whether `x` is a tree of a class that has methods."""
+    return isinstance(x, eqx.Module) or (isinstance(x, tuple) and type(x) is not tuple)
 
 
 # Of these packages, what is no function and no tree is configuration, and does not change.

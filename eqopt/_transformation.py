@@ -6,7 +6,6 @@ import typing
 from typing import Any, Generic, TypeVar
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 import wadler_lindig as wl
@@ -31,9 +30,9 @@ class AbstractTransformation(eqx.Module, Generic[State]):
     """A rule that turns gradients into updates.
 
     A transformation is used through `init`, `update` and `step`, which take whole models. It is
-    written as `init_state` and `transform`, which see trees of arrays, and `None` for everything
-    else. The first three check, compile, and hand over to the last two; transformations inside
-    others are called by the last two directly, so a composition is checked and compiled once.
+    written as `init_state` and `transform`, which see trees of arrays, and `None` for all else. The
+    first three check, compile, and hand over to the last two; transformations inside others are
+    called by the last two directly, so a composition is checked and compiled once.
     """
 
     def init(
@@ -57,10 +56,15 @@ class AbstractTransformation(eqx.Module, Generic[State]):
         The state: arrays only, on the devices of the parameters, none shared with them.
         """
         fn = None if value_fn is None else hoist(value_fn)
-        reuse = fn is None or not opaque(fn)
-        params = params if fn is not None else _door.drop_statics(params)
-        args = _door.numbers_are_data(args)
-        return _door.call(_init, settle(self), params, fn, args, has_aux, reuse=reuse)
+        return _door.call(
+            _init,
+            settle(self),
+            params if fn is not None else _door.drop_statics(params),
+            fn,
+            _door.numbers_are_data(args),
+            has_aux,
+            reuse=fn is None or not opaque(fn),
+        )
 
     def update(
         self,
@@ -231,15 +235,6 @@ class AbstractOptimizer(AbstractTransformation[State]):
         return self.compose().transform(updates, state, params, context)
 
 
-def need_params(params: Params | None, owner: object) -> Params:
-    """Gives the parameters; a `ValueError` if the user gave none."""
-    if params is None:
-        raise ValueError(
-            f"`{type(owner).__name__}` needs the parameters: `update(updates, state, params)`"
-        )
-    return params
-
-
 def state_type(transformation: AbstractTransformation[Any]) -> type[eqx.Module]:
     """The class of a transformation's state, read from `AbstractTransformation[ItsState]`."""
     if isinstance(transformation, AbstractOptimizer):
@@ -313,7 +308,7 @@ def _update(
     trained, rest = eqx.partition(params, _check.is_inexact)
     objective = None
     if fn is not None:
-        note_trace(fn, _signature((transformation, updates, state, params, extra)))
+        note_trace(fn, _door.signature((transformation, updates, state, params, extra)))
         objective = Objective(fn, rest, (), accepted(fn, extra), has_aux=False)
     if value is not None and jnp.shape(value) != ():
         raise ValueError(f"`value` must be one number; got shape {jnp.shape(value)}")
@@ -378,13 +373,8 @@ def _step(
     kwargs: dict[str, Any],
     has_aux: bool,
 ) -> tuple[Model, State, Evaluation[Any]]:
-    note_trace(fn, _signature((transformation, model, state, args, kwargs)))
+    note_trace(fn, _door.signature((transformation, model, state, args, kwargs)))
     return step(transformation, fn, model, state, args, kwargs, has_aux)
-
-
-def _signature(tree: PyTree) -> Any:
-    leaves, treedef = jax.tree.flatten(tree)
-    return treedef, tuple((jnp.shape(x), jnp.result_type(x)) for x in leaves if _door.is_array(x))
 
 
 def _apply(model: PyTree, updates: PyTree) -> PyTree:

@@ -44,7 +44,18 @@ def full_like(tree: PyTree, value: Any, dtype: Any = None, *, real: bool = False
 
 
 def zeros_like(tree: PyTree, dtype: Any = None, *, real: bool = False) -> PyTree:
-    """Zeros for a moment of each leaf: see `full_like`."""
+    """Makes zeros for a moment of each parameter, on the devices on which the parameter lives.
+
+    **Arguments:**
+
+    - `tree`: the parameters: arrays, and `None` for what is not trained.
+    - `dtype`: the dtype of the zeros; `None` is the parameter's, and float32 for half precision.
+    - `real`: whether zeros for complex parameters are real, as their squared moduli are.
+
+    **Returns:**
+
+    A tree like the parameters.
+    """
     return full_like(tree, 0, dtype, real=real)
 
 
@@ -100,7 +111,12 @@ def select(condition: Bool[Array, ""], true: PyTree, false: PyTree) -> PyTree:
 
 
 def increment(count: Count) -> Count:
-    """Adds one, and stays at the largest int32 once there."""
+    """Adds one to a count, which stays at the largest int32 once there.
+
+    **Arguments:**
+
+    - `count`: an int32 of shape `()`.
+    """
     return lax.add(lax.min(count, _INT32_MAX - 1), np.int32(1))
 
 
@@ -109,7 +125,13 @@ def zero_count() -> Count:
 
 
 def bias_correction(decay: Any, count: Count) -> Float[Array, ""]:
-    """The weight that an exponential moving average has collected, `1 - decay**count`."""
+    r"""The weight that an exponential moving average has collected, $1 - \beta^t$.
+
+    **Arguments:**
+
+    - `decay`: the decay $\beta$, in $[0, 1)$.
+    - `count`: the number $t$ of terms, at least 1, int32 of shape `()`.
+    """
     decay = jnp.asarray(decay)
     # Not `1 - decay**count`, which cancels: with `decay=0.999` and small counts its relative error
     # in float32 is 1e-5, against 1e-7 here.

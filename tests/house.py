@@ -20,12 +20,11 @@ import equinox as eqx
 
 # Imports go to a lower floor, or to `base.py` within a folder.
 FLOORS = (
-    ("_arithmetic.py", "_code.py", "_reading.py", "_rebuild.py", "_types.py"),
+    ("_arithmetic.py", "_reading.py", "_types.py"),
     ("_check.py",),
     (
         "_closure.py",
         "_door.py",
-        "_function.py",
         "_hyperparameter.py",
         "_kernel.py",
         "_progress.py",

@@ -73,7 +73,13 @@ def as_schedule(name: str, value: Any) -> AbstractSchedule:
 def scheduled_real(
     name: str, **bounds: float
 ) -> Callable[[ScalarLike | AbstractSchedule | Function], Scalar | AbstractSchedule]:
-    """Makes the converter of a real number that may follow a schedule."""
+    """Makes the converter of a real number that may follow a schedule.
+
+    **Arguments:**
+
+    - `name`: the field's name, for messages.
+    - `**bounds`: of a number, as for [`eqopt.real`][]. A schedule is not held against them.
+    """
     convert = real(name, **bounds)
 
     def convert_either(

@@ -2,6 +2,7 @@
 
 import equinox as eqx
 from jax import lax
+from jax.experimental.shard_alike import shard_alike
 from jaxtyping import Array, Float, Inexact
 
 from .. import _check
@@ -53,8 +54,8 @@ class Scale(AbstractLeafwise[EmptyState]):
 
 @_check.typed
 def _zero(update: Inexact[Array, "*shape"]) -> Inexact[Array, "*shape"]:
-    # Not `0 * update`, which keeps a NaN.
-    return lax.full_like(update, 0)
+    # Not `0 * update`, which keeps a NaN. A constant alone would lose the update's sharding.
+    return shard_alike(update, lax.full_like(update, 0))[1]
 
 
 class SetToZero(AbstractLeafwise[EmptyState]):

@@ -7,9 +7,9 @@ from .. import _check
 from .._arithmetic import plus, times
 from .._hyperparameter import optional, real
 from .._kernel import Rule
-from .._objective import Context
+from .._objective import Context, need_params
 from .._selector import AbstractSelector, as_selector
-from .._transformation import AbstractLeafwise, EmptyState, need_params
+from .._transformation import AbstractLeafwise, EmptyState
 from .._types import Params, Scalar
 
 

@@ -30,8 +30,8 @@ def as_optax(
     """Makes a transformation of optax's, to be used in `optax.chain` and wherever else one may be.
 
     It takes the gradients of complex parameters as optax wants them, which is the conjugate of what
-    `jax.grad` returns. Updates that are of another dtype than their parameter, as they may be within
-    a chain of optax's, are cast to the parameter's. Extra arguments pass.
+    `jax.grad` returns. Updates that are of another dtype than their parameter, as they may be
+    within a chain of optax's, are cast to the parameter's. Extra arguments pass.
 
     **Arguments:**
 
@@ -109,7 +109,8 @@ class FromOptax(AbstractTransformation[FromOptaxState]):
     !!! note
         What has no gradient (`None`) gets no update, and what the state holds for it, at the
         parameter's own path, stays as it was. To whatever the transformation shares between the
-        parameters (a norm, a flattened vector) a missing gradient is zero; this needs the parameters.
+        parameters (a norm, a flattened vector) a missing gradient is zero. All this needs the
+        parameters.
 
     **Arguments:**
 
@@ -121,14 +122,9 @@ class FromOptax(AbstractTransformation[FromOptaxState]):
     leaf if the updates that it returns do not fit.
     """
 
-    transformation: "optax.GradientTransformation" = eqx.field(static=True)
-
-    def __check_init__(self) -> None:
-        if not isinstance(self.transformation, _optax().GradientTransformation):
-            raise TypeError(
-                "`transformation` must be an `optax.GradientTransformation`; got a "
-                f"{type(self.transformation).__name__}"
-            )
+    transformation: "optax.GradientTransformation" = eqx.field(
+        converter=lambda x: _one_of_optax(x), static=True
+    )
 
     def init_state(self, params: Params, context: Context) -> FromOptaxState:
         with _lenient():
@@ -198,6 +194,14 @@ def _optax() -> Any:
     except ImportError as e:
         raise ImportError("this needs optax: `pip install 'eqopt[optax]'`") from e
     return optax
+
+
+def _one_of_optax(value: Any) -> Any:
+    if isinstance(value, _optax().GradientTransformation):
+        return value
+    raise TypeError(
+        f"`transformation` must be an `optax.GradientTransformation`; got a {type(value).__name__}"
+    )
 
 
 # Into optax.
