@@ -2,8 +2,8 @@
 
 A kernel is traced once for each shape of parameter, and waited for. The operators of JAX's arrays
 take three times as long to trace as the operations of `lax` that they end in, and refuse to mix
-real and complex under strict promotion. These functions do neither: a scalar goes with any shape,
-and a real number with a complex array.
+real and complex under strict promotion. These functions do neither: a scalar goes with any shape
+(as in `lax`, without a broadcast of its own), and a real number with a complex array.
 """
 
 from typing import Any
@@ -42,7 +42,6 @@ def cast(x: Array, dtype: np.dtype) -> Array:
 
 def plus(x: Array, y: Array) -> Array:
     """`x + y`."""
-    x, y = _alike(x, y)
     if is_complex(x) is is_complex(y):
         return lax.add(x, y)
     return plus(_complex(x), _complex(y))
@@ -55,7 +54,6 @@ def minus(x: Array, y: Array) -> Array:
 
 def times(x: Array, y: Array) -> Array:
     """`x * y`."""
-    x, y = _alike(x, y)
     if is_complex(x) is is_complex(y):
         return lax.mul(x, y)
     # By parts: of a real number made complex, the product with an infinity has a NaN.
@@ -65,7 +63,6 @@ def times(x: Array, y: Array) -> Array:
 
 def over(x: Array, y: Array) -> Array:
     """`x / y`."""
-    x, y = _alike(x, y)
     if is_complex(x) is is_complex(y):
         return lax.div(x, y)
     if is_complex(x):
@@ -75,7 +72,7 @@ def over(x: Array, y: Array) -> Array:
 
 def mix(decay: Float[Array, ""], old: Array, new: Array) -> Array:
     """`decay * old + (1 - decay) * new`, one step of an exponential moving average."""
-    rest = lax.sub(lax.full_like(decay, 1), decay)
+    rest = lax.sub(np.ones((), decay.dtype), decay)
     return plus(times(decay, old), times(rest, new))
 
 
@@ -87,16 +84,9 @@ def abs_sq(x: Inexact[Array, "*shape"]) -> Float[Array, "*shape"]:
 
 
 def safe_sqrt(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """The square root, with a derivative of 0, not infinity, at 0."""
-    zero, one = lax.full_like(x, 0), lax.full_like(x, 1)
-    positive = lax.gt(x, zero)
-    return lax.select(positive, lax.sqrt(lax.select(positive, x, one)), x)
-
-
-def _alike(x: Array, y: Array) -> tuple[Array, Array]:
-    if x.shape == y.shape:
-        return x, y
-    return (lax.broadcast(x, y.shape), y) if x.ndim == 0 else (x, lax.broadcast(y, x.shape))
+    """The square root, with a finite derivative, 1, at 0."""
+    positive = lax.gt(x, np.zeros((), x.dtype))
+    return lax.select(positive, lax.sqrt(lax.select(positive, x, lax.full_like(x, 1))), x)
 
 
 def _complex(x: Array) -> Array:

@@ -6,19 +6,18 @@ not. Kernels, states and schedules are checked by jaxtyping and beartype, throug
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import jaxtyping
 import numpy as np
-from beartype import beartype
 
 from ._types import TreeDef
 
 Annotated = TypeVar("Annotated")
-
-_jaxtyped: Any = jaxtyping.jaxtyped(typechecker=beartype)
 
 
 def typed(annotated: Annotated) -> Annotated:
@@ -31,8 +30,32 @@ def typed(annotated: Annotated) -> Annotated:
 
     - `annotated`: the function or class.
     """
-    return _jaxtyped(annotated)
+    checked: Any = annotated
+    if isinstance(annotated, type):
+        checked.__init__ = _at_first_call(checked.__init__)
+        return checked
+    return _at_first_call(checked)
 
+
+def _at_first_call(fn: Callable[..., Any]) -> Any:
+    # Not when it is defined: to import beartype, and to have it write a check for each kernel,
+    # takes longer than to import all the rest.
+    @functools.wraps(fn)
+    def checking(*args: Any, **kwargs: Any) -> Any:
+        return _checked(fn)(*args, **kwargs)
+
+    return checking
+
+
+@functools.cache
+def _checked(fn: Callable[..., Any]) -> Callable[..., Any]:
+    from beartype import beartype
+
+    return jaxtyping.jaxtyped(fn, typechecker=beartype)
+
+
+# Not a union, which would be put together anew for every leaf.
+ARRAYS = (jax.Array, np.ndarray, np.generic)
 
 _MAX_FAULTS = 4
 
@@ -73,13 +96,17 @@ def describe(x: Any) -> str:
 
 def is_array(x: Any) -> bool:
     # The dtype of a PRNG key is not a NumPy one, and a key is not a number.
-    array = isinstance(x, jax.Array | np.ndarray | np.generic)
-    return array and not jnp.issubdtype(x.dtype, jax.dtypes.extended)
+    return isinstance(x, ARRAYS) and not jnp.issubdtype(x.dtype, jax.dtypes.extended)
 
 
 def is_inexact(x: Any) -> bool:
-    array = isinstance(x, jax.Array | np.ndarray | np.generic)
-    return array and jnp.issubdtype(x.dtype, jnp.inexact)
+    return isinstance(x, ARRAYS) and _is_inexact_dtype(x.dtype)
+
+
+@functools.lru_cache(256)
+def _is_inexact_dtype(dtype: Any) -> bool:
+    # Asked of every leaf, several times a call: `issubdtype` takes ten times as long.
+    return jnp.issubdtype(dtype, jnp.inexact)
 
 
 def listed(faults: list[str]) -> str:

@@ -29,11 +29,12 @@ class Packed(eqx.Module):
 
 def pack(tree: Any) -> Packed:
     """Takes a tree apart. The gradient of an integer, of dtype float0, counts as none."""
-    leaves, structure = jax.tree.flatten(tree)
+    return _pack(*jax.tree.flatten(tree))
+
+
+def _pack(leaves: list[Any], structure: TreeDef) -> Packed:
     arrays = [_data(x) for x in leaves]
-    statics = tuple(
-        x if a is None and not is_array(x) else None for x, a in zip(leaves, arrays, strict=True)
-    )
+    statics = tuple([_static(x) for x in leaves])
     return Packed(arrays, statics, structure)
 
 
@@ -60,13 +61,17 @@ def numbers_are_data(tree: Any) -> Any:
 
 
 def is_array(x: Any) -> bool:
-    return isinstance(x, jax.Array | np.ndarray | np.generic)
+    return isinstance(x, _check.ARRAYS)
 
 
 def _data(x: Any) -> Any:
-    if isinstance(x, _Number):
-        return x.number
-    return x if is_array(x) and x.dtype != _FLOAT0 else None
+    if isinstance(x, _check.ARRAYS):
+        return None if x.dtype == _FLOAT0 else x
+    return x.number if isinstance(x, _Number) else None
+
+
+def _static(x: Any) -> Any:
+    return None if isinstance(x, _check.ARRAYS) or type(x) is _Number else x
 
 
 def call(function: Callable[..., Any], *args: Any, reuse: bool = True) -> Any:
@@ -75,11 +80,10 @@ def call(function: Callable[..., Any], *args: Any, reuse: bool = True) -> Any:
     Within somebody else's compiled program the function is called as it is: a program within a
     program would only be traced twice over. With `reuse=False` the program is thrown away.
     """
-    packed = pack(args)
-    if any(type(x) is DynamicJaxprTracer for x in packed.arrays):
-        # NumPy's arrays become JAX's, as they do on the way into a program of our own.
-        arrays = [jnp.asarray(x) if isinstance(x, np.ndarray) else x for x in packed.arrays]
-        return function(*Packed(arrays, packed.statics, packed.structure).unpack())
+    leaves, structure = jax.tree.flatten(args)
+    if DynamicJaxprTracer in map(type, leaves):
+        return function(*structure.unflatten([_inside(x) for x in leaves]))
+    packed = _pack(leaves, structure)
     # A new function, for JAX keeps the programs of one that it knows.
     program = _program if reuse else jax.jit(lambda *x: _body(*x), static_argnums=(0, 1, 2))
     try:
@@ -88,6 +92,14 @@ def call(function: Callable[..., Any], *args: Any, reuse: bool = True) -> Any:
         check_hashable(args)
         raise
     return result.unpack()
+
+
+def _inside(x: Any) -> Any:
+    """What a leaf is on its way into a program of our own: NumPy's arrays become JAX's."""
+    data = _data(x)
+    if data is None:
+        return _static(x)
+    return jnp.asarray(data) if isinstance(data, np.ndarray) else data
 
 
 def _body(

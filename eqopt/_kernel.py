@@ -58,8 +58,21 @@ class Rule:
 # What is static of the rules that one leaf goes through: kernel, options, needs_params, and whether
 # there are trees.
 _Program = tuple[tuple[Callable[..., Any], tuple[Any, ...], bool, bool], ...]
-# Of one leaf: the update, the parameter, and for each rule its trees' arrays.
+# Of one leaf: the update, the parameter, and for each rule its trees' arrays; what becomes of them.
 _Leaf = tuple[Array, Array | None, tuple[tuple[Array, ...], ...]]
+_Result = tuple[Array, tuple[tuple[Array, ...], ...]]
+# Of one leaf: the program, the dtype it runs in, and which of the tuples of scalars it is given.
+_Spec = tuple[_Program, np.dtype, int]
+
+
+@dataclasses.dataclass
+class _Kind:
+    """Leaves of one shape and dtype to which the same rules apply: they share one trace."""
+
+    rules: tuple[int, ...]
+    needs_param: bool
+    spec: _Spec
+    members: list[int] = dataclasses.field(default_factory=list)
 
 
 def run(rules: Sequence[Rule], updates: PyTree, params: PyTree | None) -> tuple[PyTree, list[Any]]:
@@ -74,42 +87,55 @@ def run(rules: Sequence[Rule], updates: PyTree, params: PyTree | None) -> tuple[
     ]
     masks = [None if r.mask is None else treedef.flatten_up_to(r.mask) for r in rules]
 
-    groups: dict[Any, list[int]] = {}
+    scalars: dict[Any, tuple[tuple[Array, ...], ...]] = {}
+    kinds: dict[Any, _Kind] = {}
     for i, leaf in enumerate(leaves):
         if leaf is None:
             continue
-        active = tuple(j for j, mask in enumerate(masks) if mask is None or mask[i])
-        arrays = [leaf, param_leaves[i], *(column[i] for j in active for column in columns[j])]
-        kind = (active, *((x.shape, x.dtype) for x in arrays))
-        groups.setdefault(kind, []).append(i)
-
-    scalars: dict[Any, Any] = {}
-    for (active, *_), members in groups.items():
-        program = tuple(rules[j].program for j in active)
-        if not program:
+        active = tuple([j for j, mask in enumerate(masks) if mask is None or mask[i]])
+        if not active:
             continue
-        pending: list[_Leaf] = []
-        for i in members:
-            param = param_leaves[i] if any(needs for *_, needs, _ in program) else None
-            trees = tuple(tuple(column[i] for column in columns[j]) for j in active)
-            pending.append((leaves[i], param, trees))
-        dtype = _compute_dtype(pending[0])
-        key = (active, real_dtype(dtype))
-        if key not in scalars:
-            scalars[key] = tuple(_cast_scalars(rules[j].scalars, key[1]) for j in active)
-        chunk = _chunk(len(members))
-        whole = 0 if chunk == 1 else len(members) - len(members) % chunk
-        results = [
-            result
-            for start in range(0, whole, chunk)
-            for result in _several(program, dtype, pending[start : start + chunk], scalars[key])
+        arrays = [param_leaves[i], *[column[i] for j in active for column in columns[j]]]
+        # All of one shape, which has been checked.
+        key = (active, leaf.shape, leaf.dtype, *[x.dtype for x in arrays])
+        if key not in kinds:
+            program = tuple([rules[j].program for j in active])
+            needs_param = any(rules[j].needs_params for j in active)
+            dtype = _compute_dtype([leaf, *arrays[0 if needs_param else 1 :]])
+            own = (active, real_dtype(dtype))
+            if own not in scalars:
+                scalars[own] = tuple([_cast_scalars(rules[j].scalars, own[1]) for j in active])
+            kinds[key] = _Kind(active, needs_param, (program, dtype, list(scalars).index(own)))
+        kinds[key].members.append(i)
+
+    def take(kind: _Kind, i: int) -> _Leaf:
+        param = param_leaves[i] if kind.needs_param else None
+        trees = tuple([tuple([column[i] for column in columns[j]]) for j in kind.rules])
+        return leaves[i], param, trees
+
+    def put(kind: _Kind, i: int, result: _Result) -> None:
+        leaves[i], trees = result
+        for j, new in zip(kind.rules, trees, strict=True):
+            for column, x in zip(columns[j], new, strict=True):
+                column[i] = x
+
+    numbers = tuple(scalars.values())
+    num_calls = _num_calls(tuple([len(kind.members) for kind in kinds.values()]))
+    shares = [(kind, len(kind.members) // max(num_calls, 1)) for kind in kinds.values()]
+    specs = tuple([kind.spec for kind, share in shares for _ in range(share)])
+    for call in range(num_calls):
+        bundle = [
+            (kind, i)
+            for kind, share in shares
+            for i in kind.members[call * share : (call + 1) * share]
         ]
-        results += [_one(program, dtype, *leaf, scalars[key]) for leaf in pending[whole:]]
-        for i, (update, trees) in zip(members, results, strict=True):
-            leaves[i] = update
-            for j, new in zip(active, trees, strict=True):
-                for column, x in zip(columns[j], new, strict=True):
-                    column[i] = x
+        results = _several(specs, [take(*x) for x in bundle], numbers)
+        for x, result in zip(bundle, results, strict=True):
+            put(*x, result)
+    for kind, share in shares:
+        program, dtype, which = kind.spec
+        for i in kind.members[num_calls * share :]:
+            put(kind, i, _one(program, dtype, *take(kind, i), numbers[which]))
 
     states = [
         dataclasses.replace(
@@ -122,15 +148,16 @@ def run(rules: Sequence[Rule], updates: PyTree, params: PyTree | None) -> tuple[
 
 
 @functools.cache
-def _chunk(num_leaves: int) -> int:
-    """How many leaves of one kind to hand over at a time.
+def _num_calls(counts: tuple[int, ...]) -> int:
+    """How many calls to share the leaves out over, given how many there are of each kind.
 
-    A call is dear, to trace and to lower; the one for several leaves is itself traced only once,
-    so with chunks of `c` there are `c` calls in it, and one for each chunk and each leaf left over.
+    A call is dear, to trace and to lower; one for several leaves is itself traced only once. So
+    each of `c` calls is given the same bundle (perhaps one layer's leaves): `1 / c` of each kind.
+    That makes `c` calls, one within them for each leaf of a bundle, and one for each leaf left
+    over; with no bundle, one for each leaf.
     """
-    chunks = range(2, num_leaves // 2 + 1)
-    calls = {c: c + num_leaves // c + num_leaves % c for c in chunks}
-    return min({1: num_leaves, **calls}.items(), key=lambda item: item[1])[0]
+    calls = {c: c + sum([n // c + n % c for n in counts]) for c in range(2, max(counts, default=0))}
+    return min({0: sum(counts), **calls}.items(), key=lambda item: item[1])[0]
 
 
 def _column(
@@ -163,21 +190,24 @@ def _mismatches(name: str, tree: PyTree, found: list[Any], leaves: list[Any]) ->
     return [(names[i], found[i], leaves[i]) for i in wrong]
 
 
-def _compute_dtype(leaf: _Leaf) -> np.dtype:
-    update, param, trees = leaf
-    arrays = [update, *([] if param is None else [param]), *(x for own in trees for x in own)]
-    return wider(*(x.dtype for x in arrays if jnp.issubdtype(x.dtype, jnp.inexact)))
+def _compute_dtype(arrays: list[Array]) -> np.dtype:
+    return wider(*[x.dtype for x in arrays if jnp.issubdtype(x.dtype, jnp.inexact)])
 
 
 def _cast_scalars(scalars: tuple[Any, ...], dtype: np.dtype) -> tuple[Array, ...]:
     return tuple(cast(jnp.asarray(x), dtype) for x in scalars)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=0)
 def _several(
-    program: _Program, dtype: np.dtype, leaves: list[_Leaf], scalars: tuple[tuple[Array, ...], ...]
-) -> list[Any]:
-    return [_one(program, dtype, *leaf, scalars) for leaf in leaves]
+    specs: tuple[_Spec, ...],
+    leaves: list[_Leaf],
+    scalars: tuple[tuple[tuple[Array, ...], ...], ...],
+) -> list[_Result]:
+    return [
+        _one(program, dtype, *leaf, scalars[which])
+        for (program, dtype, which), leaf in zip(specs, leaves, strict=True)
+    ]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -188,7 +218,7 @@ def _one(
     param: Array | None,
     trees: tuple[tuple[Array, ...], ...],
     scalars: tuple[tuple[Array, ...], ...],
-) -> tuple[Array, tuple[tuple[Array, ...], ...]]:
+) -> _Result:
     wide = cast(update, dtype)
     results = []
     for (kernel, options, needs_params, has_trees), own, numbers in zip(

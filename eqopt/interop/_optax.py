@@ -3,14 +3,13 @@
 import contextlib
 import inspect
 from collections.abc import Iterator
-from typing import Any, TYPE_CHECKING
+from typing import Any, TYPE_CHECKING, TypeAlias
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental.shard_alike import shard_alike
-from jax.tree_util import PyTreeDef
 from jaxtyping import Array, PyTree
 
 from .. import _check
@@ -18,7 +17,7 @@ from .._arithmetic import cast, wider
 from .._objective import accepted, Context, Objective
 from .._transformation import AbstractTransformation
 from .._tree import conj
-from .._types import Params, Updates
+from .._types import Params, TreeDef, Updates
 
 if TYPE_CHECKING:
     import optax
@@ -164,8 +163,8 @@ class _Value:
     def __init__(self, objective: Objective, params: Params, given: dict[str, Any]) -> None:
         self.objective = objective
         self.params = params
-        self.dtype_promotion = jax.config.jax_numpy_dtype_promotion
-        self.rank_promotion = jax.config.jax_numpy_rank_promotion
+        self.dtype_promotion = jax.numpy_dtype_promotion.value
+        self.rank_promotion = jax.numpy_rank_promotion.value
         # The searches raise for an argument that the function does not take by name, though it be
         # meant for another link. This one takes all; what it needs of them, it has already.
         names = [x for x in given if x.isidentifier() and x not in ("value", "grad", "params")]
@@ -294,7 +293,7 @@ def _settled(state: PyTree, before: PyTree) -> PyTree:
     )
 
 
-_Path = tuple[Any, ...]
+_Path: TypeAlias = tuple[Any, ...]
 
 
 def _paths(tree: PyTree) -> list[tuple[_Path, Any]]:
@@ -322,7 +321,7 @@ def _placed(state: PyTree, params: Params) -> PyTree:
     return jax.tree_util.tree_map_with_path(place, state)
 
 
-def _holes(leaves: list[Any], treedef: PyTreeDef, params: Params) -> list[_Path]:
+def _holes(leaves: list[Any], treedef: TreeDef, params: Params) -> list[_Path]:
     """The paths of the parameters that have no gradient."""
     trained = treedef.flatten_up_to(params)
     marks = [

@@ -1,0 +1,1 @@
+"""Comparisons with eqopt's peers, side by side in one process."""
