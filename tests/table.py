@@ -1,4 +1,4 @@
-"""The one table of every concrete transformation. The laws run over it, and it is complete by test."""
+"""The one table of every concrete transformation: the laws run over it; it is complete by test."""
 
 import dataclasses
 import importlib
@@ -27,8 +27,8 @@ class Row:
     **Arguments:**
 
     - `name`: the class's name, and the choice.
-    - `make`: builds it. Its numbers differ from each other and from 0 and 1, so that laws about them
-        can fail.
+    - `make`: builds it. Its numbers differ from each other and from 0 and 1, so that laws about
+        them can fail.
     - `descends`: whether it is an optimizer by itself: its updates go downhill.
     - `needs_params`: whether `update` must be given the parameters.
     - `needs`: the keyword arguments that `update` must be given, built from the parameters.

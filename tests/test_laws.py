@@ -15,20 +15,21 @@ import pytest
 
 import eqopt
 from tests import table
-from tests.table import ROUNDED, Row, WRAPPERS, every, every_optimizer
+from tests.table import every, every_optimizer, ROUNDED, Row, WRAPPERS
 from tests.toolbox import (
-    FLOAT,
-    Tally,
-    Traced,
-    X64,
-    Zoo,
     assert_close,
     finite,
     flatten,
+    FLOAT,
+    lane,
     same,
     subtrees,
+    Tally,
+    Traced,
     tree,
     values,
+    X64,
+    Zoo,
     zoo_loss,
 )
 
@@ -121,16 +122,16 @@ def test_what_has_no_gradient_gets_no_update(row: Row):
     params, opt = tree(), row.make()
     needs = row.needs(params)
     _, state = opt.update(tree(7), opt.init(params), params, **needs)
-    partial = {"a": None, "branch": {"b": None, "w": values((2, 3), 8)}}
-    updates, new_state = opt.update(partial, state, params, **needs)
-    assert updates["a"] is None and updates["branch"]["b"] is None
-    assert updates["branch"]["w"].shape == (2, 3)
+    a_leaf = {"a": values((2, 3), 8), "branch": {"b": None, "w": values((2, 3), 9)}}
+    updates, new_state = opt.update(a_leaf, state, params, **needs)
+    assert updates["branch"]["b"] is None
+    assert updates["a"].shape == updates["branch"]["w"].shape == (2, 3)
     for old, now in zip(subtrees(state, dict), subtrees(new_state, dict), strict=True):
-        assert same(old["a"], now["a"]) and same(old["branch"]["b"], now["branch"]["b"])
+        assert same(old["branch"]["b"], now["branch"]["b"])
     assert jax.tree.structure(new_state) == jax.tree.structure(state)
 
-    whole_branch = {"a": values((2, 3), 9), "branch": None}
-    updates, new_state = opt.update(whole_branch, state, params, **needs)
+    a_branch = {"a": values((2, 3), 8), "branch": None}
+    updates, new_state = opt.update(a_branch, state, params, **needs)
     assert updates["a"].shape == (2, 3)
     assert jax.tree.leaves(updates["branch"]) == []
     for old, now in zip(subtrees(state, dict), subtrees(new_state, dict), strict=True):
@@ -189,8 +190,8 @@ def test_vmap_over_numbers(row: Row):
 
     at_once = eqx.filter_vmap(run)(stacked)
     for i in range(2):
-        alone = run(jax.tree.map(lambda x: x[i] if eqx.is_array_like(x) else x, stacked))
-        assert_close(jax.tree.map(lambda x: x[i], at_once), alone, 1e-12 if X64 else 1e-5)
+        alone = run(lane(stacked, i))
+        assert_close(lane(at_once, i), alone, 1e-12 if X64 else 1e-5)
 
 
 @every
@@ -216,9 +217,8 @@ def test_derivatives_are_finite_and_right(row: Row):
     assert finite(derivative)
     if X64 and row.name not in ROUNDED:
         h = 1e-6
-        above, below = (
-            run(jax.tree.map(lambda x: x * f, numbers), params)[0] for f in (1 + h, 1 - h)
-        )
+        above, _ = run(jax.tree.map(lambda x: x * (1 + h), numbers), params)
+        below, _ = run(jax.tree.map(lambda x: x * (1 - h), numbers), params)
         parts = jax.tree.map(lambda d, x: jnp.sum(d * x), derivative, numbers)
         expected = (above - below) / (2 * h)
         np.testing.assert_allclose(sum(jax.tree.leaves(parts)), expected, rtol=1e-6, atol=1e-8)

@@ -78,8 +78,8 @@ class Zoo(eqx.Module):
         y = x @ self.weight + self.bias
         for _ in range(self.number):
             y = self.activation(self.layer(self.dropout(y)))
-        noise = jax.random.normal(self.key, (3,), self.bias.dtype)
-        return y + noise + self.integers.astype(self.bias.dtype)
+        seed = jax.random.key_data(self.key)[1] + self.old_key[1]
+        return y + (self.integers + seed.astype(self.integers.dtype)).astype(self.bias.dtype)
 
 
 def zoo_loss(model: Zoo, x: Array) -> Array:
@@ -119,6 +119,11 @@ def subtrees(state: Any, kind: type) -> list[Any]:
     """The trees within a state that are of the parameters' own type."""
     found = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, kind))
     return [x for x in found if isinstance(x, kind)]
+
+
+def lane(x: Any, index: int) -> Any:
+    """One of several trees that are stacked along the first axis of their arrays."""
+    return jax.tree.map(lambda leaf: leaf[index] if eqx.is_array_like(leaf) else leaf, x)
 
 
 def types(x: Any) -> Any:
