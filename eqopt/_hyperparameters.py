@@ -91,7 +91,9 @@ def _collect(transformation: AbstractTransformation[Any], state: Any) -> list[_F
     states = iter(_modules(state))
     for name, child in children:
         expected = state_type(child)
-        own_state = next(x for x in states if isinstance(x, expected))
+        own_state = next((x for x in states if isinstance(x, expected)), None)
+        if own_state is None:
+            raise TypeError(f"`state` holds no `{expected.__name__}`, the state of `{name}`")
         own += [
             _Found(f"{name}.{found.name}", found.source, found.value)
             for found in _collect(child, own_state)
