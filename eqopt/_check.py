@@ -89,8 +89,8 @@ def describe(x: Any) -> str:
     """Says what `x` is in a few words: `float32[3,4]` for arrays, else its type."""
     if x is None:
         return "None"
-    if is_array(x):
-        return f"{jnp.dtype(x.dtype).name}{list(x.shape)}".replace(" ", "")
+    if isinstance(x, ARRAYS):  # also PRNG keys, whose dtype is `key<fry>`
+        return f"{x.dtype}{list(x.shape)}".replace(" ", "")
     return f"a {type(x).__name__}"
 
 
@@ -186,7 +186,7 @@ def fit(updates: Any, params: Any, name: str, *, any_dtype: bool = False) -> Any
     kept: list[Any] = []
     wrong: list[int] = []
     for i, (u, p) in enumerate(zip(leaves, reference, strict=True)):
-        if u is None or (p is None and not is_array(u)) or (p is None and _is_discrete(u, params)):
+        if u is None or (p is None and _may_be_dropped(u, params)):
             kept.append(None)
             continue
         kept.append(u)
@@ -202,10 +202,12 @@ def fit(updates: Any, params: Any, name: str, *, any_dtype: bool = False) -> Any
     return treedef.unflatten(kept)
 
 
-def _is_discrete(u: Any, params: Any) -> bool:
-    # The gradient of an integer parameter, where JAX was asked for one. Without the parameters at
-    # hand an integer gradient is a mistake.
-    return params is not None and not is_inexact(u)
+def _may_be_dropped(u: Any, params: Any) -> bool:
+    # Where nothing is trained, whatever a model holds there, and the gradient of an integer, where
+    # JAX was asked for one. Without the parameters at hand, a number is a mistake.
+    if params is not None:
+        return not is_inexact(u)
+    return not is_array(u) and not isinstance(u, int | float | complex)
 
 
 def _castable(u: Any, p: Any) -> bool:

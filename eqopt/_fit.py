@@ -20,7 +20,7 @@ from ._closure import hoist, opaque
 from ._hyperparameter import settle, size
 from ._hyperparameters import learning_rate
 from ._progress import AbstractProgress, as_progress
-from ._transformation import AbstractTransformation, step
+from ._transformation import AbstractTransformation, check_transformation, step
 from ._tree import global_norm
 from ._types import Function, Model, TreeDef
 
@@ -169,8 +169,7 @@ def fit(
     A `ValueError` or `TypeError` that names the argument or the leaf at fault.
     """
     size("steps_per_call")(steps_per_call)
-    if not isinstance(optimizer, AbstractTransformation):
-        raise TypeError(f"`optimizer` must be a transformation; got a {type(optimizer).__name__}")
+    check_transformation("optimizer", optimizer)
     bar = as_progress(progress)
     optimizer = settle(optimizer)
     hoisted = hoist(loss_fn)

@@ -104,13 +104,13 @@ class Objective(eqx.Module):
                     "`(value, aux)`, pass `has_aux=True`"
                 )
             value, aux = out, None
-        value = jnp.asarray(value)
-        if value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
+        number = jnp.asarray(value) if isinstance(value, (*_check.ARRAYS, int, float)) else None
+        if number is None or number.shape or not jnp.issubdtype(number.dtype, jnp.floating):
             raise TypeError(
                 "the objective must return one real floating-point number, of shape (); it "
                 f"returned {_check.describe(value)}"
             )
-        return value, aux
+        return number, aux
 
     def evaluate(self, params: PyTree) -> Evaluation[Any]:
         """Gives value, gradient and aux at `params`."""

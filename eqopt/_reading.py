@@ -175,7 +175,7 @@ class Reader:
         except Exception:  # keys that cannot be sorted, a cycle, whatever a class may raise
             raise UnseenError(f"a {type(x).__name__} cannot be taken apart") from None
         if len(leaves) == 1 and leaves[0] is x:
-            raise UnseenError(f"a {type(x).__name__} cannot be seen into")
+            return self._object_key(x)
         return treedef, self.classes(x), tuple(self.key(leaf) for leaf in leaves)
 
     def _function_key(self, fn: types.FunctionType) -> Hashable:
@@ -199,6 +199,18 @@ class Reader:
             for name in sorted(attributes & vars(module).keys()):
                 self.note(("module", id(module)), name, vars(module)[name], attributes)
         return "module", id(module)
+
+    def _object_key(self, x: Any) -> Hashable:
+        """An object of a user's own class is known by its attributes."""
+        if _known(type(x).__module__) or type(x).__dictoffset__ == 0:
+            raise UnseenError(f"a {type(x).__name__} cannot be seen into")
+        if id(x) in self.order:
+            return "again", self.order[id(x)]
+        me = ("object", len(self.order))
+        self.order[id(x)] = len(self.order)
+        for name, value in vars(x).items():
+            self.note(me, name, value)
+        return me, self._class_key(type(x))
 
     def _class_key(self, cls: type) -> Hashable:
         """A class is known by its identity; what its own methods read, as if they were called."""

@@ -121,6 +121,7 @@ class AbstractTransformation(eqx.Module, Generic[State]):
         fn: Function,
         params: Model,
         state: State,
+        /,
         *args: Any,
         has_aux: bool = False,
         **kwargs: Any,
@@ -235,6 +236,15 @@ class AbstractOptimizer(AbstractTransformation[State]):
         return self.compose().transform(updates, state, params, context)
 
 
+def check_transformation(name: str, x: Any) -> None:
+    """Refuses what is no transformation, by the name of the argument."""
+    if not isinstance(x, AbstractTransformation):
+        raise TypeError(
+            f"`{name}` must be a transformation; got {_check.describe(x)}. One of optax's is taken "
+            "by `eqopt.from_optax`"
+        )
+
+
 def state_type(transformation: AbstractTransformation[Any]) -> type[eqx.Module]:
     """The class of a transformation's state, read from `AbstractTransformation[ItsState]`."""
     if isinstance(transformation, AbstractOptimizer):
@@ -271,15 +281,13 @@ def apply_updates(model: Model, updates: PyTree) -> Model:
 
     The new model, of the same type.
 
-    **Raises:**
-
-    A `ValueError` or `TypeError` that names the leaf if the updates do not fit the model.
+    **Raises:** a `ValueError` or `TypeError` that names the leaf that does not fit.
     """
     arrays, rest = eqx.partition(model, _door.is_array)
     return eqx.combine(_door.call(_apply, arrays, _door.drop_statics(updates)), rest)
 
 
-# The bodies of the compiled programs. All that follows runs when tracing, and costs nothing a step.
+# The bodies of the compiled programs: they run when tracing, and cost nothing a step.
 
 
 def _init(

@@ -152,6 +152,8 @@ def test_optax_is_given_what_it_takes_and_the_user_gave():
 
 def quadratic(model: dict[str, Any], x: Array, y: Array) -> Array:
     assert callable(model["activation"])
+    # The user's own rules of promotion hold within the user's own function.
+    assert jax.numpy_dtype_promotion.value == "strict"
     return jnp.sum((model["w"] * x - y) ** 2) + (model["b"] - 3) ** 2
 
 

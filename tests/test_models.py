@@ -121,7 +121,7 @@ def test_parameters_may_have_any_name(names: tuple[str, str]):
     assert same(updates[names[0]], updates[names[1]])
 
 
-@pytest.mark.parametrize("name", ["state", "params", "fn", "self", "value", "grad", "updates"])
+@pytest.mark.parametrize("name", ["state", "params", "fn", "value", "grad", "updates"])
 def test_arguments_of_the_objective_may_have_any_name(name: str):
     # `state` above all: it is what Equinox calls that of its stateful layers.
     def loss(model: Any, **kwargs: Any) -> Array:

@@ -317,7 +317,7 @@ def problem(row: Row, draw: int) -> tuple[Hyper, Any, Any]:
     tree = random_tree(shapes, FLOAT)
     if not row.real:
         dtype = np.result_type(FLOAT, np.complex64)
-        tree["complex"] = [random_array(shapes, shape, dtype) for shape in ((3, 2), (4,))]
+        tree["complex"] = random_array(shapes, (3, 2), dtype)
     hyper = {name: np.asarray(sample(rng), FLOAT) for name, sample in row.draws.items()}
     return hyper, random_like(rng, tree), random_like(rng, tree, leading=(NUM_STEPS,))
 

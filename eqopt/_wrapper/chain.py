@@ -6,7 +6,12 @@ import equinox as eqx
 
 from .. import _check, _kernel
 from .._objective import Context
-from .._transformation import AbstractLeafwise, AbstractTransformation, check_state
+from .._transformation import (
+    AbstractLeafwise,
+    AbstractTransformation,
+    check_state,
+    check_transformation,
+)
 from .._types import Params, Updates
 
 _States = TypeVar("_States", bound=tuple[Any, ...])
@@ -87,11 +92,7 @@ class Chain(AbstractTransformation[ChainState[_States]], Generic[_States]):
     def __init__(self: "Chain[tuple[Any, ...]]", *links: _T[Any]) -> None: ...
     def __init__(self, *links: AbstractTransformation[Any]) -> None:
         for i, link in enumerate(links):
-            if not isinstance(link, AbstractTransformation):
-                raise TypeError(
-                    f"`links[{i}]` must be a transformation; got a {type(link).__name__}. "
-                    "Transformations of optax are taken by `eqopt.from_optax`"
-                )
+            check_transformation(f"links[{i}]", link)
         self.links = links
 
     def init_state(self, params: Params, context: Context) -> ChainState[_States]:

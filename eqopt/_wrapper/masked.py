@@ -9,7 +9,7 @@ from .. import _check
 from .._hyperparameter import flag
 from .._objective import Context, Objective
 from .._selector import AbstractSelector, as_selector
-from .._transformation import AbstractTransformation, check_state
+from .._transformation import AbstractTransformation, check_state, check_transformation
 from .._types import Params, State, Updates
 
 
@@ -53,6 +53,9 @@ class Masked(AbstractTransformation[MaskedState[State]], Generic[State]):
     mask_compatible_extra_args: bool = eqx.field(
         converter=flag("mask_compatible_extra_args"), static=True, default=False
     )
+
+    def __check_init__(self) -> None:
+        check_transformation("inner", self.inner)
 
     def init_state(self, params: Params, context: Context) -> MaskedState[State]:
         leaves, _ = _check.flatten(self.mask.select(params))

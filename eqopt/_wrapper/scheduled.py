@@ -9,7 +9,7 @@ import numpy as np
 
 from .._objective import Context
 from .._schedule.base import AbstractSchedule, as_schedule
-from .._transformation import AbstractTransformation, check_state
+from .._transformation import AbstractTransformation, check_state, check_transformation
 from .._tree import increment, zero_count
 from .._types import Count, Params, State, Updates
 
@@ -51,6 +51,7 @@ class Scheduled(AbstractTransformation[ScheduledState[State]], Generic[State]):
     schedule: AbstractSchedule = eqx.field(converter=lambda x: as_schedule("schedule", x))
 
     def __check_init__(self) -> None:
+        check_transformation("inner", self.inner)
         try:
             found = self.where(self.inner)
         except AttributeError as e:
