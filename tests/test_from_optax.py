@@ -79,7 +79,8 @@ def _init_odd(params: Any) -> Any:
         "numpy": np.float32(1),
         "weak": jnp.asarray(2.0),
     }
-    return numbers, jax.random.key(0), params, params
+    twice = jnp.zeros(7)
+    return numbers, jax.random.key(0), (params, params), (twice, twice)
 
 
 def _update_odd(updates: Any, state: Any, params: Any = None) -> Any:
@@ -90,7 +91,7 @@ def _update_odd(updates: Any, state: Any, params: Any = None) -> Any:
         "numpy": state[0]["numpy"] * jnp.asarray(0.5, FLOAT),
         "weak": 3.0,
     }
-    return updates, (numbers, jax.random.split(state[1])[0], params, params)
+    return updates, (numbers, jax.random.split(state[1])[0], (params, params), state[3])
 
 
 def test_states_of_python_numbers_become_arrays_of_one_type():
@@ -104,7 +105,7 @@ def test_states_of_python_numbers_become_arrays_of_one_type():
     assert found == expected and not any(weak for *_, weak in expected[1])
     numbers = after.inner_state[0]
     assert [numbers[x].item() for x in ("int", "float", "bool", "numpy")] == [1, 2.0, True, 0.5]
-    # Kept twice, and the parameters' own: all may be donated.
+    # Whatever is kept twice, or is the parameters' own, all may be donated.
     arrays = [x for x in jax.tree.leaves((params, state)) if x.dtype != key.dtype]
     assert len({x.unsafe_buffer_pointer() for x in arrays}) == len(arrays)
 
