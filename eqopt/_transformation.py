@@ -372,17 +372,9 @@ def step(
     return eqx.combine(_apply(trained, updates), rest), state, evaluation
 
 
-def _step(
-    transformation: AbstractTransformation[State],
-    fn: Function,
-    model: Model,
-    state: State,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    has_aux: bool,
-) -> tuple[Model, State, Evaluation[Any]]:
-    note_trace(fn, _door.signature((transformation, model, state, args, kwargs)))
-    return step(transformation, fn, model, state, args, kwargs, has_aux)
+def _step(transformation: AbstractTransformation[Any], fn: Function, *rest: Any) -> Any:
+    note_trace(fn, _door.signature((transformation, *rest)))
+    return step(transformation, fn, *rest)
 
 
 def _apply(model: PyTree, updates: PyTree) -> PyTree:

@@ -128,7 +128,7 @@ class FromOptax(AbstractTransformation[FromOptaxState]):
     def init_state(self, params: Params, context: Context) -> FromOptaxState:
         with _lenient():
             state = self.transformation.init(_widened(params))
-        return FromOptaxState(_placed(jax.tree.map(_own, state), params))
+        return FromOptaxState(_placed(jax.tree.map(_strong, state), params))
 
     def transform(
         self, updates: Updates, state: FromOptaxState, params: Params | None, context: Context
@@ -268,13 +268,13 @@ def _wide(u: Array, p: Array) -> Array:
     return cast(u, wider(p.dtype))
 
 
-def _own(x: Any) -> Any:
-    """Makes an array of a number: strongly typed, and no other array's buffer."""
-    if not (_check.is_array(x) or isinstance(x, np.generic | bool | int | float | complex)):
-        # A PRNG key has no weak type. Anything else is not data.
-        return jnp.copy(x) if isinstance(x, jax.Array) else x
+def _strong(x: Any) -> Any:
+    """Makes a strongly typed array of a number. A PRNG key is none, and has no weak type."""
+    numeric = isinstance(x, np.ndarray | np.generic | bool | int | float | complex)
+    if not (numeric or _check.is_array(x)):
+        return x
     x = jnp.asarray(x)
-    return jnp.copy(x.astype(x.dtype))  # which makes it strongly typed
+    return x.astype(x.dtype)
 
 
 def _settled(state: PyTree, before: PyTree) -> PyTree:
@@ -284,7 +284,7 @@ def _settled(state: PyTree, before: PyTree) -> PyTree:
     is let be: it works, but in no `scan`.
     """
     if jax.tree.structure(state) != jax.tree.structure(before):
-        return jax.tree.map(_own, state)
+        return jax.tree.map(_strong, state)
     return jax.tree.map(
         # Not `cast`, which leaves a weakly typed number as it is.
         lambda x, old: jnp.asarray(x).astype(old.dtype) if _check.is_array(old) else x,
