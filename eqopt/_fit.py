@@ -284,17 +284,19 @@ def _stack(group: list[Any]) -> Any:
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
     """Holds a Ctrl-C back until the block is done: half-way through it, nobody owns the model."""
-    if threading.current_thread() is not threading.main_thread():
+    handler = signal.getsignal(signal.SIGINT)
+    main = threading.current_thread() is threading.main_thread()
+    if not main or not callable(handler):  # nobody is to be interrupted here
         yield
         return
     held: list[Any] = []
-    previous = signal.signal(signal.SIGINT, lambda *args: held.append(args))
+    signal.signal(signal.SIGINT, lambda *args: held.append(args))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
-    if held:
-        raise KeyboardInterrupt
+        signal.signal(signal.SIGINT, handler)
+    for args in held:
+        handler(*args)
 
 
 class _Record:

@@ -175,6 +175,15 @@ def test_callback_sees_and_ends() -> None:
     assert_same(kept[-1][1], fit.state, 0.0)
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    # A process that was started in the background ignores Ctrl-C, and so would these tests.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_interrupt_returns_what_has_been_reached() -> None:
     def interrupting() -> Iterator[Any]:
         for i, batch in enumerate(make_batches()):
@@ -187,6 +196,7 @@ def test_interrupt_returns_what_has_been_reached() -> None:
     assert_same(fit.model, by_hand(make_batches()[:3])[0])
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_interrupt_within_a_step_waits_for_its_end() -> None:
     def loss(model: Affine, x: Array, y: Array) -> Array:
         signal.raise_signal(signal.SIGINT)  # while tracing: in the middle of the first call
@@ -196,6 +206,20 @@ def test_interrupt_within_a_step_waits_for_its_end() -> None:
     assert fit.interrupted and len(fit.history) == 1
     assert_same(fit.model, by_hand(make_batches(1))[0])
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_interrupt_is_ignored_where_it_is_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+
+        def loss(model: Affine, x: Array, y: Array) -> Array:
+            signal.raise_signal(signal.SIGINT)
+            return loss_fn(model, x, y)
+
+        fit = eqopt.fit(loss, OPTIMIZER, make_model(), make_batches(3))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert not fit.interrupted and len(fit.history) == 3
 
 
 def test_no_batches() -> None:
