@@ -282,7 +282,7 @@ class _Hoister:
 
 
 def _is_array(x: Any) -> bool:
-    if isinstance(x, np.ndarray):
+    if isinstance(x, np.ndarray | np.generic):
         return x.dtype.kind in "biufcV" and x.dtype.names is None
     return isinstance(x, jax.Array)
 

@@ -99,7 +99,7 @@ def _inside(x: Any) -> Any:
     data = _data(x)
     if data is None:
         return _static(x)
-    return jnp.asarray(data) if isinstance(data, np.ndarray) else data
+    return jnp.asarray(data) if isinstance(data, np.ndarray | np.generic) else data
 
 
 def _body(

@@ -1,9 +1,10 @@
 """Converters: what a user may write for a hyper-parameter, and what is stored.
 
-A numeric hyper-parameter is stored as a NumPy array of shape `()`: a leaf, so that a new value
-never recompiles, but no JAX array, so that building an optimizer starts no backend. Its dtype is
-JAX's own default (float64 under x64, else float32), which is what a compiled program hands back:
-an optimizer that has been through one is saved to, and loads from, the same file.
+A numeric hyper-parameter is stored as a NumPy scalar (`np.float32(0.1)`): a leaf, so that a new
+value never recompiles, but no JAX array, so that building an optimizer starts no backend. Its
+dtype is JAX's own default (float64 under x64, else float32). Equinox loads a NumPy scalar from a
+file that holds any number, so what was saved as a Python number, put there by `eqx.tree_at`, or as
+an array, handed back by a compiled program, loads into an optimizer that was just built.
 """
 
 import dataclasses
@@ -38,7 +39,7 @@ def real(
 ) -> Callable[[ScalarLike], Scalar]:
     """Makes the converter of a real number within bounds, for `eqx.field(converter=...)`.
 
-    What it gives is a leaf: a NumPy array of shape `()`, or a tracer. Numbers that are traced are
+    What it gives is a leaf: a NumPy scalar, or a tracer. Numbers that are traced are
     not held against the bounds.
 
     **Arguments:**
@@ -68,8 +69,7 @@ def real(
             ]
             expected = " and ".join(words) or "finite"
             raise ValueError(f"`{name}` must be {expected}; got {number:g}")
-        # Always a copy: an array that is changed in place later must not reach in here.
-        return np.array(x, float_dtype())
+        return float_dtype().type(x)
 
     return convert
 
@@ -92,7 +92,7 @@ def steps(name: str, *, at_least: int = 0) -> Callable[[StepsLike], Steps]:
             raise ValueError(f"`{name}` must be a whole number of steps; got {number}")
         if not at_least <= number <= np.iinfo(np.int32).max:
             raise ValueError(f"`{name}` must be from {at_least} to 2**31 - 1; got {int(number)}")
-        return np.array(x, np.int32)
+        return np.int32(x)
 
     return convert
 
@@ -190,9 +190,9 @@ def settle(module: _Module) -> _Module:
 def _settled(x: Any) -> bool:
     if isinstance(x, jax.Array):
         return isinstance(x, Tracer) or not x.weak_type
-    if isinstance(x, np.generic | int | float):
-        return isinstance(x, bool)
-    return True
+    if isinstance(x, np.generic):
+        return x.dtype in (float_dtype(), np.int32, np.bool_)
+    return isinstance(x, bool) or not isinstance(x, int | float)
 
 
 def _settle_module(module: _Module) -> _Module:

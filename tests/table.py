@@ -194,7 +194,7 @@ def numbers(module: eqx.Module) -> list[str]:
 
 
 def _is_number(x: Any) -> bool:
-    return isinstance(x, np.ndarray | jax.Array) and x.shape == ()
+    return isinstance(x, np.ndarray | np.generic | jax.Array) and x.shape == ()
 
 
 def tuned(module: Any, change: Callable[[Any], Any]) -> Any:

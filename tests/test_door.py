@@ -147,15 +147,14 @@ def test_a_new_rate_is_no_new_program_however_it_is_made():
 
 @pytest.mark.parametrize("way", WAYS)
 def test_every_optimizer_loads_whatever_was_saved(way: Callable[[float], eqopt.AdamW]):
-    file = io.BytesIO()
-    opt = way(0.2)
-    # The types that arithmetic leaves behind are settled by a jitted step.
-    opt, state = eqx.filter_jit(lambda o: (o, o.init(PARAMS)))(opt)
-    eqx.tree_serialise_leaves(file, (opt, state))
-    file.seek(0)
-    fresh = way(0.3)
-    loaded, _ = eqx.tree_deserialise_leaves(file, (fresh, fresh.init(PARAMS)))
-    assert_close(jax.tree.map(jnp.asarray, loaded), jax.tree.map(jnp.asarray, opt))
+    opt, fresh = way(0.2), eqopt.AdamW(0.3)
+    before = opt, opt.init(PARAMS)
+    for saved in (before, eqx.filter_jit(lambda *x: x)(*before)):
+        file = io.BytesIO()
+        eqx.tree_serialise_leaves(file, saved)
+        file.seek(0)
+        loaded, _ = eqx.tree_deserialise_leaves(file, (fresh, fresh.init(PARAMS)))
+        assert eqx.tree_equal(loaded, eqopt.AdamW(0.2))
 
 
 def test_data_in_arguments_are_no_new_program():

@@ -31,12 +31,9 @@ def _validation_loss(opt: Any) -> Array:
     w, train = jnp.zeros(3, FLOAT), _regression(0)
     state = opt.init(w)
 
-    def step(carry: Any, _: Any) -> Any:
-        w, state = carry
+    for _ in range(10):
         updates, state = opt.update(jax.grad(_squares)(w, train), state, w)
-        return (eqopt.apply_updates(w, updates), state), None
-
-    (w, _), _ = jax.lax.scan(step, (w, state), None, length=10)
+        w = eqopt.apply_updates(w, updates)
     return _squares(w, _regression(50))
 
 

@@ -99,8 +99,8 @@ class LinearOneCycle(AbstractSchedule):
     final_div_factor: Scalar = eqx.field(converter=real("final_div_factor", above=0), default=1e4)
 
     def __check_init__(self):
-        concrete = isinstance(self.pct_start, np.ndarray) and isinstance(self.pct_final, np.ndarray)
-        if concrete and self.pct_final < self.pct_start:
+        concrete = isinstance(self.pct_start, np.generic) and isinstance(self.pct_final, np.generic)
+        if concrete and float(self.pct_final) < float(self.pct_start):
             raise ValueError(
                 f"`pct_final` must be at least `pct_start`, which is {self.pct_start}; "
                 f"got {self.pct_final}"

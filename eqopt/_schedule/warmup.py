@@ -79,8 +79,8 @@ class WarmupCosineDecay(AbstractSchedule):
 
     def __check_init__(self):
         warmup, decay = self.warmup_steps, self.decay_steps
-        concrete = isinstance(warmup, np.ndarray) and isinstance(decay, np.ndarray)
-        if concrete and decay <= warmup:
+        concrete = isinstance(warmup, np.generic) and isinstance(decay, np.generic)
+        if concrete and int(decay) <= int(warmup):
             raise ValueError(
                 "`decay_steps` counts the warm-up too, and must be greater than `warmup_steps`, "
                 f"which is {warmup}; got {decay}"
@@ -198,7 +198,7 @@ class SGDR(AbstractSchedule):
 
     def __check_init__(self):
         lengths = [cycle.decay_steps for cycle in self.cosine_kwargs]
-        total = sum(int(length) for length in lengths if isinstance(length, np.ndarray))
+        total = sum(int(length) for length in lengths if isinstance(length, np.generic))
         if total > np.iinfo(np.int32).max:
             raise ValueError(f"`cosine_kwargs` must last for less than 2**31 steps; got {total}")
 
