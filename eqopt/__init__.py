@@ -1,15 +1,36 @@
 """Optimizers for Equinox."""
 
 from . import plot as plot
+from ._cache import LinesearchState as LinesearchState
 from ._check import typed as typed
 from ._closure import RecompilationWarning as RecompilationWarning
+from ._descent import MinimizeResult as MinimizeResult
 from ._fit import Fit as Fit, fit as fit, FitProgress as FitProgress, History as History
 from ._hyperparameter import real as real, size as size, steps as steps
 from ._hyperparameters import hyperparameters as hyperparameters
 from ._kernel import Rule as Rule
-from ._objective import Context as Context, Evaluation as Evaluation, Objective as Objective
+from ._linesearch.backtracking import (
+    ScaleByBacktrackingLinesearch as ScaleByBacktrackingLinesearch,
+)
+from ._linesearch.base import (
+    AbstractLinesearch as AbstractLinesearch,
+    Answer as Answer,
+    LinesearchInfo as LinesearchInfo,
+    LinesearchResult as LinesearchResult,
+    Origin as Origin,
+    Trial as Trial,
+)
+from ._linesearch.wolfe import ScaleByWolfeLinesearch as ScaleByWolfeLinesearch
+from ._minimize import minimize as minimize, Solution as Solution
+from ._objective import (
+    Context as Context,
+    Evaluation as Evaluation,
+    Objective as Objective,
+    Whole as Whole,
+)
 from ._optimizer.adam import Adam as Adam, AdamW as AdamW, NAdam as NAdam, NAdamW as NAdamW
 from ._optimizer.lion import Lion as Lion
+from ._optimizer.quasi_newton import LBFGS as LBFGS
 from ._optimizer.rmsprop import RMSProp as RMSProp
 from ._optimizer.sgd import SGD as SGD
 from ._progress import (
@@ -17,6 +38,21 @@ from ._progress import (
     RichProgress as RichProgress,
     TextProgress as TextProgress,
     TqdmProgress as TqdmProgress,
+)
+from ._quasi_newton.base import (
+    AbstractInitialMatrix as AbstractInitialMatrix,
+    AbstractSecant as AbstractSecant,
+    DiagonalMatrix as DiagonalMatrix,
+    DiagonalMatrixState as DiagonalMatrixState,
+    ModifiedSecant as ModifiedSecant,
+    Pair as Pair,
+    PlainSecant as PlainSecant,
+    ScalarMatrix as ScalarMatrix,
+    ScalarMatrixState as ScalarMatrixState,
+)
+from ._quasi_newton.lbfgs import (
+    ScaleByLBFGS as ScaleByLBFGS,
+    ScaleByLBFGSState as ScaleByLBFGSState,
 )
 from ._schedule.base import (
     AbstractSchedule as AbstractSchedule,
@@ -102,6 +138,10 @@ from ._tree import (
     global_norm as global_norm,
     increment as increment,
     zeros_like as zeros_like,
+)
+from ._value_and_grad_from_state import (
+    value_and_grad_from_state as value_and_grad_from_state,
+    ValueAndGradFromState as ValueAndGradFromState,
 )
 from ._wrapper.chain import Chain as Chain, ChainState as ChainState
 from ._wrapper.masked import Masked as Masked, MaskedState as MaskedState

@@ -14,6 +14,7 @@ methods of the classes of the function's *arguments*, are only looked at when tr
 """
 
 import functools
+import os
 import types
 import warnings
 import weakref
@@ -39,10 +40,14 @@ class Hoisted(eqx.Module):
 
     - `leaves`: the arrays in its closure and its defaults.
     - `plan`: everything else.
+    - `process`: a number that no other process has. What is remembered of a function, and saved,
+        must not be taken for another's: after a restart the same name may be other code.
     """
 
     leaves: tuple[Any, ...]
     plan: "_Plan" = eqx.field(static=True)
+    # A leaf, which a compiled program is given: a constant would make it the program of one process.
+    process: Any = eqx.field(default_factory=lambda: _PROCESS)
 
     @property
     def __wrapped__(self) -> Function:
@@ -111,6 +116,7 @@ def note_trace(fn: Function, signature: Hashable) -> None:
         )
 
 
+_PROCESS = np.frombuffer(os.urandom(8), np.uint32)
 _MAX_TRACES = 4
 _traces: dict[types.CodeType, dict[Hashable, int]] = {}
 _warned: set[types.CodeType] = set()

@@ -36,16 +36,18 @@ def real(
     above: float | None = None,
     at_most: float | None = None,
     below: float | None = None,
+    finite: bool = True,
 ) -> Callable[[ScalarLike], Scalar]:
     """Makes the converter of a real number within bounds, for `eqx.field(converter=...)`.
 
-    What it gives is a leaf: a NumPy scalar, or a tracer. Numbers that are traced are
-    not held against the bounds.
+    What it gives is a leaf: a NumPy scalar, or a tracer. Numbers that are traced are not held
+    against the bounds.
 
     **Arguments:**
 
     - `name`: the field's name, for messages.
     - `at_least`, `above`, `at_most`, `below`: the bounds, or `None`.
+    - `finite`: whether infinity is refused; NaN always is.
     """
 
     def convert(value: ScalarLike) -> Scalar:
@@ -54,7 +56,8 @@ def real(
             return x.astype(float_dtype())
         number = float(x)
         inside = (
-            np.isfinite(number)
+            not np.isnan(number)
+            and (np.isfinite(number) or not finite)
             and (at_least is None or number >= at_least)
             and (above is None or number > above)
             and (at_most is None or number <= at_most)

@@ -1,11 +1,14 @@
 """What a transformation may be told about the objective."""
 
+import dataclasses
 import inspect
+from collections.abc import Callable
 from typing import Any, Generic
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import PyTree
 
 from . import _check
@@ -42,6 +45,8 @@ class Context(eqx.Module):
         aux (see [`eqopt.Objective`][]), or `None`.
     - `key`: a PRNG key, or `None`.
     - `extra`: every other keyword argument, by name.
+    - `whole`: all parameters and the objective as a function of all of them (see
+        [`eqopt.Whole`][]), also where a wrapper shows a part of them only; or `None`.
     """
 
     value: Any = None
@@ -49,6 +54,7 @@ class Context(eqx.Module):
     value_fn: "Objective | None" = None
     key: Any = None
     extra: dict[str, Any] = eqx.field(default_factory=dict)
+    whole: "Whole | None" = None
 
     def need(self, name: str, owner: object) -> Any:
         """Gives the argument called `name`; a `ValueError` if it was not given.
@@ -78,32 +84,36 @@ class Objective(eqx.Module):
     - `fn`: the user's function, called `fn(model, *args, **kwargs)`.
     - `rest`: what of the model is not trained.
     - `args`, `kwargs`: the other arguments.
-    - `has_aux`: whether `fn` returns `(value, aux)`.
+    - `has_aux`: whether `fn` returns `(value, aux)`; `None` if that is to be seen from what it
+        returns.
+    - `argnums`: where among the positional arguments the model stands; of several, the model is
+        the tuple of them.
+    - `replay`: its evaluation, if that has been traced already; see `traced`.
     """
 
     fn: Function
     rest: PyTree
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    has_aux: bool = eqx.field(static=True)
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = eqx.field(default_factory=dict)
+    has_aux: bool | None = eqx.field(static=True, default=False)
+    argnums: int | tuple[int, ...] = eqx.field(static=True, default=0)
+    replay: Callable[[PyTree], Evaluation[Any]] | None = None
 
     def __call__(self, params: PyTree) -> tuple[jax.Array, Any]:
         """Gives the value at `params`, and aux."""
-        out = self.fn(eqx.combine(params, self.rest), *self.args, **self.kwargs)
-        if self.has_aux:
-            if not (isinstance(out, tuple) and len(out) == 2):
-                raise TypeError(
-                    "with `has_aux=True`, the objective must return a pair `(value, aux)`; "
-                    f"it returned a {type(out).__name__}"
-                )
-            value, aux = out
-        else:
-            if isinstance(out, tuple):
-                raise TypeError(
-                    "the objective must return one number; it returned a tuple. To return "
-                    "`(value, aux)`, pass `has_aux=True`"
-                )
-            value, aux = out, None
+        args, kwargs = self._arguments(eqx.combine(params, self.rest))
+        out = self.fn(*args, **kwargs)
+        if self.has_aux and not _is_pair(out):
+            raise TypeError(
+                "with `has_aux=True`, the objective must return a pair `(value, aux)`; "
+                f"it returned a {type(out).__name__}"
+            )
+        if self.has_aux is False and isinstance(out, tuple):
+            raise TypeError(
+                "the objective must return one number; it returned a tuple. To return "
+                "`(value, aux)`, pass `has_aux=True`"
+            )
+        value, aux = out if self.has_aux is not False and _is_pair(out) else (out, None)
         number = jnp.asarray(value) if isinstance(value, (*_check.ARRAYS, int, float)) else None
         if number is None or number.shape or not jnp.issubdtype(number.dtype, jnp.floating):
             raise TypeError(
@@ -114,8 +124,86 @@ class Objective(eqx.Module):
 
     def evaluate(self, params: PyTree) -> Evaluation[Any]:
         """Gives value, gradient and aux at `params`."""
+        if self.replay is not None:
+            return self.replay(params)
         (value, aux), grad = jax.value_and_grad(lambda p: self(p), has_aux=True)(params)
-        return Evaluation(value, grad, aux)
+        return Evaluation(_strong(value), jax.tree.map(_strong, grad), aux)
+
+    def traced(self, params: PyTree) -> tuple["Objective", Evaluation[Any]]:
+        """Traces the evaluation once, for several places in one program.
+
+        Its aux consists of arrays then. Also gives the shapes and dtypes of the evaluation.
+        """
+
+        def evaluate(params: PyTree) -> Evaluation[Any]:
+            found = self.evaluate(params)
+            return Evaluation(found.value, found.grad, as_arrays(found.aux))
+
+        replay = eqx.filter_closure_convert(evaluate, params)
+        return dataclasses.replace(self, replay=replay), jax.eval_shape(replay, params)
+
+    def _arguments(self, model: PyTree) -> tuple[list[Any], dict[str, Any]]:
+        if isinstance(self.argnums, int):
+            places, models = (self.argnums,), (model,)
+        else:
+            places, models = self.argnums, model
+        args, kwargs = list(self.args), dict(self.kwargs)
+        for place, x in sorted(zip(places, models, strict=True), key=lambda pair: pair[0]):
+            if place <= len(args):
+                args.insert(place, x)
+            else:  # what stands before it is given by name, and so must it be
+                kwargs[list(inspect.signature(self.fn).parameters)[place]] = x
+        return args, kwargs
+
+    def arguments(self) -> PyTree:
+        """Everything that the value depends on but the parameters.
+
+        Arguments are by their names in the signature: one that was given by position is the same
+        as one that was given by keyword.
+        """
+        hole = None if isinstance(self.argnums, int) else (None,) * len(self.argnums)
+        args, kwargs = self._arguments(hole)
+        try:
+            bound: Any = dict(inspect.signature(self.fn).bind(*args, **kwargs).arguments)
+        except (TypeError, ValueError):  # a builtin, whose signature nobody knows
+            bound = args, kwargs
+        return self.fn, self.rest, bound
+
+
+class Whole(eqx.Module):
+    """What a line search moves: all parameters, however few of them its direction changes.
+
+    **Arguments:**
+
+    - `params`: all parameters.
+    - `objective`: the objective as a function of them, or `None`.
+    - `evaluation`: the objective at `params`, if it is known for certain, or `None`.
+    """
+
+    params: PyTree
+    objective: Objective | None = None
+    evaluation: Evaluation[Any] | None = None
+
+
+def _strong(x: jax.Array) -> jax.Array:
+    # A weakly typed parameter has a weakly typed gradient, which would not stay so in a loop.
+    return lax.convert_element_type(x, x.dtype) if x.weak_type else x
+
+
+def as_arrays(aux: PyTree) -> PyTree:
+    """Aux as a state can hold it: a `TypeError` that names the leaf for what is no number."""
+    leaves, treedef = jax.tree.flatten(aux)
+    for i, x in enumerate(leaves):
+        if not isinstance(x, (*_check.ARRAYS, bool, int, float, complex)):
+            raise TypeError(
+                f"`{_check.paths('aux', aux)[i]}` is {_check.describe(x)}; a line search keeps aux, "
+                "and can keep arrays and numbers only"
+            )
+    return treedef.unflatten([_strong(jnp.asarray(x)) for x in leaves])
+
+
+def _is_pair(x: Any) -> bool:
+    return isinstance(x, tuple) and len(x) == 2
 
 
 def accepted(fn: Function, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -13,11 +13,13 @@ from jaxtyping import PyTree
 
 from . import _check, _door, _kernel
 from ._arithmetic import cast, wider
+from ._cache import evaluate
 from ._closure import hoist, note_trace, opaque
 from ._hyperparameter import float_dtype, prettily, settle
-from ._objective import accepted, Context, Evaluation, Objective
+from ._objective import accepted, Context, Evaluation, Objective, Whole
 from ._tree import conj
 from ._types import Function, Model, Params, State, Tree, Updates
+from ._value_and_grad_from_state import ValueAndGradFromState
 
 _Self = TypeVar("_Self", bound="AbstractTransformation[Any]")
 
@@ -98,6 +100,9 @@ class AbstractTransformation(eqx.Module, Generic[State]):
 
         A `ValueError` or `TypeError` that names the leaf or the argument at fault.
         """
+        argnums: Any = 0
+        if isinstance(value_fn, ValueAndGradFromState):
+            value_fn, argnums = value_fn.fun, value_fn.argnums
         fn = None if value_fn is None else hoist(value_fn)
         if type(value) in (int, float):
             # Strongly typed, so that a number and an array of JAX's are one and the same program.
@@ -113,6 +118,7 @@ class AbstractTransformation(eqx.Module, Generic[State]):
             fn,
             key,
             _door.numbers_are_data(extra),
+            argnums,
             reuse=fn is None or not opaque(fn),
         )
 
@@ -249,11 +255,17 @@ def state_type(transformation: AbstractTransformation[Any]) -> type[eqx.Module]:
     """The class of a transformation's state, read from `AbstractTransformation[ItsState]`."""
     if isinstance(transformation, AbstractOptimizer):
         return state_type(transformation.compose())
-    for base in vars(type(transformation))["__orig_bases__"]:
+    return _state_type(type(transformation))
+
+
+def _state_type(cls: type) -> type[eqx.Module]:
+    for base in vars(cls)["__orig_bases__"]:
         origin, arguments = typing.get_origin(base), typing.get_args(base)
         if arguments and issubclass(origin, AbstractTransformation):
+            if State not in vars(origin)["__parameters__"]:  # which has settled its state's type
+                return _state_type(origin)
             return typing.get_origin(arguments[0]) or arguments[0]
-    raise TypeError(f"`{type(transformation).__name__}` does not name its state's type")
+    raise TypeError(f"`{cls.__name__}` does not name its state's type")
 
 
 def check_state(transformation: AbstractTransformation[Any], state: Any, name: str) -> None:
@@ -299,7 +311,8 @@ def _init(
 ) -> State:
     trained, rest = eqx.partition(params, _check.is_inexact)
     objective = None if fn is None else Objective(fn, rest, args, {}, has_aux)
-    return transformation.init_state(trained, Context(value_fn=objective))
+    context = Context(value_fn=objective, whole=Whole(trained, objective))
+    return transformation.init_state(trained, context)
 
 
 def _update(
@@ -312,18 +325,20 @@ def _update(
     fn: Function | None,
     key: Any,
     extra: dict[str, Any],
+    argnums: int | tuple[int, ...],
 ) -> tuple[PyTree, State]:
     trained, rest = eqx.partition(params, _check.is_inexact)
     objective = None
     if fn is not None:
         note_trace(fn, _door.signature((transformation, updates, state, params, extra)))
-        objective = Objective(fn, rest, (), accepted(fn, extra), has_aux=False)
+        objective = Objective(fn, rest, (), accepted(fn, extra), None, argnums)
     if value is not None and jnp.shape(value) != ():
         raise ValueError(f"`value` must be one number; got shape {jnp.shape(value)}")
     given = None if params is None else trained
     if grad is not None:
         grad = conj(_check.fit(grad, given, "grad"))
-    context = Context(value, grad, objective, key, extra)
+    whole = None if given is None else Whole(given, objective)
+    context = Context(value, grad, objective, key, extra, whole)
     return _transform(transformation, updates, state, given, context)
 
 
@@ -360,13 +375,14 @@ def step(
     """The whole step, uncompiled: for loops that compile it as part of more."""
     trained, rest = eqx.partition(model, _check.is_inexact)
     objective = Objective(fn, rest, args, accepted(fn, kwargs), has_aux)
-    evaluation = objective.evaluate(trained)
+    evaluation, traced, _ = evaluate(objective, trained, state)
     context = Context(
         evaluation.value,
         conj(evaluation.grad),
         objective,
         kwargs.get("key"),
         {name: x for name, x in kwargs.items() if name != "key"},
+        Whole(trained, traced, evaluation),
     )
     updates, state = _transform(transformation, evaluation.grad, state, trained, context)
     return eqx.combine(_apply(trained, updates), rest), state, evaluation

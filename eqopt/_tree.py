@@ -59,6 +59,44 @@ def zeros_like(tree: PyTree, dtype: Any = None, *, real: bool = False) -> PyTree
     return full_like(tree, 0, dtype, real=real)
 
 
+def blank_like(tree: PyTree) -> PyTree:
+    """Zeros in the very dtypes of the leaves."""
+    return jax.tree.map(lambda x: full_like(x, 0, x.dtype), tree)
+
+
+def stack_like(tree: PyTree, size: int, dtype: Any = None) -> PyTree:
+    """Zeros for `size` moments of each leaf, along a new first axis; `dtype` as in `full_like`."""
+
+    def stack(x: Array) -> Array:
+        reference = jnp.broadcast_to(x, (size, *x.shape))
+        return full_like(reference, 0, dtype)
+
+    return jax.tree.map(stack, tree)
+
+
+def inner(a: PyTree, b: PyTree) -> Float[Array, ""]:
+    """The real inner product of two trees, the real part of the sum of `conj(a) * b`."""
+    dtype = np.dtype(jax.dtypes.canonicalize_dtype(np.float64))
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    terms = [cast(_inner(x, y), dtype) for x, y in pairs]
+    return sum_of(terms) if terms else jnp.zeros((), dtype)
+
+
+@jax.jit
+def _inner(x: Array, y: Array) -> Array:
+    dtype = wider(x.dtype, y.dtype)
+    x, y = x.astype(dtype), y.astype(dtype)
+    if is_complex(x):
+        return jnp.sum(x.real * y.real + x.imag * y.imag)
+    return jnp.sum(x * y)
+
+
+def all_positive(tree: PyTree) -> Bool[Array, ""]:
+    """Whether every number in the tree is finite and positive."""
+    leaves = [jnp.all(jnp.isfinite(x) & (x > 0)) for x in jax.tree.leaves(tree)]
+    return jnp.all(jnp.stack(leaves)) if leaves else jnp.asarray(True)
+
+
 def conj(tree: PyTree) -> PyTree:
     """The complex conjugate of each complex leaf."""
     return jax.tree.map(lambda x: x.conj() if is_complex(x) else x, tree)

@@ -20,7 +20,7 @@ import equinox as eqx
 
 # Imports go to a lower floor, or to `base.py` within a folder.
 FLOORS = (
-    ("_arithmetic.py", "_reading.py", "_types.py"),
+    ("_arithmetic.py", "_interpolation.py", "_reading.py", "_types.py"),
     ("_check.py",),
     (
         "_closure.py",
@@ -30,11 +30,14 @@ FLOORS = (
         "_progress.py",
         "_tree.py",
     ),
-    ("_objective.py", "_schedule/", "_selector.py"),
+    ("_fingerprint.py", "_objective.py", "_schedule/", "_selector.py"),
+    ("_cache.py", "_implicit.py", "_value_and_grad.py"),
+    ("_value_and_grad_from_state.py",),
     ("_transformation.py",),
-    ("_transform/", "_wrapper/"),
+    ("_linesearch/", "_quasi_newton/", "_transform/", "_wrapper/"),
     ("_hyperparameters.py", "_optimizer/"),
-    ("_fit.py",),
+    ("_descent.py", "_fit.py"),
+    ("_minimize.py",),
     ("interop/", "plot.py"),
 )
 MAX_LINES = 400

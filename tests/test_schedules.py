@@ -1,8 +1,9 @@
 """Schedules: equal to optax's, elementwise, differentiable, and cheap to change."""
 
+import contextlib
 import dataclasses
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import equinox as eqx
@@ -198,10 +199,20 @@ def build(name: str, seed: int) -> AbstractSchedule:
     return ours(**kwargs(Draw(seed)))
 
 
+@contextlib.contextmanager
+def in_64_bits() -> Iterator[None]:
+    before = jax.config.read("jax_enable_x64")
+    jax.config.update("jax_enable_x64", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_x64", before)
+
+
 def in_float64(schedule: optax.Schedule) -> np.ndarray:
     """What optax's schedule gives at `COUNTS`, in float64 whatever the tests run in."""
     with (
-        jax.enable_x64(True),
+        in_64_bits(),
         jax.numpy_dtype_promotion("standard"),
         jax.numpy_rank_promotion("allow"),
     ):
@@ -269,7 +280,7 @@ def test_schedules_are_mapped(name: str):
 @each_case
 def test_derivatives(name: str):
     # For every real number in it, at every count, against central differences in float64.
-    with jax.enable_x64(True):
+    with in_64_bits():
         schedule = build(name, 3)
         reals, rest = eqx.partition(schedule, lambda x: np.issubdtype(x.dtype, np.floating))
         flat, unravel = ravel_pytree(reals)

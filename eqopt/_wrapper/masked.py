@@ -1,5 +1,6 @@
 """A transformation of some of the parameters."""
 
+import dataclasses
 from typing import Any, Generic
 
 import equinox as eqx
@@ -7,7 +8,7 @@ from jaxtyping import PyTree
 
 from .. import _check
 from .._hyperparameter import flag
-from .._objective import Context, Objective
+from .._objective import Context
 from .._selector import AbstractSelector, as_selector
 from .._transformation import AbstractTransformation, check_state, check_transformation
 from .._types import Params, State, Updates
@@ -106,7 +107,5 @@ def _narrow(context: Context, params: Params | None, chosen: tuple[bool, ...]) -
     objective = context.value_fn
     if objective is not None and params is not None:
         rest = eqx.combine(_hide(params, chosen, complement=True), objective.rest)
-        objective = Objective(
-            objective.fn, rest, objective.args, objective.kwargs, objective.has_aux
-        )
-    return Context(context.value, grad, objective, context.key, context.extra)
+        objective = dataclasses.replace(objective, rest=rest)
+    return dataclasses.replace(context, grad=grad, value_fn=objective)

@@ -1,0 +1,59 @@
+"""Quasi-Newton methods with line searches."""
+
+from typing import Any
+
+import equinox as eqx
+
+from .._cache import LinesearchState
+from .._hyperparameter import flag, optional, size
+from .._linesearch.base import AbstractLinesearch, LinesearchInfo
+from .._linesearch.wolfe import ScaleByWolfeLinesearch
+from .._quasi_newton.lbfgs import ScaleByLBFGS, ScaleByLBFGSState
+from .._schedule.base import AbstractSchedule, scheduled_real
+from .._transform.basic import Identity
+from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
+from .._transformation import AbstractOptimizer, AbstractTransformation, EmptyState
+from .._types import Scalar
+from .._wrapper.chain import Chain, ChainState
+
+_LBFGSState = ChainState[
+    tuple[ScaleByLBFGSState, ScaleByLearningRateState, LinesearchState[LinesearchInfo] | EmptyState]
+]
+
+
+class LBFGS(AbstractOptimizer[_LBFGSState]):
+    r"""Minimizes a deterministic objective by the limited-memory BFGS method and a line search.
+
+    It is a chain of [`eqopt.ScaleByLBFGS`][], [`eqopt.ScaleByLearningRate`][] and the line search.
+
+    **Arguments:**
+
+    - `learning_rate`: a factor of the updates before the line search, a number or a schedule;
+        `None` is 1.
+    - `memory_size`: the number of steps remembered; at least 1.
+    - `scale_init_precond`: whether the first step is shortened.
+    - `linesearch`: the line search, or `None` to take the updates as they are.
+    - `direction`: what gives the direction, instead of
+        `ScaleByLBFGS(memory_size, scale_init_precond)`; it goes before these two arguments.
+
+    It is used through `step`, or by [`eqopt.minimize`][]. Its `update` needs `params`, `value`,
+    `grad` and `value_fn`.
+    """
+
+    learning_rate: Scalar | AbstractSchedule | None = eqx.field(
+        converter=optional(scheduled_real("learning_rate", at_least=0)), default=None
+    )
+    memory_size: int = eqx.field(converter=size("memory_size"), static=True, default=10)
+    scale_init_precond: bool = eqx.field(
+        converter=flag("scale_init_precond"), static=True, default=True
+    )
+    linesearch: AbstractLinesearch[Any] | None = eqx.field(default_factory=ScaleByWolfeLinesearch)
+    direction: ScaleByLBFGS | None = None
+
+    def compose(self) -> AbstractTransformation[_LBFGSState]:
+        rate = 1.0 if self.learning_rate is None else self.learning_rate
+        return Chain(
+            self.direction or ScaleByLBFGS(self.memory_size, self.scale_init_precond),
+            ScaleByLearningRate(rate),
+            Identity() if self.linesearch is None else self.linesearch,
+        )

@@ -1,0 +1,193 @@
+"""What quasi-Newton methods are put together from: secant rules and initial matrices."""
+
+import abc
+from typing import Any, Generic, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from .._arithmetic import abs_sq, cast, real_dtype, times
+from .._check import typed
+from .._hyperparameter import float_dtype
+from .._tree import all_positive, inner, select, zeros_like
+from .._types import Params
+
+_Scalar = Float[Array, ""]
+
+
+@typed
+class Pair(eqx.Module):
+    r"""One step, and by how much it changed the gradient, with their inner products.
+
+    **Arguments:**
+
+    - `s`: the difference $s$ of the points, like the parameters.
+    - `y`: the difference $y$ of the gradients, like the parameters.
+    - `sy`, `ss`, `yy`: the real inner products $s^T y$, $s^T s$ and $y^T y$.
+    """
+
+    s: PyTree
+    y: PyTree
+    sy: Float[Array, ""]
+    ss: Float[Array, ""]
+    yy: Float[Array, ""]
+
+
+class AbstractSecant(eqx.Module):
+    """Decides what the change of the gradient is taken to be."""
+
+    @abc.abstractmethod
+    def shift(self, pair: Pair, drop: _Scalar, slopes: _Scalar, noise: _Scalar) -> _Scalar:
+        r"""The multiple of $s$ that is added to $y$.
+
+        **Arguments:**
+
+        - `pair`: the step.
+        - `drop`: by how much the objective fell, $f - f_+$; NaN if it is not known.
+        - `slopes`: the sum of the slopes along the step, $(g + g_+)^T s$.
+        - `noise`: a fall of the objective that rounding errors may amount to.
+        """
+
+
+class PlainSecant(AbstractSecant):
+    """Takes the change of the gradient as it is: $B_+ s = y$."""
+
+    def shift(self, pair: Pair, drop: _Scalar, slopes: _Scalar, noise: _Scalar) -> _Scalar:
+        return jnp.zeros_like(pair.sy)
+
+
+class ModifiedSecant(AbstractSecant):
+    r"""Corrects the change of the gradient by that of the objective, which has more to tell of the
+    curvature:
+
+    $$\hat y = y + \frac{\theta}{s^T s} s, \qquad \theta = 6 (f - f_+) + 3 (g + g_+)^T s$$
+
+    The correction is left out where the objective fell by no more than rounding errors, and where
+    it would take away more than half of the curvature; it adds at most twice the curvature.
+
+    ??? cite "Reference"
+
+        Zhang, Deng and Chen, *New quasi-Newton equation and related methods for unconstrained
+        optimization*, Journal of Optimization Theory and Applications 102, 1999, equation 2.9.
+    """
+
+    def shift(self, pair: Pair, drop: _Scalar, slopes: _Scalar, noise: _Scalar) -> _Scalar:
+        theta = 6 * drop + 3 * slopes
+        used = (jnp.abs(drop) > noise) & (theta > -0.5 * pair.sy)  # false for NaN
+        theta = jnp.where(used, jnp.minimum(theta, 2 * jnp.abs(pair.sy)), 0)
+        return theta / jnp.where(pair.ss > 0, pair.ss, 1)
+
+
+MatrixState = TypeVar("MatrixState", bound=eqx.Module)
+
+
+class AbstractInitialMatrix(eqx.Module, Generic[MatrixState]):
+    """The inverse Hessian matrix that a limited memory starts from."""
+
+    @abc.abstractmethod
+    def init(self, params: Params) -> MatrixState:
+        """The state to begin with."""
+
+    @abc.abstractmethod
+    def update(self, state: MatrixState, pair: Pair, first: Array) -> MatrixState:
+        """The state after a pair; `first` says that there was none before."""
+
+    @abc.abstractmethod
+    def apply(self, state: MatrixState, vector: PyTree) -> PyTree:
+        """The matrix times a vector, which is like the parameters."""
+
+
+class ScalarMatrixState(eqx.Module):
+    r"""The state of [`eqopt.ScalarMatrix`][].
+
+    **Arguments:**
+
+    - `scale`: the factor $s^T y / y^T y$.
+    """
+
+    scale: Float[Array, ""]
+
+
+class ScalarMatrix(AbstractInitialMatrix[ScalarMatrixState]):
+    r"""A multiple of the identity, $H_0 = \frac{s^T y}{y^T y} I$, by the last step.
+
+    ??? cite "Reference"
+
+        Nocedal and Wright, *Numerical Optimization*, 2nd edition, 2006, equation 7.20.
+    """
+
+    def init(self, params: Params) -> ScalarMatrixState:
+        return ScalarMatrixState(jnp.ones((), float_dtype()))
+
+    def update(self, state: ScalarMatrixState, pair: Pair, first: Array) -> ScalarMatrixState:
+        return ScalarMatrixState(pair.sy / pair.yy)
+
+    def apply(self, state: ScalarMatrixState, vector: PyTree) -> PyTree:
+        return jax.tree.map(lambda v: times(v, cast(state.scale, real_dtype(v.dtype))), vector)
+
+
+class DiagonalMatrixState(eqx.Module):
+    r"""The state of [`eqopt.DiagonalMatrix`][].
+
+    **Arguments:**
+
+    - `diagonal`: the diagonal $D$, real, like the parameters.
+    - `scale`: the factor $s^T y / y^T D y$.
+    """
+
+    diagonal: PyTree
+    scale: Float[Array, ""]
+
+
+class DiagonalMatrix(AbstractInitialMatrix[DiagonalMatrixState]):
+    r"""A diagonal matrix that learns the curvature along each coordinate.
+
+    It starts as $\frac{s^T y}{y^T y} I$, and each step makes of $D$
+
+    $$D_+ = \left(\frac{t}{D} + \frac{y^2}{s^T y}
+        - \frac{t\,(s / D)^2}{s^T D^{-1} s}\right)^{-1}, \qquad t = \frac{y^T D y}{s^T y}$$
+
+    elementwise, unless an entry would not be finite and positive. It is used as
+    $H_0 = \frac{s^T y}{y^T D_+ y} D_+$.
+
+    ??? cite "Reference"
+
+        Gilbert and Lemarechal, *Some numerical experiments with variable-storage quasi-Newton
+        algorithms*, Mathematical Programming 45, 1989, equation 4.9.
+    """
+
+    def init(self, params: Params) -> DiagonalMatrixState:
+        diagonal = jax.tree.map(lambda z: z + 1, zeros_like(params, real=True))
+        return DiagonalMatrixState(diagonal, jnp.ones((), float_dtype()))
+
+    def update(self, state: DiagonalMatrixState, pair: Pair, first: Array) -> DiagonalMatrixState:
+        gamma = pair.sy / pair.yy
+        old = jax.tree.map(lambda d: jnp.where(first, cast(gamma, d.dtype), d), state.diagonal)
+        t = inner(pair.y, jax.tree.map(times, old, pair.y)) / pair.sy
+        inverse = jax.tree.map(lambda d: 1 / d, old)
+        weight = t / inner(pair.s, jax.tree.map(times, inverse, pair.s))
+
+        def entry(d: Array, s: Array, y: Array) -> Array:
+            a, b, c = (cast(x, d.dtype) for x in (t, pair.sy, weight))
+            return 1 / (a / d + abs_sq(y) / b - c * abs_sq(s) / jnp.square(d))
+
+        new = jax.tree.map(entry, old, pair.s, pair.y)
+        diagonal = select(all_positive(new), new, old)
+        scale = pair.sy / inner(pair.y, jax.tree.map(times, diagonal, pair.y))
+        return DiagonalMatrixState(diagonal, scale)
+
+    def apply(self, state: DiagonalMatrixState, vector: PyTree) -> PyTree:
+        return jax.tree.map(
+            lambda d, v: times(v, times(d, cast(state.scale, d.dtype))), state.diagonal, vector
+        )
+
+
+def first_scale(grad: PyTree, params: Params, relative: Any, normalize: bool) -> Float[Array, ""]:
+    r"""The factor of the first step, before anything is known of the curvature."""
+    norm = jnp.sqrt(inner(grad, grad))
+    if not normalize:
+        return jnp.ones_like(norm)
+    length = jnp.maximum(1, relative * jnp.sqrt(inner(params, params)))
+    return jnp.minimum(1, length / jnp.where(norm > 0, norm, 1))
