@@ -30,7 +30,7 @@ from ._objective import (
 )
 from ._optimizer.adam import Adam as Adam, AdamW as AdamW, NAdam as NAdam, NAdamW as NAdamW
 from ._optimizer.lion import Lion as Lion
-from ._optimizer.quasi_newton import LBFGS as LBFGS
+from ._optimizer.quasi_newton import BFGS as BFGS, LBFGS as LBFGS
 from ._optimizer.rmsprop import RMSProp as RMSProp
 from ._optimizer.sgd import SGD as SGD
 from ._progress import (
@@ -49,6 +49,10 @@ from ._quasi_newton.base import (
     PlainSecant as PlainSecant,
     ScalarMatrix as ScalarMatrix,
     ScalarMatrixState as ScalarMatrixState,
+)
+from ._quasi_newton.bfgs import (
+    ScaleByBFGS as ScaleByBFGS,
+    ScaleByBFGSState as ScaleByBFGSState,
 )
 from ._quasi_newton.lbfgs import (
     ScaleByLBFGS as ScaleByLBFGS,

@@ -61,7 +61,7 @@ def empty_cache(whole: Whole) -> Cache:
     objective, aux = whole.objective, None
     has_aux = objective is not None and bool(objective.has_aux)
     if objective is not None and has_aux:
-        aux = jax.eval_shape(lambda p: as_arrays(objective(p)[1]), whole.params)
+        aux = jax.eval_shape(lambda p: as_arrays(objective.evaluate(p).aux), whole.params)
         aux = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), aux)
     value = jnp.full((), np.inf, float_dtype())
     evaluation = Evaluation(value, blank_like(whole.params), aux)

@@ -114,8 +114,8 @@ def descend(
 ) -> Descent:
     """Runs the optimizer until it has converged or may not go on."""
     dtype, zero = float_dtype(), jnp.zeros((), np.int32)
-    state = optimizer.init_state(params, Context(whole=Whole(params, objective)))
     traced, shapes = objective.traced(params)
+    state = optimizer.init_state(params, Context(whole=Whole(params, traced)))
     blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shapes.value, shapes.aux))
     evaluation = Evaluation(blank[0].astype(dtype), blank_like(params), blank[1])
     linesearch = last_search(optimizer)
@@ -158,7 +158,7 @@ class Task(eqx.Module):
 
 def _step(task: Task, d: Descent) -> Descent:
     """One step of an optimizer whose searches, if it has any, are its own affair."""
-    found, objective, num_evals = evaluate(task.objective, d.params, d.state)
+    found, _, num_evals = evaluate(task.objective, d.params, d.state)
     found = Evaluation(found.value.astype(float_dtype()), found.grad, found.aux)
     d = eqx.tree_at(lambda d: d.num_evals, d, d.num_evals + num_evals)
     d = _arrive(task, d, d.params, found, first=d.num_evals == num_evals, failed=jnp.asarray(False))

@@ -8,6 +8,7 @@ from .._cache import LinesearchState
 from .._hyperparameter import flag, optional, size
 from .._linesearch.base import AbstractLinesearch, LinesearchInfo
 from .._linesearch.wolfe import ScaleByWolfeLinesearch
+from .._quasi_newton.bfgs import ScaleByBFGS, ScaleByBFGSState
 from .._quasi_newton.lbfgs import ScaleByLBFGS, ScaleByLBFGSState
 from .._schedule.base import AbstractSchedule, scheduled_real
 from .._transform.basic import Identity
@@ -55,5 +56,42 @@ class LBFGS(AbstractOptimizer[_LBFGSState]):
         return Chain(
             self.direction or ScaleByLBFGS(self.memory_size, self.scale_init_precond),
             ScaleByLearningRate(rate),
+            Identity() if self.linesearch is None else self.linesearch,
+        )
+
+
+_BFGSState = ChainState[
+    tuple[ScaleByBFGSState, ScaleByLearningRateState, LinesearchState[LinesearchInfo] | EmptyState]
+]
+
+
+class BFGS(AbstractOptimizer[_BFGSState]):
+    r"""Minimizes a deterministic objective of few parameters by the BFGS method and a line search.
+
+    It is a chain of [`eqopt.ScaleByBFGS`][], [`eqopt.ScaleByLearningRate`][] and the line search.
+
+    **Arguments:**
+
+    - `learning_rate`: a factor of the updates before the line search, a number or a schedule;
+        `None` is 1.
+    - `scale_init_precond`: whether the first step is shortened.
+    - `linesearch`: the line search, or `None` to take the updates as they are.
+
+    It is used through `step`, or by [`eqopt.minimize`][]. Its `update` needs `params`, `value`,
+    `grad` and `value_fn`.
+    """
+
+    learning_rate: Scalar | AbstractSchedule | None = eqx.field(
+        converter=optional(scheduled_real("learning_rate", at_least=0)), default=None
+    )
+    scale_init_precond: bool = eqx.field(
+        converter=flag("scale_init_precond"), static=True, default=True
+    )
+    linesearch: AbstractLinesearch[Any] | None = eqx.field(default_factory=ScaleByWolfeLinesearch)
+
+    def compose(self) -> AbstractTransformation[_BFGSState]:
+        return Chain(
+            ScaleByBFGS(self.scale_init_precond),
+            ScaleByLearningRate(1.0 if self.learning_rate is None else self.learning_rate),
             Identity() if self.linesearch is None else self.linesearch,
         )

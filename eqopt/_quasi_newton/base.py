@@ -6,13 +6,15 @@ from typing import Any, Generic, TypeVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+import numpy as np
+from jaxtyping import Array, Bool, Float, PyTree
 
 from .._arithmetic import abs_sq, cast, real_dtype, times
 from .._check import typed
 from .._hyperparameter import float_dtype
+from .._objective import Context
 from .._tree import all_positive, inner, select, zeros_like
-from .._types import Params
+from .._types import Params, Updates
 
 _Scalar = Float[Array, ""]
 
@@ -184,6 +186,35 @@ class DiagonalMatrix(AbstractInitialMatrix[DiagonalMatrixState]):
         )
 
 
+def change(
+    secant: AbstractSecant,
+    points: tuple[PyTree, PyTree],
+    grads: tuple[PyTree, PyTree],
+    values: tuple[_Scalar, _Scalar],
+    eps: float,
+) -> tuple[Pair, Bool[Array, ""]]:
+    """What a step says of the curvature, and whether that is any good.
+
+    **Arguments:**
+
+    - `secant`: the secant rule.
+    - `points`, `grads`, `values`: before and after the step.
+    - `eps`: the precision of the values.
+    """
+    s = jax.tree.map(lambda old, x: cast(x, old.dtype) - old, *points)
+    y = jax.tree.map(lambda old, g: cast(g, old.dtype) - old, *grads)
+    pair = Pair(s, y, inner(s, y), inner(s, s), inner(y, y))
+    slopes = inner(grads[0], s) + inner(grads[1], s)
+    noise = np.sqrt(eps) * jnp.abs(values[0])
+    c = secant.shift(pair, values[0] - values[1], slopes, noise)
+    y = jax.tree.map(lambda s, y: y + scaled(s, c, y), s, y)
+    yy = pair.yy + 2 * c * pair.sy + jnp.square(c) * pair.ss
+    pair = Pair(s, y, pair.sy + c * pair.ss, pair.ss, yy)
+    # Not by an absolute bound, nor by one relative to `y`: those refuse steps that are good.
+    noise = 0.5 * jnp.finfo(float_dtype()).eps * jnp.sqrt(pair.ss) * jnp.sqrt(pair.yy)
+    return pair, (pair.sy > noise) & jnp.isfinite(pair.yy)
+
+
 def first_scale(grad: PyTree, params: Params, relative: Any, normalize: bool) -> Float[Array, ""]:
     r"""The factor of the first step, before anything is known of the curvature."""
     norm = jnp.sqrt(inner(grad, grad))
@@ -191,3 +222,47 @@ def first_scale(grad: PyTree, params: Params, relative: Any, normalize: bool) ->
         return jnp.ones_like(norm)
     length = jnp.maximum(1, relative * jnp.sqrt(inner(params, params)))
     return jnp.minimum(1, length / jnp.where(norm > 0, norm, 1))
+
+
+def safeguarded(
+    grad: PyTree, direction: PyTree, first: _Scalar, known: Bool[Array, ""]
+) -> tuple[PyTree, Bool[Array, ""]]:
+    """The direction, or `first` times the gradient where it does not descend; and which it is.
+
+    By rounding, or for an objective that is not what it seems, it may point the wrong way.
+    """
+    slope, sizes = inner(grad, direction), (inner(grad, grad), inner(direction, direction))
+    bound = 50 * jnp.finfo(float_dtype()).eps * jnp.sqrt(sizes[0]) * jnp.sqrt(sizes[1])
+    used = known & (slope > bound)
+    plain = jax.tree.map(lambda g: scaled(g, first, g), grad)
+    return select(used, direction, plain), used
+
+
+def dense(updates: Updates, params: Params) -> PyTree:
+    """The gradient, zero where there is none, in the dtype to compute in."""
+    return jax.tree.map(
+        lambda z, u: z if u is None else cast(u, z.dtype),
+        zeros_like(params),
+        updates,
+        is_leaf=lambda x: x is None,
+    )
+
+
+def where_given(updates: Updates, direction: PyTree) -> Updates:
+    """The direction, without what has no gradient."""
+    return jax.tree.map(
+        lambda u, d: None if u is None else d, updates, direction, is_leaf=lambda x: x is None
+    )
+
+
+def scaled(x: Array, scalar: _Scalar, like: Array) -> Array:
+    """A scalar times `x`, in the dtype of `like`."""
+    return times(cast(x, like.dtype), cast(scalar, real_dtype(like.dtype)))
+
+
+def value_of(context: Context) -> tuple[_Scalar, float]:
+    """The objective's value, NaN if it is not given, and its precision."""
+    if context.value is None:
+        return jnp.full((), np.nan, float_dtype()), 0.0
+    eps = float(jnp.finfo(jnp.result_type(context.value)).eps)
+    return jnp.asarray(context.value).astype(float_dtype()), eps

@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, PyTree
 
-from .._arithmetic import cast, times
+from .._arithmetic import cast
 from .._check import typed
 from .._hyperparameter import flag, float_dtype, inexact_dtype, real, size
 from .._objective import Context, need_params
@@ -19,10 +19,15 @@ from .._types import Count, Params, Scalar, Updates
 from .base import (
     AbstractInitialMatrix,
     AbstractSecant,
+    change,
+    dense,
     DiagonalMatrix,
     first_scale,
     ModifiedSecant,
-    Pair,
+    safeguarded,
+    scaled,
+    value_of,
+    where_given,
 )
 
 
@@ -112,8 +117,8 @@ class ScaleByLBFGS(AbstractTransformation[ScaleByLBFGSState]):
         return ScaleByLBFGSState(
             zero_count(),
             zero_count(),
-            zeros_like(params, dtype),
-            zeros_like(params, dtype),
+            zeros_like(params),
+            zeros_like(params),
             jnp.full((), np.nan, float_dtype()),
             stack_like(params, m, dtype),
             stack_like(params, m, dtype),
@@ -126,50 +131,25 @@ class ScaleByLBFGS(AbstractTransformation[ScaleByLBFGSState]):
     ) -> tuple[Updates, ScaleByLBFGSState]:
         params = need_params(params, self)
         # Missing gradients are zeros here: the memory has a place for every parameter.
-        dense = _dense(updates, params)
-        value = state.value * np.nan if context.value is None else context.value
-        value = jnp.asarray(value).astype(float_dtype())
-
-        state = self._remember(dense, state, params, value, _eps(context.value))
-        direction = self._direction(dense, state)
-        first = first_scale(dense, params, self.first_step_rtol, self.scale_init_precond)
-        plain = jax.tree.map(lambda g: times(g, cast(first, _real(g))), dense)
-
-        # By rounding, or by an objective that is not what it seems, it may still not descend.
-        slope = inner(dense, direction)
-        bound = inner(dense, dense) * inner(direction, direction)
-        descends = slope > 50 * jnp.finfo(float_dtype()).eps * jnp.sqrt(bound)
-        used = descends & (state.num_pairs > 0)
-        direction = select(used, direction, plain)
-        state = _forget(state, ~used)
-        out = jax.tree.map(
-            lambda u, d: None if u is None else d, updates, direction, is_leaf=lambda x: x is None
+        grad = dense(updates, params)
+        state = self._remember(grad, state, params, context)
+        direction, used = safeguarded(
+            grad,
+            self._direction(grad, state),
+            first_scale(grad, params, self.first_step_rtol, self.scale_init_precond),
+            state.num_pairs > 0,
         )
-        return out, state
+        return where_given(updates, direction), _forget(state, ~used)
 
     def _remember(
-        self,
-        grad: PyTree,
-        state: ScaleByLBFGSState,
-        params: PyTree,
-        value: Float[Array, ""],
-        eps: float,
+        self, grad: PyTree, state: ScaleByLBFGSState, params: PyTree, context: Context
     ) -> ScaleByLBFGSState:
         """The state with the step that has led here."""
-        s = jax.tree.map(lambda x, old: cast(x, old.dtype) - old, params, state.params)
-        y = jax.tree.map(lambda g, old: cast(g, old.dtype) - old, grad, state.updates)
-        pair = Pair(s, y, inner(s, y), inner(s, s), inner(y, y))
-        drop = state.value - value
-        slopes = inner(state.updates, s) + inner(grad, s)
-        noise = np.sqrt(eps) * jnp.abs(state.value)
-        c = self.secant.shift(pair, drop, slopes, noise)
-        y = jax.tree.map(lambda s, y: y + times(s, cast(c, _real(s))), s, y)
-        sy = pair.sy + c * pair.ss
-        yy = pair.yy + 2 * c * pair.sy + jnp.square(c) * pair.ss
-        pair = Pair(s, y, sy, pair.ss, yy)
-
-        tiny = 0.5 * jnp.finfo(float_dtype()).eps * jnp.sqrt(pair.ss) * jnp.sqrt(pair.yy)
-        stored = (state.count > 0) & (pair.sy > tiny) & jnp.isfinite(pair.yy)
+        value, eps = value_of(context)
+        pair, good = change(
+            self.secant, (state.params, params), (state.updates, grad), (state.value, value), eps
+        )
+        stored = (state.count > 0) & good
         place = lax.rem(state.num_pairs, np.int32(self.memory_size))
 
         def put(memory: Array, x: Array) -> Array:
@@ -185,8 +165,8 @@ class ScaleByLBFGS(AbstractTransformation[ScaleByLBFGSState]):
             jax.tree.map(lambda x, old: cast(x, old.dtype), params, state.params),
             jax.tree.map(lambda x, old: cast(x, old.dtype), grad, state.updates),
             value,
-            jax.tree.map(put, state.diff_params_memory, s),
-            jax.tree.map(put, state.diff_updates_memory, y),
+            jax.tree.map(put, state.diff_params_memory, pair.s),
+            jax.tree.map(put, state.diff_updates_memory, pair.y),
             put(state.weights_memory, 1 / jnp.where(stored, pair.sy, 1)),
             select(stored, matrix, state.init_matrix),
         )
@@ -199,7 +179,10 @@ class ScaleByLBFGS(AbstractTransformation[ScaleByLBFGSState]):
 
         def pair(j: Array) -> tuple[Array, PyTree, PyTree, Array]:
             i = jnp.mod(newest - j.astype(np.int32), m)
-            row = lambda memory: lax.dynamic_index_in_dim(memory, i, keepdims=False)
+
+            def row(memory: Array) -> Array:
+                return lax.dynamic_index_in_dim(memory, i, keepdims=False)
+
             s = jax.tree.map(row, state.diff_params_memory)
             y = jax.tree.map(row, state.diff_updates_memory)
             return i, s, y, row(state.weights_memory)
@@ -208,7 +191,7 @@ class ScaleByLBFGS(AbstractTransformation[ScaleByLBFGSState]):
             q, alphas = carry
             i, s, y, rho = pair(j)
             alpha = rho * inner(s, q)
-            q = jax.tree.map(lambda q, y: q - _times(y, alpha, q), q, y)
+            q = jax.tree.map(lambda q, y: q - scaled(y, alpha, q), q, y)
             return q, alphas.at[i].set(alpha)
 
         def forward(j: Array, carry: tuple[PyTree, Array]) -> tuple[PyTree, Array]:
@@ -216,7 +199,7 @@ class ScaleByLBFGS(AbstractTransformation[ScaleByLBFGSState]):
             i, s, y, rho = pair(m - 1 - j)
             weight = alphas[i] - rho * inner(y, r)
             weight = jnp.where(rho == 0, 0, weight)
-            return jax.tree.map(lambda r, s: r + _times(s, weight, r), r, s), alphas
+            return jax.tree.map(lambda r, s: r + scaled(s, weight, r), r, s), alphas
 
         carry = grad, jnp.zeros_like(state.weights_memory)
         q, alphas = lax.fori_loop(0, m, backward, carry)
@@ -236,26 +219,3 @@ def _forget(state: ScaleByLBFGSState, condition: Array) -> ScaleByLBFGSState:
             jnp.where(condition, 0, state.weights_memory),
         ),
     )
-
-
-def _dense(updates: Updates, params: Params) -> PyTree:
-    """The gradient, zero where there is none, in the dtype to compute in."""
-    return jax.tree.map(
-        lambda z, u: z if u is None else cast(u, z.dtype),
-        zeros_like(params),
-        updates,
-        is_leaf=lambda x: x is None,
-    )
-
-
-def _real(x: Array) -> np.dtype:
-    return np.dtype(jnp.finfo(x.dtype).dtype)
-
-
-def _times(x: Array, scalar: Array, like: Array) -> Array:
-    x = cast(x, like.dtype)
-    return times(x, cast(scalar, _real(x)))
-
-
-def _eps(value: Any) -> float:
-    return float(jnp.finfo(jnp.result_type(float_dtype() if value is None else value)).eps)

@@ -1,0 +1,55 @@
+"""Where a line search begins, given where the last one ended."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+Guess = Callable[[Float[Array, ""]], Float[Array, ""]]
+
+
+def keep_step(learning_rate: Float[Array, ""]) -> Float[Array, ""]:
+    """Begins a line search at the step that was taken last, as suits gradient descent.
+
+    **Arguments:**
+
+    - `learning_rate`: the step that was taken last, of shape `()`.
+    """
+    return learning_rate
+
+
+def double_step(learning_rate: Float[Array, ""]) -> Float[Array, ""]:
+    """Begins a line search at twice the step that was taken last, as suits conjugate gradients.
+
+    **Arguments:**
+
+    - `learning_rate`: the step that was taken last, of shape `()`.
+    """
+    return 2 * learning_rate
+
+
+def unit_step(learning_rate: Float[Array, ""]) -> Float[Array, ""]:
+    """Begins a line search at 1, as suits Newton's method and its kin.
+
+    **Arguments:**
+
+    - `learning_rate`: the step that was taken last, of shape `()`.
+    """
+    return jnp.ones_like(learning_rate)
+
+
+def guess(value: Any) -> Guess:
+    """The converter of an `initial_guess_strategy`."""
+    # The two words are optax's.
+    known = {"keep": keep_step, "one": unit_step}
+    if isinstance(value, str) and value in known:
+        return known[value]
+    if not isinstance(value, str) and callable(value):
+        strategy: Any = value
+        return strategy
+    raise ValueError(
+        "`initial_guess_strategy` must be `eqopt.keep_step`, `eqopt.double_step`, "
+        "`eqopt.unit_step` or another function from the last step to the first; "
+        f"got {value!r}"
+    )

@@ -1,0 +1,378 @@
+"""Value and gradient of a function of models."""
+
+import inspect
+import operator
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+from jaxtyping import PyTree
+
+from . import _check
+from ._types import Function
+
+
+def value_and_grad(
+    fun: Function,
+    argnums: int | Sequence[int] = 0,
+    has_aux: bool = False,
+    holomorphic: bool = False,
+    allow_int: bool = False,
+    reduce_axes: Hashable | Sequence[Hashable] = (),
+) -> Callable[..., Any]:
+    """Gives a function that computes both the value and the gradient of `fun`.
+
+    It is `jax.value_and_grad` for models. A differentiated argument may be any PyTree: its inexact
+    arrays are differentiated, and everything else in it (functions, integers, PRNG keys, Python
+    numbers, ...) is handed on to `fun` as it is and has `None` for its gradient. An argument that
+    is nothing but a Python number is differentiated.
+
+    ```python
+    loss, grads = eqopt.value_and_grad(loss_fn)(model, x, y)
+    ```
+
+    Keyword arguments are handed on, and never differentiated.
+
+    !!! info "Per-example gradients, and their sum"
+
+        Under `jax.vmap` and `jax.shard_map` the gradient is that of each example (each device),
+        also for an argument that all of them share. To have it summed over the examples, give
+        `vmap` an `axis_name` and list it in `reduce_axes`. The sum is not mapped, so that
+        `out_axes=None` does for it.
+
+        ```python
+        value_and_grad = eqopt.value_and_grad(loss_fn, reduce_axes="batch")
+        axes = {"in_axes": (None, 0, 0), "out_axes": (0, None), "axis_name": "batch"}
+        losses, grads = jax.vmap(value_and_grad, **axes)(params, x, y)
+        ```
+
+        This goes leaf by leaf: a leaf that varies over an axis keeps a gradient for each example. A
+        value that is the same for all examples without any collective, because nothing that it is
+        made of varies, is not multiplied by their number. Where `fun` sums or averages over a
+        `vmap` axis by itself (`jax.lax.pmean`), JAX differentiates the sum of all examples' values.
+
+        Within `jax.shard_map` (with `check_vma=True`), `jax.value_and_grad` sums over every axis
+        that the argument does not vary over; here, so does listing them all. With an axis that is
+        not listed, `fun` is traced twice, and what its aux is computed from varies over the axes
+        that its value varies over.
+
+    **Arguments:**
+
+    - `fun`: a function of positional arguments, `argnums` among them. It returns a real scalar, or
+        a pair of that and anything else with `has_aux`.
+    - `argnums`: which positional argument to differentiate, or which several; negative ones count
+        from the last.
+    - `has_aux`: whether `fun` returns `(value, aux)`. What aux consists of need not be arrays.
+    - `holomorphic`: whether `fun` is holomorphic: all that is differentiated, and the value, are
+        complex then.
+    - `allow_int`: whether to differentiate integers and Booleans too. Their gradients have the
+        dtype `jax.dtypes.float0`.
+    - `reduce_axes`: names of `vmap` and `shard_map` axes, to sum the gradient over where its
+        argument does not vary over them.
+
+    **Returns:**
+
+    A function with the arguments of `fun` that returns `(value, grad)`, or `((value, aux), grad)`
+    with `has_aux`. `grad` is like the argument, and a tuple if `argnums` is several.
+
+    **Raises:**
+
+    A `TypeError` if there is nothing to differentiate in an argument, or if `fun` returns something
+    else than promised; a `ValueError` if `argnums` or `reduce_axes` do not fit.
+    """
+    if not isinstance(argnums, Sequence | np.ndarray):
+        argnums = operator.index(argnums)
+    else:
+        argnums = tuple(operator.index(x) for x in argnums)
+        if not argnums:
+            raise ValueError("`argnums` must name at least one argument; it is empty")
+    if not isinstance(reduce_axes, tuple | list | set | frozenset):
+        reduce_axes = (reduce_axes,)
+    axes = tuple(dict.fromkeys(reduce_axes))
+    wrapper = _ValueAndGrad(fun, argnums, has_aux, holomorphic, allow_int, axes)
+    return eqx.module_update_wrapper(wrapper)
+
+
+class _ValueAndGrad(eqx.Module):
+    # A Module, so that `eqx.filter_jit` sees the arrays of a `fun` that is a method of a model.
+    fun: Function
+    argnums: int | tuple[int, ...] = eqx.field(static=True)
+    has_aux: bool = eqx.field(static=True)
+    holomorphic: bool = eqx.field(static=True)
+    allow_int: bool = eqx.field(static=True)
+    reduce_axes: tuple[Hashable, ...] = eqx.field(static=True)
+
+    @property
+    def __wrapped__(self) -> Function:
+        return self.fun
+
+    def __get__(self, instance: Any, owner: Any) -> Any:
+        return self if instance is None else eqx.Partial(self, instance)
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        places = self._places(len(args))
+        parts = [self._partition(args[i]) for i in places]
+        trained, rest = tuple(x for x, _ in parts), [x for _, x in parts]
+        for i, tree in zip(places, trained, strict=True):
+            self._check_argument(i, args[i], tree)
+
+        def fun(trained: tuple[PyTree, ...]) -> tuple[Any, Any]:
+            given = list(args)
+            for i, tree, other in zip(places, trained, rest, strict=True):
+                given[i] = eqx.combine(tree, other)
+            return self._outputs(self.fun(*given, **kwargs))
+
+        mapped = _check_axes(self.reduce_axes)
+        trained = _make_varying(fun, trained, self.reduce_axes)
+        with_grad = jax.value_and_grad(
+            fun, has_aux=True, holomorphic=self.holomorphic, allow_int=self.allow_int
+        )
+        (value, aux), grads = with_grad(trained)
+        if mapped:
+            indices = [lax.axis_index(x) for x in mapped]
+            grads = jax.tree.map(
+                lambda x, g: _sum_over(mapped, indices, x, value, g), trained, grads
+            )
+        grad = grads[0] if isinstance(self.argnums, int) else grads
+        return ((value, aux) if self.has_aux else value), grad
+
+    def _places(self, num: int) -> list[int]:
+        argnums = [self.argnums] if isinstance(self.argnums, int) else list(self.argnums)
+        for i in argnums:
+            if not -num <= i < num:
+                raise ValueError(
+                    f"`argnums` names argument {i}, and {num} were given by position (what is "
+                    "differentiated is not to be given by keyword)"
+                )
+        places = [i % num for i in argnums]
+        if len(set(places)) < len(places):
+            raise ValueError(f"`argnums` names an argument twice: {self.argnums}")
+        return places
+
+    def _partition(self, arg: Any) -> tuple[PyTree, PyTree]:
+        numbers = (int, float, complex) if self.allow_int else (float, complex)
+        if isinstance(arg, numbers) and (self.allow_int or not isinstance(arg, bool)):
+            return arg, None
+        return eqx.partition(arg, _is_number if self.allow_int else _check.is_inexact)
+
+    def _check_argument(self, i: int, arg: Any, trained: PyTree) -> None:
+        leaves = jax.tree.leaves(trained)
+        if not leaves:
+            expected = "array" if self.allow_int else "floating-point or complex array"
+            raise TypeError(
+                f"`{_name(self.fun, i)}` has no {expected} to differentiate; it is "
+                f"{_check.describe(arg)}"
+            )
+        if self.holomorphic and not all(map(jnp.iscomplexobj, leaves)):
+            flat, _ = jax.tree_util.tree_flatten_with_path(trained)
+            name = _name(self.fun, i)
+            faults = [
+                f"`{name}{_check.keystr(path)}` is {_check.describe(x)}; with `holomorphic=True` "
+                "all that is differentiated must be complex"
+                for path, x in flat
+                if not jnp.iscomplexobj(x)
+            ]
+            raise TypeError(_check.listed(faults))
+
+    def _outputs(self, out: Any) -> tuple[Any, Any]:
+        value, aux = out, None
+        if self.has_aux:
+            if not isinstance(out, tuple | list) or len(out) != 2:
+                raise TypeError(
+                    "with `has_aux=True`, `fun` must return a pair `(value, aux)`; it returned "
+                    + _describe(out)
+                )
+            value, aux = out
+        elif isinstance(out, tuple | list):
+            raise TypeError(
+                f"`fun` must return one number; it returned {_describe(out)}. To return "
+                "`(value, aux)`, pass `has_aux=True`"
+            )
+        kind = np.complexfloating if self.holomorphic else np.floating
+        if (
+            not isinstance(value, (*_check.ARRAYS, float, complex))
+            or np.shape(value)
+            or not jnp.issubdtype(_dtype(value), kind)
+        ):
+            expected = "complex" if self.holomorphic else "real floating-point"
+            hint = ""
+            if not self.holomorphic and isinstance(value, _check.ARRAYS):
+                if jnp.issubdtype(value.dtype, np.complexfloating):
+                    hint = " (`holomorphic=True` differentiates holomorphic functions)"
+            raise TypeError(
+                f"`fun` must return one {expected} number, of shape (); it returned "
+                f"{_check.describe(value)}{hint}"
+            )
+        return value, aux
+
+
+def _is_number(x: Any) -> bool:
+    return isinstance(x, _check.ARRAYS) and any(
+        jnp.issubdtype(x.dtype, kind) for kind in (np.number, np.bool_)
+    )
+
+
+def _dtype(value: Any) -> Any:
+    return value.dtype if isinstance(value, _check.ARRAYS) else type(value)
+
+
+def _describe(out: Any) -> str:
+    if isinstance(out, tuple | list):
+        return f"a {type(out).__name__} of {len(out)}"
+    return _check.describe(out)
+
+
+def _name(fun: Function, i: int) -> str:
+    """The name of a positional argument, for messages."""
+    try:
+        parameters = list(inspect.signature(fun).parameters.values())
+    except (TypeError, ValueError):  # not every callable can be looked into
+        return f"args[{i}]"
+    positional = [x for x in parameters if x.kind in (x.POSITIONAL_ONLY, x.POSITIONAL_OR_KEYWORD)]
+    if i < len(positional):
+        return positional[i].name
+    names = [x.name for x in parameters if x.kind is x.VAR_POSITIONAL]
+    return f"{names[0]}[{i - len(positional)}]" if names else f"args[{i}]"
+
+
+# Axes of `shard_map`. What varies over them is written in the types of the arrays.
+
+
+def _varying(x: Any) -> frozenset[Hashable]:
+    """The axes of `shard_map` that `x` varies over."""
+    kind: Any = jax.typeof(x)
+    try:
+        return kind.manual_axis_type.varying
+    except AttributeError:
+        return kind.vma  # before JAX 0.8
+
+
+def _manual_axes() -> tuple[Hashable, ...]:
+    return tuple(jax.sharding.get_abstract_mesh().manual_axes)
+
+
+def _check_axes(names: tuple[Hashable, ...]) -> tuple[Hashable, ...]:
+    """Gives those of some axes that belong to a `vmap`."""
+    mapped = []
+    for name in names:
+        try:
+            index = lax.axis_index(name)
+        except NameError:
+            raise ValueError(
+                f"`reduce_axes` names {name!r}, which is no axis of a surrounding `vmap` "
+                "or `shard_map`"
+            ) from None
+        if name in _varying(index):
+            continue
+        if name in _manual_axes():
+            raise ValueError(_unseen(name))
+        mapped.append(name)
+    return tuple(mapped)
+
+
+def _unseen(name: Hashable) -> str:
+    return (
+        f"`reduce_axes` names {name!r}: what varies over an axis is known for `vmap`, and for "
+        "`shard_map` with `check_vma=True`"
+    )
+
+
+def _make_varying(fun: Function, trained: PyTree, reduce_axes: tuple[Hashable, ...]) -> PyTree:
+    """Has each device's gradient come out, where JAX would sum it over the devices."""
+    names = [x for x in _manual_axes() if x not in reduce_axes]
+    if not any(name in _varying(lax.axis_index(name)) for name in names):
+        return trained
+    seen: list[frozenset[Hashable]] = []
+
+    def look(trained: PyTree) -> Any:
+        value, _ = fun(trained)
+        seen.append(_varying(value))
+        return value
+
+    # Over other axes than its value's there is one value, and not one a device. To make the
+    # arguments vary over these too would make the value, too.
+    jax.eval_shape(look, trained)
+
+    def cast(x: Any) -> Any:
+        missing = tuple(a for a in names if a in seen[0] and a not in _varying(x))
+        return _pcast(x, missing) if missing else x
+
+    return jax.tree.map(cast, trained)
+
+
+def _pcast(x: Any, names: tuple[Hashable, ...]) -> Any:
+    if "pcast" in vars(lax):
+        return lax.pcast(x, names, to="varying")
+    return vars(lax)["pvary"](x, names)  # before JAX 0.8
+
+
+# Axes of `vmap`. Within `jit` nobody knows what varies over them, until the compiled function as a
+# whole is batched. So it is the batching rule of a primitive that decides.
+
+
+def _sum_over(
+    names: tuple[Hashable, ...], indices: list[Any], x: Any, value: Any, grad: Any
+) -> Any:
+    """Sums a leaf's gradient over the axes that the leaf does not vary over."""
+    if grad.dtype == jax.dtypes.float0:
+        return grad
+    # The indices vary over all the axes, so that none of them is passed over.
+    seen = [lax.stop_gradient(y) for y in (x, value, grad)]
+    return _sum_p.bind(grad, *seen, *indices, names=names)
+
+
+# Operands: what is summed; what must not vary over an axis, for this to be done; what must, in
+# part at least; and the indices. It is linear in the first, and it is its own transpose, as a
+# `psum` over an axis of `vmap` is.
+_sum_p = Primitive("eqopt_sum_over")
+
+
+@_sum_p.def_abstract_eval
+def _abstract(total: Any, *seen: Any, names: tuple[Hashable, ...]) -> Any:
+    return total
+
+
+@_sum_p.def_impl
+def _unresolved(*operands: Any, names: tuple[Hashable, ...]) -> Any:
+    raise ValueError(_unseen(names[0]))
+
+
+def _lower(context: Any, *operands: Any, names: tuple[Hashable, ...]) -> Any:
+    raise ValueError(_unseen(names[0]))
+
+
+def _batch(axis: Any, operands: Any, dims: Any, *, names: tuple[Hashable, ...]) -> Any:
+    total, *seen = operands
+    dim, own, *others = dims
+    if axis.name in names:
+        names = tuple(x for x in names if x != axis.name)
+        values = others[:2]  # the value, and the gradient as it was first computed
+        if own is None and dim is not None:
+            total, dim = jnp.sum(total, dim), None
+        elif own is None and any(x is not None for x in values):
+            # Equal terms, as of a bias.
+            total = total * jnp.asarray(axis.size, total.dtype)
+    return (_sum_p.bind(total, *seen, names=names) if names else total), dim
+
+
+def _jvp(primals: Any, tangents: Any, *, names: tuple[Hashable, ...]) -> Any:
+    out = _sum_p.bind(*primals, names=names)
+    tangent = ad.instantiate_zeros(tangents[0])
+    return out, _sum_p.bind(tangent, *primals[1:], names=names)
+
+
+def _transpose(cotangent: Any, _: Any, *seen: Any, names: tuple[Hashable, ...]) -> Any:
+    total = _sum_p.bind(ad.instantiate_zeros(cotangent), *seen, names=names)
+    return [total, *[None for _ in seen]]
+
+
+mlir.register_lowering(_sum_p, _lower)
+batching.fancy_primitive_batchers[_sum_p] = _batch
+ad.primitive_jvps[_sum_p] = _jvp
+ad.primitive_transposes[_sum_p] = _transpose
