@@ -20,8 +20,10 @@ from ._linesearch.base import (
     Origin as Origin,
     Trial as Trial,
 )
+from ._linesearch.hager_zhang import ScaleByHagerZhangLinesearch as ScaleByHagerZhangLinesearch
 from ._linesearch.wolfe import ScaleByWolfeLinesearch as ScaleByWolfeLinesearch
 from ._minimize import minimize as minimize, Solution as Solution
+from ._linesearch.zoom import ScaleByZoomLinesearch as ScaleByZoomLinesearch
 from ._objective import (
     Context as Context,
     Evaluation as Evaluation,
@@ -143,6 +145,7 @@ from ._tree import (
     increment as increment,
     zeros_like as zeros_like,
 )
+from ._value_and_grad import value_and_grad as value_and_grad
 from ._value_and_grad_from_state import (
     value_and_grad_from_state as value_and_grad_from_state,
     ValueAndGradFromState as ValueAndGradFromState,

@@ -162,15 +162,17 @@ def _step(task: Task, d: Descent) -> Descent:
     found = Evaluation(found.value.astype(float_dtype()), found.grad, found.aux)
     d = eqx.tree_at(lambda d: d.num_evals, d, d.num_evals + num_evals)
     d = _arrive(task, d, d.params, found, first=d.num_evals == num_evals, failed=jnp.asarray(False))
-    context = task.context(d.params, found)
-    updates, state = task.optimizer.transform(context.grad, d.state, d.params, context)
-    trials = sum((x.info.num_linesearch_steps for x in searches(state)), jnp.zeros((), np.int32))
-    params = select(d.done, d.params, moved(d.params, scaled(updates, jnp.ones(()), d.params)))
-    return eqx.tree_at(
-        lambda d: (d.params, d.state, d.num_evals),
-        d,
-        (params, select(d.done, d.state, state), d.num_evals + jnp.where(d.done, 0, trials)),
-    )
+
+    def go_on(d: Descent) -> Descent:
+        context = task.context(d.params, found)
+        updates, state = task.optimizer.transform(context.grad, d.state, d.params, context)
+        params = moved(d.params, scaled(updates, jnp.ones(()), d.params))
+        trials = sum(x.info.num_linesearch_steps for x in searches(state))
+        return eqx.tree_at(
+            lambda d: (d.params, d.state, d.num_evals), d, (params, state, d.num_evals + trials)
+        )
+
+    return lax.cond(d.done, lambda d: d, go_on, d)
 
 
 def _descend_by_search(task: Task, linesearch: AbstractLinesearch[Any], d: Descent) -> Descent:
@@ -189,7 +191,7 @@ def _descend_by_search(task: Task, linesearch: AbstractLinesearch[Any], d: Desce
     like = jax.eval_shape(lambda *x: direct(*x)[0], d.params, d.evaluation, d.state)
     direction = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
     whole = Whole(d.params, task.objective)
-    line = begin_line(linesearch, state, whole, d.evaluation, direction)
+    line = begin_line(linesearch, state, whole, _typed(d.evaluation, task), direction)
     d = eqx.tree_at(
         lambda d: d.search, d, _Search(line, direction, state), is_leaf=lambda x: x is None
     )
@@ -263,7 +265,7 @@ def _arrive(
     length, whole_length = jnp.sqrt(inner(step, step)), jnp.sqrt(inner(params, params))
     moved_on = ~first & ~failed
     num_failures = jnp.where(failed, d.num_failures + 1, 0)
-    num_steps = d.num_steps + moved_on
+    num_steps = d.num_steps + moved_on.astype(np.int32)
     flat = moved_on & (decrease <= t.ftol * jnp.maximum(size, 1)) & (t.ftol > 0)
     still = moved_on & (length <= t.xtol * jnp.maximum(whole_length, 1)) & (t.xtol > 0)
     finite = jnp.isfinite(found.value) & all_finite(found.grad)

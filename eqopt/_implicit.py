@@ -67,8 +67,15 @@ def _solve(gradient: Any, at: PyTree, right: PyTree) -> PyTree:
         hessian = jax.vmap(product)(jnp.eye(flat.size, dtype=flat.dtype))
         return unravel(jnp.linalg.solve(hessian, flat))
     tol = float(jnp.finfo(flat.dtype).eps) ** 0.75
-    solution, _ = jax.scipy.sparse.linalg.cg(product, flat, tol=tol)
-    return unravel(solution)
+
+    def conjugate_gradients(product: Any, right: jax.Array) -> jax.Array:
+        return jax.scipy.sparse.linalg.cg(product, right, tol=tol)[0]
+
+    # Not `cg` alone, within which the right-hand side and what is constant go through one operation,
+    # so that reverse mode takes both for unknown.
+    return unravel(
+        jax.lax.custom_linear_solve(product, flat, conjugate_gradients, symmetric=True)
+    )
 
 
 def _as_reals(tree: PyTree) -> tuple[list[Any], Any]:

@@ -168,6 +168,10 @@ def _checked(solution: Solution[Any, Any, Any]) -> Solution[Any, Any, Any]:
     )
 
 
+def _constant(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: lax.stop_gradient(x) if _door.is_array(x) else x, tree)
+
+
 def _minimize(
     fn: Function,
     optimizer: AbstractTransformation[State],
@@ -184,9 +188,7 @@ def _minimize(
         raise ValueError("`params` has no inexact array, so there is nothing to minimize over")
     objective = Objective(fn, rest, args, {}, has_aux)
     end = descend(
-        lax.stop_gradient(objective),
-        lax.stop_gradient(optimizer),
-        lax.stop_gradient(trained),
+        *_constant((objective, optimizer, trained)),
         tolerances,
         show,
         history,

@@ -42,25 +42,22 @@ def value_and_grad(
     !!! info "Per-example gradients, and their sum"
 
         Under `jax.vmap` and `jax.shard_map` the gradient is that of each example (each device),
-        also for an argument that all of them share. To have it summed over the examples, give
-        `vmap` an `axis_name` and list it in `reduce_axes`. The sum is not mapped, so that
-        `out_axes=None` does for it.
+        also for an argument that all of them share. To have it summed, name the axis and list it in
+        `reduce_axes`. The sum is not mapped: `out_axes=None` does for it.
 
         ```python
-        value_and_grad = eqopt.value_and_grad(loss_fn, reduce_axes="batch")
-        axes = {"in_axes": (None, 0, 0), "out_axes": (0, None), "axis_name": "batch"}
-        losses, grads = jax.vmap(value_and_grad, **axes)(params, x, y)
+        loss_and_grad = eqopt.value_and_grad(loss_fn, reduce_axes=("batch",))
+        losses, grads = jax.vmap(
+            loss_and_grad, in_axes=(None, 0, 0), out_axes=(0, None), axis_name="batch"
+        )(params, x, y)
         ```
 
-        This goes leaf by leaf: a leaf that varies over an axis keeps a gradient for each example. A
-        value that is the same for all examples without any collective, because nothing that it is
-        made of varies, is not multiplied by their number. Where `fun` sums or averages over a
-        `vmap` axis by itself (`jax.lax.pmean`), JAX differentiates the sum of all examples' values.
+        This goes leaf by leaf: a leaf that varies over the axis keeps a gradient for each example.
+        And if the value is one and the same for all examples, because nothing varies or because
+        `fun` itself averages over the axis (`jax.lax.pmean`), it is the gradient of that one value.
 
-        Within `jax.shard_map` (with `check_vma=True`), `jax.value_and_grad` sums over every axis
-        that the argument does not vary over; here, so does listing them all. With an axis that is
-        not listed, `fun` is traced twice, and what its aux is computed from varies over the axes
-        that its value varies over.
+        Within `jax.shard_map`, listing all axes is what `jax.value_and_grad` does. With some not
+        listed, `fun` is traced twice, and aux varies over what the arguments are made to vary over.
 
     **Arguments:**
 
@@ -73,8 +70,8 @@ def value_and_grad(
         complex then.
     - `allow_int`: whether to differentiate integers and Booleans too. Their gradients have the
         dtype `jax.dtypes.float0`.
-    - `reduce_axes`: names of `vmap` and `shard_map` axes, to sum the gradient over where its
-        argument does not vary over them.
+    - `reduce_axes`: the names of `vmap` and `shard_map` axes to sum the gradient over, for what
+        does not vary over them. (`shard_map` needs `check_vma=True`, its default, to tell.)
 
     **Returns:**
 
@@ -92,7 +89,7 @@ def value_and_grad(
         argnums = tuple(operator.index(x) for x in argnums)
         if not argnums:
             raise ValueError("`argnums` must name at least one argument; it is empty")
-    if not isinstance(reduce_axes, tuple | list | set | frozenset):
+    if not isinstance(reduce_axes, tuple | list):
         reduce_axes = (reduce_axes,)
     axes = tuple(dict.fromkeys(reduce_axes))
     wrapper = _ValueAndGrad(fun, argnums, has_aux, holomorphic, allow_int, axes)
@@ -250,7 +247,7 @@ def _varying(x: Any) -> frozenset[Hashable]:
     try:
         return kind.manual_axis_type.varying
     except AttributeError:
-        return kind.vma  # before JAX 0.8
+        return kind.vma  # its name in older JAX
 
 
 def _manual_axes() -> tuple[Hashable, ...]:
@@ -309,7 +306,7 @@ def _make_varying(fun: Function, trained: PyTree, reduce_axes: tuple[Hashable, .
 def _pcast(x: Any, names: tuple[Hashable, ...]) -> Any:
     if "pcast" in vars(lax):
         return lax.pcast(x, names, to="varying")
-    return vars(lax)["pvary"](x, names)  # before JAX 0.8
+    return vars(lax)["pvary"](x, names)  # its name in older JAX
 
 
 # Axes of `vmap`. Within `jit` nobody knows what varies over them, until the compiled function as a
@@ -322,14 +319,13 @@ def _sum_over(
     """Sums a leaf's gradient over the axes that the leaf does not vary over."""
     if grad.dtype == jax.dtypes.float0:
         return grad
-    # The indices vary over all the axes, so that none of them is passed over.
-    seen = [lax.stop_gradient(y) for y in (x, value, grad)]
+    seen = [lax.stop_gradient(y) for y in (x, value)]
     return _sum_p.bind(grad, *seen, *indices, names=names)
 
 
-# Operands: what is summed; what must not vary over an axis, for this to be done; what must, in
-# part at least; and the indices. It is linear in the first, and it is its own transpose, as a
-# `psum` over an axis of `vmap` is.
+# Operands: what is summed, the argument, the value, and the indices of all axes, so that no axis is
+# passed over. It is linear in the first, and its own transpose, as `psum` and `pmean` over an axis
+# of `vmap` are.
 _sum_p = Primitive("eqopt_sum_over")
 
 
@@ -349,15 +345,17 @@ def _lower(context: Any, *operands: Any, names: tuple[Hashable, ...]) -> Any:
 
 def _batch(axis: Any, operands: Any, dims: Any, *, names: tuple[Hashable, ...]) -> Any:
     total, *seen = operands
-    dim, own, *others = dims
+    dim, argument, value, *_ = dims
     if axis.name in names:
         names = tuple(x for x in names if x != axis.name)
-        values = others[:2]  # the value, and the gradient as it was first computed
-        if own is None and dim is not None:
-            total, dim = jnp.sum(total, dim), None
-        elif own is None and any(x is not None for x in values):
-            # Equal terms, as of a bias.
-            total = total * jnp.asarray(axis.size, total.dtype)
+        if argument is None and value is not None:
+            # Equal terms, as of a bias, are not batched.
+            size = jnp.asarray(axis.size, total.dtype)
+            total, dim = (total * size if dim is None else jnp.sum(total, dim)), None
+        elif argument is None and dim is not None:
+            # One value: of `psum` within a `vmap`, JAX gives the derivative of all examples' values
+            # together, which is too large by their number.
+            total, dim = jnp.mean(total, dim), None
     return (_sum_p.bind(total, *seen, names=names) if names else total), dim
 
 

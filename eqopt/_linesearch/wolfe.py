@@ -18,7 +18,7 @@ class _Wolfe(eqx.Module):
     high: Trial  # the shortest step known to be too long, or infinity
     width: Float[Array, ""]
     best: Trial  # the one to return to
-    rank: Int[Array, ""]  # 3 if too short, 2 if no higher and flatter, 1 if lower, 0 for none
+    rank: Int[Array, ""]  # 3 if lower and too short, 2 if no higher and flatter, 1 if lower, 0 for none
     num_trials: Int[Array, ""]
 
 
@@ -129,7 +129,7 @@ class ScaleByWolfeLinesearch(AbstractLinesearch[_Wolfe]):
             trial.value < jnp.where(search.rank == 1, search.best.value, origin.value)
         )
         flatter = flatter & fine & (jnp.abs(trial.slope) < jnp.abs(origin.slope))
-        rank = jnp.where(too_short, 3, jnp.where(flatter, 2, jnp.where(lower, 1, 0)))
+        rank = jnp.where(too_short & armijo, 3, jnp.where(flatter, 2, jnp.where(lower, 1, 0)))
         keep = (rank > 0) & (rank >= search.rank)
         rank = jnp.where(keep, rank, search.rank).astype(np.int32)
         best = select(keep, trial, search.best)

@@ -1,0 +1,196 @@
+"""Minimizing, next to optax's L-BFGS: compiling the whole loop, and an eager loop of steps.
+
+`python -m benchmarks.minimize` prints ratios with their spread, then the times, and the values
+reached. Counts must be right, or the exit status is not 0. Times are only reported.
+"""
+
+import argparse
+import dataclasses
+import functools
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array
+
+import eqopt
+
+from . import _timing
+from ._timing import counted, Row, Target, timed
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """How much is done: for numbers, or only to see that it runs."""
+
+    repetitions: int
+    num_layers: int
+    num_steps: int
+
+
+FULL = Size(repetitions=7, num_layers=100, num_steps=20)
+SMOKE = Size(repetitions=1, num_layers=3, num_steps=3)
+
+
+def network(num_layers: int) -> list[dict[str, Array]]:
+    keys = jax.random.split(jax.random.key(0), num_layers)
+    return [{"w": 0.3 * jax.random.normal(key, (8, 8)), "b": jnp.zeros(8)} for key in keys]
+
+
+def loss(layers: list[dict[str, Array]], x: Array, y: Array) -> Array:
+    for layer in layers:
+        x = x + jnp.tanh(x @ layer["w"] + layer["b"])
+    return jnp.mean(jnp.square(x - y))
+
+
+def optax_loop(fn: Callable[..., Array], params: Any, *args: Any, num_steps: int) -> Any:
+    """The loop of optax's documentation: a `while_loop` around `update`."""
+    optimizer = optax.lbfgs()
+    objective = functools.partial(_swapped, fn, args)
+    value_and_grad = optax.value_and_grad_from_state(objective)
+
+    def step(carry: tuple[Any, Any]) -> tuple[Any, Any]:
+        params, state = carry
+        value, grad = value_and_grad(params, state=state)
+        updates, state = optimizer.update(
+            grad, state, params, value=value, grad=grad, value_fn=objective
+        )
+        return optax.apply_updates(params, updates), state
+
+    def going(carry: tuple[Any, Any]) -> Array:
+        state = carry[1]
+        count = optax.tree.get(state, "count")
+        error = optax.tree.norm(optax.tree.get(state, "grad"))
+        return (count == 0) | ((count < num_steps) & (error >= 1e-6))
+
+    return jax.lax.while_loop(going, step, (params, optimizer.init(params)))[0]
+
+
+def _swapped(fn: Callable[..., Array], args: tuple[Any, ...], params: Any) -> Array:
+    return fn(params, *args)
+
+
+def compiling(size: Size) -> list[Row]:
+    """From a function to an executable: the whole loop, and value and gradient alone."""
+    layers = network(size.num_layers)
+    x, y = jnp.ones((4, 8)), jnp.zeros((4, 8))
+
+    def whole(layers: Any, x: Array, y: Array) -> Any:
+        return eqopt.minimize(loss, eqopt.LBFGS(), layers, (x, y), throw=False).params
+
+    def build(fn: Callable[..., Any]) -> Callable[[], float]:
+        def run() -> float:
+            jax.clear_caches()
+            # A new function: JAX would remember one that it has seen.
+            return _timing.clock(lambda: _compiled(lambda *a: fn(*a), layers, x, y))[0]
+
+        return run
+
+    times = _timing.alternate(
+        {
+            "eqopt": build(whole),
+            "value_and_grad": build(jax.value_and_grad(loss)),
+            "optax": build(functools.partial(optax_loop, loss, num_steps=100)),
+        },
+        size.repetitions,
+    )
+    name = f"compile the loop, {size.num_layers} layers [s]"
+    return [
+        timed(name, times, ("eqopt", "value_and_grad"), 1.0, Target(1.5, at_least=False)),
+        timed(name, times, ("optax", "value_and_grad"), 1.0, None),
+        timed(name, times, ("eqopt", "optax"), 1.0, None),
+    ]
+
+
+def _compiled(fn: Callable[..., Any], *args: Any) -> None:
+    jax.jit(fn).lower(*args).compile()
+
+
+def rosenbrock(x: Array) -> Array:
+    return jnp.sum(100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2)
+
+
+def eager(size: Size) -> list[Row]:
+    """A notebook's loop of uncompiled steps on a vector of four."""
+    start = jnp.full(4, -1.0)
+    ours, theirs = eqopt.LBFGS(), optax.lbfgs()
+    reached: dict[str, list[float]] = {}
+
+    def by_eqopt() -> Any:
+        x, state = start, ours.init(start)
+        for _ in range(size.num_steps):
+            x, state, _ = ours.step(rosenbrock, x, state)
+        return x
+
+    def by_optax() -> Any:
+        x, state = start, theirs.init(start)
+        value_and_grad = optax.value_and_grad_from_state(rosenbrock)
+        for _ in range(size.num_steps):
+            value, grad = value_and_grad(x, state=state)
+            updates, state = theirs.update(
+                grad, state, x, value=value, grad=grad, value_fn=rosenbrock
+            )
+            x = optax.apply_updates(x, updates)
+        return x
+
+    def side(name: str, run: Callable[[], Any]) -> Callable[[], float]:
+        def timed_run() -> float:
+            seconds, x = _timing.clock(run)
+            reached[name] = [float(rosenbrock(x))]
+            return seconds / size.num_steps
+
+        return timed_run
+
+    sides = {"eqopt": side("eqopt", by_eqopt), "optax": side("optax", by_optax)}
+    times = _timing.alternate(sides, max(size.repetitions // 3, 1))
+    row = timed("eager step [ms]", times, ("optax", "eqopt"), 1e-3, Target(50, at_least=True))
+    row.losses = reached
+    return [row]
+
+
+def counts() -> list[Row]:
+    """How often the objective is traced, and evaluated."""
+    traces: list[None] = []
+
+    def objective(x: Array, scale: Array) -> Array:
+        traces.append(None)
+        return scale * rosenbrock(x)
+
+    found = {}
+    for scale in (1.0, 2.0, 3.0):
+        eqopt.minimize(objective, eqopt.LBFGS(), jnp.zeros(4), (scale,), throw=False)
+    found["minimize"] = len(traces)
+    traces.clear()
+    opt, x = eqopt.LBFGS(), jnp.zeros(4)
+    state = opt.init(x)
+    for scale in (1.0, 2.0, 3.0):
+        x, state, _ = opt.step(objective, x, state, scale)
+    found["step"] = len(traces)
+    return [counted("traces of the objective", found, {"minimize": 1, "step": 1})]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.minimize", description=__doc__)
+    parser.add_argument("--smoke", action="store_true", help="only see that everything runs")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to a file")
+    options = parser.parse_args()
+    size = SMOKE if options.smoke else FULL
+    # Compiling is what is measured.
+    jax.config.update("jax_enable_compilation_cache", False)
+    header = _timing.machine() | {"repetitions": str(size.repetitions)}
+    print(", ".join(f"{name} {value}" for name, value in header.items()), end="\n\n")
+    rows = [*counts(), *compiling(size), *eager(size)]
+    print("\n".join(_timing.report(rows)))
+    if options.json is not None:
+        result = {"machine": header, "rows": [dataclasses.asdict(row) for row in rows]}
+        options.json.write_text(json.dumps(result, indent=2) + "\n")
+    return int(any(row.counted and not row.ok for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,89 @@
+"""Polyak's step size, from the least value that the objective can have."""
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Inexact
+
+from .. import _check, _kernel
+from .._arithmetic import cast, times
+from .._hyperparameter import real
+from .._kernel import Rule
+from .._objective import Context
+from .._transformation import AbstractTransformation, EmptyState
+from .._tree import global_norm
+from .._types import Params, Scalar, Updates
+
+_VARIANTS = ("sps", "sps+")
+
+# As in optax, in every dtype.
+_SMALLEST = float(np.finfo(np.float64).eps)
+
+
+def variant(value: str) -> str:
+    """The converter of Polyak's `variant`."""
+    if value not in _VARIANTS:
+        raise ValueError(f"`variant` must be 'sps' or 'sps+'; got {value!r}")
+    return value
+
+
+@_check.typed
+def _scale(update: Inexact[Array, "*shape"], factor: Float[Array, ""]) -> Inexact[Array, "*shape"]:
+    return times(factor, update)
+
+
+class ScaleByPolyak(AbstractTransformation[EmptyState]):
+    r"""Multiplies the updates by Polyak's step size, which needs no tuning where the least value of
+    the objective is known.
+
+    $$u \leftarrow \gamma u, \qquad
+    \gamma = \min\left(\frac{f - f_\star}{\|u\|^2 + \epsilon},\; \gamma_{\max}\right)$$
+
+    with $f$ the objective's value at the parameters and the norm over all leaves together. Where
+    the denominator is at most $2^{-52}$, the step size is 0. The sign is kept: to go downhill, see
+    [`eqopt.PolyakSGD`][].
+
+    **Arguments:**
+
+    - `f_min`: the least value $f_\star$, or a guess of it, any number. Models that can fit all their
+        data have 0.
+    - `max_learning_rate`: the largest step size $\gamma_{\max}$, positive.
+    - `eps`: added to the denominator, $\epsilon \ge 0$.
+    - `variant`: `"sps"`, or `"sps+"` for a step size of 0 where $f < f_\star$; with `"sps"` it is
+        negative there.
+
+    Its `update` needs `value`; `step` passes it.
+
+    Raises a `ValueError` for another `variant`.
+
+    ??? cite "Reference"
+        Polyak, *Introduction to Optimization*, 1987, section 5.3; Loizou, Vaswani, Laradji and
+        Lacoste-Julien, *Stochastic Polyak step-size for SGD: an adaptive learning rate for fast
+        convergence*, AISTATS 2021, equation 3 with c = 1 (arXiv 2002.10542); for `"sps+"`,
+        Garrigos, Gower and Schaipp, *Function value learning*, 2023 (arXiv 2307.14528).
+    """
+
+    f_min: Scalar = eqx.field(converter=real("f_min"), default=0.0)
+    max_learning_rate: Scalar = eqx.field(converter=real("max_learning_rate", above=0), default=1.0)
+    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=0.0)
+    variant: str = eqx.field(converter=variant, static=True, default="sps")
+
+    def init_state(self, params: Params, context: Context) -> EmptyState:
+        return EmptyState()
+
+    def transform(
+        self, updates: Updates, state: EmptyState, params: Params | None, context: Context
+    ) -> tuple[Updates, EmptyState]:
+        norm = global_norm(updates)
+        dtype = norm.dtype
+        gap = cast(jnp.asarray(context.need("value", self)), dtype) - self.f_min.astype(dtype)
+        if self.variant == "sps+":
+            gap = jnp.maximum(gap, 0)
+        size = norm * norm + self.eps.astype(dtype)
+        # The division is guarded twice, so that its derivative is finite where it is not used.
+        # Asked this way, so that a norm of NaN is not taken for a small one.
+        small = size <= _SMALLEST
+        step = jnp.minimum(gap / jnp.where(small, 1, size), self.max_learning_rate.astype(dtype))
+        rule = Rule(_scale, state, scalars=(jnp.where(small, 0, step),))
+        updates, _ = _kernel.run((rule,), updates, params)
+        return updates, state
