@@ -22,8 +22,8 @@ from ._linesearch.base import (
 )
 from ._linesearch.hager_zhang import ScaleByHagerZhangLinesearch as ScaleByHagerZhangLinesearch
 from ._linesearch.wolfe import ScaleByWolfeLinesearch as ScaleByWolfeLinesearch
-from ._minimize import minimize as minimize, Solution as Solution
 from ._linesearch.zoom import ScaleByZoomLinesearch as ScaleByZoomLinesearch
+from ._minimize import minimize as minimize, Solution as Solution
 from ._objective import (
     Context as Context,
     Evaluation as Evaluation,
@@ -32,6 +32,8 @@ from ._objective import (
 )
 from ._optimizer.adam import Adam as Adam, AdamW as AdamW, NAdam as NAdam, NAdamW as NAdamW
 from ._optimizer.lion import Lion as Lion
+from ._optimizer.nonlinear_cg import NonlinearCG as NonlinearCG
+from ._optimizer.polyak import PolyakSGD as PolyakSGD
 from ._optimizer.quasi_newton import BFGS as BFGS, LBFGS as LBFGS
 from ._optimizer.rmsprop import RMSProp as RMSProp
 from ._optimizer.sgd import SGD as SGD
@@ -112,6 +114,16 @@ from ._transform.basic import (
     Stateless as Stateless,
 )
 from ._transform.clip import Clip as Clip, ClipByGlobalNorm as ClipByGlobalNorm
+from ._transform.conjugate_gradient import (
+    AbstractConjugacy as AbstractConjugacy,
+    ConjugacyProducts as ConjugacyProducts,
+    DaiYuan as DaiYuan,
+    FletcherReeves as FletcherReeves,
+    HagerZhang as HagerZhang,
+    PolakRibierePlus as PolakRibierePlus,
+    ScaleByNonlinearCG as ScaleByNonlinearCG,
+    ScaleByNonlinearCGState as ScaleByNonlinearCGState,
+)
 from ._transform.decay import AddDecayedWeights as AddDecayedWeights
 from ._transform.learning_rate import (
     ScaleByLearningRate as ScaleByLearningRate,
@@ -126,6 +138,7 @@ from ._transform.lion import (
     ScaleByLion as ScaleByLion,
     ScaleByLionState as ScaleByLionState,
 )
+from ._transform.polyak import ScaleByPolyak as ScaleByPolyak
 from ._transform.rms import (
     ScaleByRMS as ScaleByRMS,
     ScaleByRMSState as ScaleByRMSState,

@@ -15,7 +15,6 @@ from ._hyperparameter import float_dtype
 from ._objective import as_arrays, Evaluation, Objective, Whole
 from ._tree import all_finite, blank_like
 
-_ONE = np.int32(1)
 _Info = TypeVar("_Info", bound=eqx.Module)
 
 
@@ -104,7 +103,7 @@ def evaluate(
     found = searches(state)
     cache = found[0].cache if len(found) == 1 else None
     if cache is None:
-        return objective.evaluate(params), objective, _ONE
+        return objective.evaluate(params), objective, jnp.ones((), np.int32)
     return recall(objective, params, cache)
 
 
@@ -114,7 +113,7 @@ def recall(
     """The objective at `params`, which is evaluated only if the cache does not hold it."""
     check_aux(objective, cache)
     if not _alike(params, cache.point):
-        return objective.evaluate(params), objective, _ONE
+        return objective.evaluate(params), objective, jnp.ones((), np.int32)
     traced, shapes = objective.traced(params)
     check_aux_fits(shapes.aux, cache)
     hit = cache.valid & jnp.all(cache.key == key_of(objective)) & same_bits(params, cache.point)
@@ -131,7 +130,7 @@ def recall(
         return jnp.ones_like(hit), evaluation, point
 
     _, evaluation, _ = lax.while_loop(lambda carry: ~carry[0], body, (hit, kept, params))
-    return evaluation, traced, jnp.where(hit, np.int32(0), _ONE)
+    return evaluation, traced, jnp.where(hit, 0, 1).astype(np.int32)
 
 
 _NO_PLACE = (

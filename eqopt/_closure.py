@@ -9,6 +9,10 @@ Arrays in closures and defaults are data: another array is no other program. Eve
 of the function's key, arrays by identity, and the program is traced anew when it changes. What
 cannot be seen into makes the function opaque, and a program compiled for it serves once.
 
+A function that is handed to a callback runs when the program runs. What it reads then, such as the
+list to which it appends, is no input of the program. It is learned from the first trace which
+functions these are, and from then on they are left out.
+
 Two limits, which are those of every `jit`: what an installed package keeps to itself, and the
 methods of the classes of the function's *arguments*, are only looked at when tracing.
 """
@@ -18,14 +22,16 @@ import os
 import types
 import warnings
 import weakref
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Set
 from typing import Any
 
 import equinox as eqx
 import jax
 import numpy as np
 
-from ._reading import installed, Name, names_in, Reader, ROOT, UnseenError, written
+from ._bytecode import Callbacks, CALLED, installed, NO_CALLBACKS, Paths, WHOLE
+from ._callbacks import Watch, watching
+from ._reading import Name, Reader, UnseenError
 from ._types import Function
 
 
@@ -46,7 +52,7 @@ class Hoisted(eqx.Module):
 
     leaves: tuple[Any, ...]
     plan: "_Plan" = eqx.field(static=True)
-    # A leaf, which a compiled program is given: a constant would make it the program of one process.
+    # A leaf, which a compiled program is given: a constant would be that of one process.
     process: Any = eqx.field(default_factory=lambda: _PROCESS)
 
     @property
@@ -56,9 +62,17 @@ class Hoisted(eqx.Module):
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         # Run when tracing only. What the function itself changes (a counter, a log) is no input.
-        before = self.plan.reread()
+        plan = self.plan
+        before = plan.reread()
+        with watching(plan.doubtful) as watch:
+            out = self._run(args, kwargs)
+        after = plan.reread()
+        plan.learn(watch, {name for name in before if before[name] != after.get(name)})
+        return out
+
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         try:
-            out = self.plan.skeleton(iter(self.leaves))(*args, **kwargs)
+            return self.plan.skeleton(iter(self.leaves))(*args, **kwargs)
         except Exception:
             origin = self.plan.origin()
             if origin is None or not self.leaves:
@@ -67,23 +81,22 @@ class Hoisted(eqx.Module):
             # does; if it fails too, that is its user's error. Else its arrays are constants from
             # here on, part of the key.
             out = origin(*args, **kwargs)
-            _constant.add(_code_of(origin))
+            self.plan.learned.constant = True
             return out
-        after = self.plan.reread()
-        written.update(name for name in before if before[name] != after.get(name))
-        return out
 
 
 def hoist(fn: Function) -> Function:
     """Makes a PyTree of a function: its arrays are leaves, and it is called as before."""
     if isinstance(fn, Hoisted):
         return fn
-    hoister = _Hoister(constant=_code_of(fn) in _constant)
+    root = _code_of(fn)
+    learned = _learned.setdefault(root, _Learned(root))
+    hoister = _Hoister(learned, learned.callbacks, constant=learned.constant)
     try:
-        skeleton = hoister.hoist(fn)
+        skeleton = hoister.hoist_all(fn)
     except (UnseenError, RecursionError):
-        return Hoisted((), _Plan(lambda arrays: fn, {}, fn, opaque=True))
-    return Hoisted(tuple(hoister.leaves), _Plan(skeleton, hoister.reader.items, fn))
+        return Hoisted((), _Plan(lambda arrays: fn, hoister.reader, fn, learned, opaque=True))
+    return Hoisted(tuple(hoister.leaves), _Plan(skeleton, hoister.reader, fn, learned))
 
 
 def opaque(fn: Function) -> bool:
@@ -120,12 +133,31 @@ _PROCESS = np.frombuffer(os.urandom(8), np.uint32)
 _MAX_TRACES = 4
 _traces: dict[types.CodeType, dict[Hashable, int]] = {}
 _warned: set[types.CodeType] = set()
-# Functions of which it has been seen that their arrays must be constants.
-_constant: set[types.CodeType | None] = set()
 
 # From the arrays to the function, or to another value that holds arrays. With `None` for the
 # arrays, something like it, of which only the signature is asked.
 _Skeleton = Callable[[Any], Any]
+
+
+class _Learned:
+    """What has been seen of a function when it was traced. All functions with its code share it."""
+
+    def __init__(self, root: types.CodeType | None) -> None:
+        self.root = root
+        self.traced = False
+        self.constant = False  # whether its arrays must be constants
+        self.written: set[Name] = set()  # what it changes itself
+        self.callbacks = NO_CALLBACKS
+        self.ran: Set[types.CodeType] = frozenset()  # what would be one, but is run by itself too
+
+    def learn(self, watch: Watch, written: Set[Name]) -> None:
+        answering = self.callbacks.answering | watch.answering
+        silent = self.callbacks.silent | watch.silent
+        self.ran |= watch.among(answering | silent)
+        answering -= self.ran
+        self.callbacks = Callbacks(silent - self.ran - answering, answering)
+        self.written |= written
+        self.traced = True
 
 
 class _Plan:
@@ -134,74 +166,103 @@ class _Plan:
     def __init__(
         self,
         skeleton: _Skeleton,
-        items: dict[Name, Hashable],
+        reader: Reader,
         origin: Any,
+        learned: _Learned,
         *,
         opaque: bool = False,
     ) -> None:
         self.skeleton = skeleton
-        self.items = items
+        self.items = {} if opaque else reader.items
         self.opaque = opaque
         # Not kept alive, for its arrays' sake.
         self.origin: Callable[[], Any] = _weakly(origin)
+        self.learned, self.callbacks = learned, reader.callbacks
+        # Whether to watch a trace, which takes time. What cannot be seen into has one chance.
+        self.doubtful = reader.partial or (not learned.traced if opaque else reader.doubtful)
+        self.hash = hash((learned.root, type(origin)))
 
     def reread(self) -> dict[Name, Hashable]:
         if self.opaque:
             return {}
         # Of what the skeleton keeps: the arrays are out of it already.
-        hoister = _Hoister()
-        try:
-            hoister.hoist(self.skeleton(None))
-        except (UnseenError, RecursionError):
-            return self.items
-        return hoister.reader.items
+        return _read(self.skeleton(None), self.learned, self.callbacks, self.items)
+
+    def learn(self, watch: Watch, written: Set[Name]) -> None:
+        """Takes to heart what a trace has shown."""
+        self.learned.learn(watch, written)
+        origin, callbacks = self.origin(), self.learned.callbacks
+        if callbacks != self.callbacks and origin is not None and not self.opaque:
+            self.items = _read(origin, self.learned, callbacks, self.items)
+            self.callbacks = callbacks
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, _Plan) or self.opaque or other.opaque:
             return self is other
         names = self.items.keys() | other.items.keys()
+        written = self.learned.written | other.learned.written
         return all(
             name in written or self.items.get(name, _NONE) == other.items.get(name, _NONE)
             for name in names
         )
 
     def __hash__(self) -> int:
-        # Of what can never be written, so that it does not change under a cache's hands.
-        return hash(tuple(key for key, name in self.items if name == ROOT))
+        # Of what never changes under a cache's hands.
+        return self.hash
 
 
 _NONE = object()
+_learned: dict[types.CodeType | None, _Learned] = {}
+
+
+def _read(
+    fn: Any, learned: _Learned, callbacks: Callbacks, otherwise: dict[Name, Hashable]
+) -> dict[Name, Hashable]:
+    hoister = _Hoister(learned, callbacks)
+    try:
+        hoister.hoist_all(fn)
+    except (UnseenError, RecursionError):
+        return otherwise
+    return hoister.reader.items
 
 
 def _code_of(fn: Any) -> types.CodeType | None:
     if isinstance(fn, Hoisted):
-        fn = fn.__wrapped__
+        return fn.plan.learned.root
     if isinstance(fn, functools.partial):
         return _code_of(fn.func)
     if isinstance(fn, types.MethodType):
         return _code_of(fn.__func__)
     if isinstance(fn, types.FunctionType):
-        return fn.__code__
-    return _code_of(type(fn).__call__) if isinstance(fn, eqx.Module) else None
+        wrapped = vars(fn).get("__wrapped__")
+        foreign = installed(fn.__code__.co_filename)
+        return _code_of(wrapped) if foreign and wrapped is not None else fn.__code__
+    if isinstance(fn, jax.custom_jvp | jax.custom_vjp):
+        return _code_of(fn.__wrapped__)
+    call = type(fn).__call__ if callable(fn) else None
+    return call.__code__ if isinstance(call, types.FunctionType) else None
 
 
 class _Hoister:
     """Takes the arrays out of functions, and reads what is left."""
 
-    def __init__(self, *, constant: bool = False) -> None:
+    def __init__(self, learned: _Learned, callbacks: Callbacks, *, constant: bool = False) -> None:
         self.constant = constant
         self.leaves: list[Any] = []
-        self.reader = Reader()
+        self.reader = Reader(callbacks, learned.written)
         # Cells that are to hold a function which is not made yet: one that refers to itself.
         self.waiting: dict[int, list[types.CellType]] = {}
 
-    def hoist(self, x: Any) -> _Skeleton:
+    def hoist_all(self, fn: Any) -> _Skeleton:
+        skeleton = self.hoist(fn, CALLED)
+        self.reader.finish()
+        return skeleton
+
+    def hoist(self, x: Any, paths: Paths = WHOLE) -> _Skeleton:
         """Takes the arrays out of a value; what is left makes the value again, given arrays."""
         if isinstance(x, Hoisted):
             x = x.plan.skeleton(iter(x.leaves))
-        if isinstance(x, types.FunctionType) and (
-            x.__closure__ or not installed(x.__code__.co_filename)
-        ):
+        if isinstance(x, types.FunctionType) and self._is_open(x.__code__, x.__closure__):
             return self._hoist_function(x)
         if isinstance(x, types.MethodType) and isinstance(x.__self__, eqx.Module):
             parts = self.hoist(x.__func__), self.hoist(x.__self__)
@@ -212,8 +273,13 @@ class _Hoister:
             return lambda arrays: _partial(kind, func(arrays), *args(arrays))
         if _is_array(x) or _is_immutable_tree(x):
             return self._hoist_tree(x)
-        self.reader.note_value("value", self.reader.key(x))
+        self.reader.note_value("value", self.reader.key(x, paths))
         return lambda arrays: x
+
+    def _is_open(self, code: types.CodeType, closure: Any) -> bool:
+        return code not in self.reader.callbacks and bool(
+            closure or not installed(code.co_filename)
+        )
 
     def _hoist_tree(self, x: Any) -> _Skeleton:
         leaves, treedef = jax.tree.flatten(x)
@@ -236,8 +302,7 @@ class _Hoister:
         self.reader.hoisting.add(id(fn))
         me = self.reader.read_globals(fn)
         closure = zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True)
-        attributes = names_in(fn.__code__).attributes
-        cells = [self._hoist_cell((me, name), cell, attributes) for name, cell in closure]
+        cells = [self._hoist_cell(me, fn.__code__, name, cell) for name, cell in closure]
         defaults = self._hoist_defaults(fn.__defaults__)
         keyword_defaults = self._hoist_defaults(fn.__kwdefaults__)
         self.reader.hoisting.remove(id(fn))
@@ -268,22 +333,26 @@ class _Hoister:
         return (lambda arrays: None) if x is None else self._hoist_tree(x)
 
     def _hoist_cell(
-        self, name: Name, cell: types.CellType, attributes: frozenset[str]
+        self, me: Hashable, code: types.CodeType, name: str, cell: types.CellType
     ) -> _Skeleton:
+        paths, handed = self.reader.read_cell(me, code, name, cell)
+        if not paths:
+            return lambda arrays: cell
         try:
             x = cell.cell_contents
         except ValueError:  # not assigned yet
-            self.reader.items[name] = None
+            self.reader.items[me, name] = None
             return lambda arrays: cell
         if id(x) in self.reader.hoisting:
             own, waiting = id(x), self.waiting
             return lambda arrays: _wait(waiting, own)
         hoistable = isinstance(x, types.FunctionType | types.MethodType | functools.partial)
-        if hoistable or _is_immutable_tree(x) or _is_array(x):
+        # A callback must find an array itself, and not what stands for it while tracing.
+        if hoistable or _is_immutable_tree(x) or (_is_array(x) and not handed):
             skeleton = self.hoist(x)
             return lambda arrays: types.CellType(skeleton(arrays))
         # The cell itself is kept: a counter or a list in it is the user's own.
-        self.reader.note(*name, x, attributes)
+        self.reader.note(me, name, x, paths)
         return lambda arrays: cell
 
 

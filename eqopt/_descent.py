@@ -19,16 +19,16 @@ from ._linesearch.base import (
     FAIL,
     Line,
     LinesearchInfo,
-    moved,
     outcome,
     scaled,
     TRY,
 )
 from ._objective import Context, Evaluation, Objective, Whole
-from ._transformation import AbstractOptimizer, AbstractTransformation
-from ._tree import all_finite, blank_like, conj, inner, select
+from ._parts import before_search, last_search, own_state, vectorwise
+from ._ravel import Ravel
+from ._transformation import AbstractTransformation
+from ._tree import all_finite, blank_like, conj, inner, moved, select
 from ._types import Params, Updates
-from ._wrapper.chain import Chain, ChainState
 
 
 class MinimizeResult(eqx.Enumeration):
@@ -113,12 +113,26 @@ def descend(
     history: int | None,
 ) -> Descent:
     """Runs the optimizer until it has converged or may not go on."""
+    if not vectorwise(optimizer):
+        return _descend(objective, optimizer, params, tolerances, show, history)
+    ravel = Ravel(params)
+    packed, bundle = ravel.packed(objective), ravel.pack(params)
+    return ravel.unpack_all(_descend(packed, optimizer, bundle, tolerances, show, history))
+
+
+def _descend(
+    objective: Objective,
+    optimizer: AbstractTransformation[Any],
+    params: Params,
+    tolerances: Tolerances,
+    show: Any,
+    history: int | None,
+) -> Descent:
     dtype, zero = float_dtype(), jnp.zeros((), np.int32)
     traced, shapes = objective.traced(params)
     state = optimizer.init_state(params, Context(whole=Whole(params, traced)))
     blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shapes.value, shapes.aux))
     evaluation = Evaluation(blank[0].astype(dtype), blank_like(params), blank[1])
-    linesearch = last_search(optimizer)
     task = Task(traced, optimizer, tolerances, show, shapes.value.dtype)
     d = Descent(
         params,
@@ -132,6 +146,7 @@ def descend(
         jnp.asarray(False),
         None if history is None else jnp.full(history + 1, np.nan, dtype),
     )
+    linesearch = last_search(optimizer)
     if linesearch is None:
         d = lax.while_loop(lambda d: ~d.done, lambda d: _step(task, d), d)
     else:
@@ -197,11 +212,12 @@ def _descend_by_search(task: Task, linesearch: AbstractLinesearch[Any], d: Desce
     )
 
     def round(d: Descent) -> Descent:
-        line, whole = d.search.line, Whole(d.params, task.objective)
+        search: Any = d.search
+        line, whole = search.line, Whole(d.params, task.objective)
         trial = evaluate_trial(linesearch, task.objective, moved(d.params, line.updates))
         first = d.num_evals == 0
         small = largest(trial.grad) <= _gtol(task)
-        line = advance(linesearch, line, whole, d.search.direction, trial, small)
+        line = advance(linesearch, line, whole, search.direction, trial, small)
         num_evals = d.num_evals + 1
         d = eqx.tree_at(lambda d: (d.num_evals, d.search.line), d, (num_evals, line))
         late = num_evals >= task.tolerances.max_evals
@@ -210,7 +226,8 @@ def _descend_by_search(task: Task, linesearch: AbstractLinesearch[Any], d: Desce
         )
 
     def end(d: Descent, trial: Evaluation[Any], first: Bool[Array, ""]) -> Descent:
-        line, state = d.search.line, d.search.state
+        search: Any = d.search
+        line, state = search.line, search.state
         unfinished = ~first & (line.verdict == TRY)
         line = eqx.tree_at(
             lambda x: (x.verdict, x.updates),
@@ -239,9 +256,9 @@ def _descend_by_search(task: Task, linesearch: AbstractLinesearch[Any], d: Desce
     own = own_state(task.optimizer, d.state)
     cache = own.cache
     if cache is not None:
-        known = jnp.asarray(True)
-        cache = filled(cache, task.objective, d.params, d.evaluation, known)
-    after = d.search.state
+        cache = filled(cache, task.objective, d.params, d.evaluation, jnp.asarray(True))
+    search: Any = d.search
+    after = search.state
     after = LinesearchState(after.learning_rate, after.scale, cache, after.info)
     return eqx.tree_at(lambda d: (own_state(task.optimizer, d.state), d.search), d, (after, None))
 
@@ -317,45 +334,3 @@ def largest(grad: PyTree) -> Float[Array, ""]:
     """The largest magnitude in a tree."""
     dtype = float_dtype()
     return jnp.max(jnp.stack([jnp.max(jnp.abs(x)).astype(dtype) for x in jax.tree.leaves(grad)]))
-
-
-# An optimizer that ends in a line search, and the parts of it.
-
-
-def last_search(optimizer: AbstractTransformation[Any]) -> AbstractLinesearch[Any] | None:
-    """The line search in which an optimizer ends, if it does."""
-    if isinstance(optimizer, AbstractOptimizer):
-        return last_search(optimizer.compose())
-    if isinstance(optimizer, Chain) and optimizer.links:
-        return last_search(optimizer.links[-1])
-    searching = isinstance(optimizer, AbstractLinesearch) and optimizer.keeps_grad
-    return optimizer if searching else None
-
-
-def own_state(optimizer: AbstractTransformation[Any], state: Any) -> LinesearchState[Any]:
-    """The state of that line search."""
-    if isinstance(optimizer, AbstractOptimizer):
-        return own_state(optimizer.compose(), state)
-    if isinstance(optimizer, Chain):
-        return own_state(optimizer.links[-1], state.states[-1])
-    return state
-
-
-def before_search(
-    optimizer: AbstractTransformation[Any],
-    updates: Updates,
-    state: Any,
-    params: Params,
-    context: Context,
-) -> tuple[Updates, Any]:
-    """What all links but that line search do."""
-    if isinstance(optimizer, AbstractOptimizer):
-        return before_search(optimizer.compose(), updates, state, params, context)
-    if isinstance(optimizer, Chain):
-        *links, last = optimizer.links
-        *states, last_state = state.states
-        before = ChainState(tuple(states))
-        updates, before = Chain(*links).transform(updates, before, params, context)
-        updates, last_state = before_search(last, updates, last_state, params, context)
-        return updates, ChainState((*before.states, last_state))
-    return updates, state

@@ -71,8 +71,8 @@ def _solve(gradient: Any, at: PyTree, right: PyTree) -> PyTree:
     def conjugate_gradients(product: Any, right: jax.Array) -> jax.Array:
         return jax.scipy.sparse.linalg.cg(product, right, tol=tol)[0]
 
-    # Not `cg` alone, within which the right-hand side and what is constant go through one operation,
-    # so that reverse mode takes both for unknown.
+    # Not `cg` alone: in it the right-hand side and what is constant go through one operation, and
+    # reverse mode takes both for unknown.
     return unravel(
         jax.lax.custom_linear_solve(product, flat, conjugate_gradients, symmetric=True)
     )

@@ -18,7 +18,7 @@ from ._implicit import attach
 from ._objective import Objective
 from ._progress import AbstractProgress, as_progress, NoProgress
 from ._transformation import AbstractTransformation, check_transformation
-from ._types import Aux, Function, Model, State
+from ._types import Aux, Function, Model, State, Tree
 
 
 class Solution(eqx.Module, Generic[Model, State, Aux]):
@@ -168,7 +168,7 @@ def _checked(solution: Solution[Any, Any, Any]) -> Solution[Any, Any, Any]:
     )
 
 
-def _constant(tree: PyTree) -> PyTree:
+def _constant(tree: Tree) -> Tree:
     return jax.tree.map(lambda x: lax.stop_gradient(x) if _door.is_array(x) else x, tree)
 
 
@@ -188,7 +188,9 @@ def _minimize(
         raise ValueError("`params` has no inexact array, so there is nothing to minimize over")
     objective = Objective(fn, rest, args, {}, has_aux)
     end = descend(
-        *_constant((objective, optimizer, trained)),
+        _constant(objective),
+        _constant(optimizer),
+        _constant(trained),
         tolerances,
         show,
         history,
@@ -196,7 +198,7 @@ def _minimize(
     found = end.evaluation
     params, value, aux = attach((end.params, found.value, found.aux), objective)
     stats = {"grad_norm": largest(found.grad)}
-    if history is not None:
+    if end.values is not None:
         stats["values"] = end.values
     return Solution(
         eqx.combine(params, rest),

@@ -196,8 +196,8 @@ def as_arrays(aux: PyTree) -> PyTree:
     for i, x in enumerate(leaves):
         if not isinstance(x, (*_check.ARRAYS, bool, int, float, complex)):
             raise TypeError(
-                f"`{_check.paths('aux', aux)[i]}` is {_check.describe(x)}; a line search keeps aux, "
-                "and can keep arrays and numbers only"
+                f"`{_check.paths('aux', aux)[i]}` is {_check.describe(x)}; a line search keeps "
+                "aux, and can keep arrays and numbers only"
             )
     return treedef.unflatten([_strong(jnp.asarray(x)) for x in leaves])
 

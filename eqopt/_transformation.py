@@ -12,12 +12,11 @@ import wadler_lindig as wl
 from jaxtyping import PyTree
 
 from . import _check, _door, _kernel
-from ._arithmetic import cast, wider
 from ._cache import evaluate
 from ._closure import hoist, note_trace, opaque
 from ._hyperparameter import float_dtype, prettily, settle
 from ._objective import accepted, Context, Evaluation, Objective, Whole
-from ._tree import conj
+from ._tree import add, conj, round_like
 from ._types import Function, Model, Params, State, Tree, Updates
 from ._value_and_grad_from_state import ValueAndGradFromState
 
@@ -353,14 +352,7 @@ def _transform(
     fitted = _check.fit(updates, params, "updates")
     # `jax.grad` gives the conjugate of the direction of ascent. Here, once, for every rule.
     out, state = transformation.transform(conj(fitted), state, params, context)
-    return _round(out, fitted if params is None else params), state
-
-
-def _round(updates: PyTree, reference: PyTree) -> PyTree:
-    leaves, treedef = _check.flatten(updates)
-    like = treedef.flatten_up_to(reference)
-    rounded = [u if u is None else cast(u, x.dtype) for u, x in zip(leaves, like, strict=True)]
-    return treedef.unflatten(rounded)
+    return round_like(out, fitted if params is None else params), state
 
 
 def step(
@@ -397,11 +389,6 @@ def _apply(model: PyTree, updates: PyTree) -> PyTree:
     leaves, treedef = _check.flatten(model)
     trained = treedef.unflatten([x if _check.is_inexact(x) else None for x in leaves])
     changes, _ = _check.flatten(_check.fit(updates, trained, "updates", any_dtype=True))
-    return treedef.unflatten([_add(x, u) for x, u in zip(leaves, changes, strict=True)])
-
-
-def _add(x: Any, u: Any) -> Any:
-    if u is None:
-        return x
-    dtype = wider(x.dtype, u.dtype)
-    return (x.astype(dtype) + u.astype(dtype)).astype(x.dtype)
+    return treedef.unflatten(
+        [x if u is None else add(x, u) for x, u in zip(leaves, changes, strict=True)]
+    )

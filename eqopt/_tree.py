@@ -64,6 +64,39 @@ def blank_like(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: full_like(x, 0, x.dtype), tree)
 
 
+def add(x: Array, u: Array) -> Array:
+    """A parameter plus its update, rounded once, to the parameter's dtype."""
+    dtype = wider(x.dtype, u.dtype)
+    total = lax.add(cast(x, dtype), cast(u, dtype))
+    if dtype == x.dtype:
+        return total
+    if not is_complex(x):
+        # The cast alone may be left out by the compiler where it computes in `dtype` next.
+        bits = jnp.finfo(x.dtype)
+        total = lax.reduce_precision(total, bits.nexp, bits.nmant)
+    return cast(total, x.dtype)
+
+
+def moved(params: PyTree, updates: PyTree) -> PyTree:
+    """The parameters after the updates, which may be of some of them only."""
+    return jax.tree.map(
+        lambda x, u: x if x is None or u is None else add(x, u),
+        params,
+        updates,
+        is_leaf=lambda x: x is None,
+    )
+
+
+def round_like(updates: PyTree, reference: PyTree) -> PyTree:
+    """Casts each update to the dtype of its leaf in `reference`."""
+    return jax.tree.map(
+        lambda u, x: None if u is None else cast(u, x.dtype),
+        updates,
+        reference,
+        is_leaf=lambda u: u is None,
+    )
+
+
 def stack_like(tree: PyTree, size: int, dtype: Any = None) -> PyTree:
     """Zeros for `size` moments of each leaf, along a new first axis; `dtype` as in `full_like`."""
 

@@ -14,9 +14,9 @@ Updates = PyTree[Inexact[Array, "?*p"], "P"]
 
 # A real hyper-parameter as a transformation stores it: NumPy until it enters a compiled
 # program, so that building an optimizer starts no JAX backend.
-Scalar: TypeAlias = Float[Array | np.ndarray | np.generic, ""]
+Scalar: TypeAlias = Float[Array | np.ndarray | np.number[Any], ""]
 ScalarLike: TypeAlias = float | int | np.ndarray | np.generic | Array
-Steps: TypeAlias = Int[Array | np.ndarray | np.generic, ""]
+Steps: TypeAlias = Int[Array | np.ndarray | np.number[Any], ""]
 StepsLike: TypeAlias = int | np.ndarray | np.generic | Array
 
 # A number of steps: a strong int32 that starts at 0 and saturates.

@@ -32,6 +32,8 @@ class Row:
     - `descends`: whether it is an optimizer by itself: its updates go downhill.
     - `needs_params`: whether `update` must be given the parameters.
     - `needs`: the keyword arguments that `update` must be given, built from the parameters.
+    - `differentiable`: whether its updates have derivatives. A line search has none: it runs until
+        it is done. Nor has what chooses by what it finds which steps to remember.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Row:
     descends: bool = False
     needs_params: bool = False
     needs: Callable[[Any], dict[str, Any]] = lambda params: {}
+    differentiable: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +65,26 @@ def _scheduled(inner: _T) -> _T:
     return eqopt.Scheduled(
         eqopt.Chain(inner, eqopt.Scale(1.0)), _last_step_size, eqopt.Linear(0.5, 0.25, 4)
     )
+
+
+def half_square(params: Any) -> Any:
+    """An objective of whatever parameters there are."""
+    leaves = [x for x in jax.tree.leaves(params) if eqx.is_inexact_array(x)]
+    wide = [jnp.abs(x.astype(np.float32) if x.dtype.itemsize == 2 else x) for x in leaves]
+    return sum(jnp.sum(jnp.square(x).astype(jnp.result_type(float))) for x in wide) / 2
+
+
+def _of_objective(params: Any) -> dict[str, Any]:
+    value, grad = eqx.filter_value_and_grad(half_square)(params)
+    return {"value": value, "grad": grad, "value_fn": half_square}
+
+
+def _search(name: str, make: Callable[[], _T]) -> Row:
+    return Row(name, make, needs_params=True, needs=_of_objective, differentiable=False)
+
+
+def _direction(name: str, make: Callable[[], _T], *, descends: bool = False) -> Row:
+    return Row(name, make, descends, needs_params=True, differentiable=False)
 
 
 _MATRICES = eqopt.ByNdim(2)
@@ -121,6 +144,39 @@ ROWS = [
     Row("FromOptax", lambda: eqopt.from_optax(_ADAM_OF_OPTAX), descends=True),
     Row("Masked", lambda: eqopt.Masked(eqopt.Adam(0.05), _MATRICES)),
     Row("Scheduled", lambda: _scheduled(eqopt.Trace(0.7))),
+    _search(
+        "ScaleByBacktrackingLinesearch", lambda: eqopt.ScaleByBacktrackingLinesearch(8, 0.01, 0.7)
+    ),
+    _search(
+        "ScaleByBacktrackingLinesearch-grad",
+        lambda: eqopt.ScaleByBacktrackingLinesearch(8, 0.01, 0.7, store_grad=True),
+    ),
+    _search("ScaleByZoomLinesearch", lambda: eqopt.ScaleByZoomLinesearch(8)),
+    _search("ScaleByHagerZhangLinesearch", lambda: eqopt.ScaleByHagerZhangLinesearch(8)),
+    _search("ScaleByWolfeLinesearch", lambda: eqopt.ScaleByWolfeLinesearch(8)),
+    _direction("ScaleByLBFGS", lambda: eqopt.ScaleByLBFGS(3)),
+    _direction(
+        "ScaleByLBFGS-plain",
+        lambda: eqopt.ScaleByLBFGS(
+            3, first_step_rtol=0.5, init_matrix=eqopt.ScalarMatrix(), secant=eqopt.PlainSecant()
+        ),
+    ),
+    _direction("ScaleByBFGS", lambda: eqopt.ScaleByBFGS(first_step_rtol=0.5)),
+    _direction("ScaleByNonlinearCG", eqopt.ScaleByNonlinearCG),
+    Row(
+        "ScaleByPolyak",
+        lambda: eqopt.ScaleByPolyak(0.1, 0.5, 1e-3),
+        needs=lambda params: {"value": jnp.asarray(2.0)},
+    ),
+    _direction("LBFGS", lambda: eqopt.LBFGS(0.05, 3, linesearch=None), descends=True),
+    _direction("BFGS", lambda: eqopt.BFGS(0.05, linesearch=None), descends=True),
+    _search("NonlinearCG", eqopt.NonlinearCG),
+    Row(
+        "PolyakSGD",
+        lambda: eqopt.PolyakSGD(0.05, 0.5, 0.1, 1e-3),
+        descends=True,
+        needs=lambda params: {"value": jnp.asarray(2.0)},
+    ),
     Row("SGD", lambda: eqopt.SGD(0.05), descends=True),
     Row("SGD-momentum", lambda: eqopt.SGD(0.05, 0.7, nesterov=True), descends=True),
     Row("Adam", lambda: eqopt.Adam(0.05, 0.8, 0.95, 1e-6), descends=True),
@@ -159,6 +215,9 @@ def _name(row: Row | Wrapper) -> str:
     return row.name
 
 
+every_differentiable = pytest.mark.parametrize(
+    "row", [r for r in ROWS if r.differentiable], ids=_name
+)
 every = pytest.mark.parametrize("row", ROWS, ids=_name)
 every_optimizer = pytest.mark.parametrize("row", [r for r in ROWS if r.descends], ids=_name)
 every_wrapper = pytest.mark.parametrize("wrapper", WRAPPERS, ids=_name)

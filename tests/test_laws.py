@@ -15,7 +15,7 @@ import pytest
 
 import eqopt
 from tests import table
-from tests.table import every, every_optimizer, ROUNDED, Row, WRAPPERS
+from tests.table import every, every_differentiable, every_optimizer, ROUNDED, Row, WRAPPERS
 from tests.toolbox import (
     assert_close,
     finite,
@@ -194,7 +194,7 @@ def test_vmap_over_numbers(row: Row):
         assert_close(lane(at_once, i), alone, 1e-12 if X64 else 1e-5)
 
 
-@every
+@every_differentiable
 def test_derivatives_are_finite_and_right(row: Row):
     params = tree()
     reals, rest = eqx.partition(row.make(), eqx.is_inexact_array)

@@ -15,9 +15,10 @@ class _Backtracking(eqx.Module):
 
 
 class ScaleByBacktrackingLinesearch(AbstractLinesearch[_Backtracking]):
-    r"""Scales the updates by the first of a falling sequence of steps that decreases the objective.
+    r"""Scales the updates by the first of ever shorter steps that decreases the objective.
 
-    With $\phi(\alpha)$ the objective at `params + alpha * updates`, the step $\alpha$ is accepted if
+    With $\phi(\alpha)$ the objective at `params + alpha * updates`, the step $\alpha$ is accepted
+    if
 
     $$\phi(\alpha) \le (1 + \rho)\, \phi(0) + c\, \alpha\, \phi'(0) + \epsilon$$
 
@@ -77,27 +78,31 @@ class ScaleByBacktrackingLinesearch(AbstractLinesearch[_Backtracking]):
         return self.verbose
 
     def first_step(self, learning_rate: Float[Array, ""]) -> Float[Array, ""]:
-        return jnp.minimum(self.increase_factor * learning_rate, self.max_learning_rate)
+        longer = jnp.asarray(self.increase_factor) * learning_rate
+        return jnp.minimum(longer, jnp.asarray(self.max_learning_rate))
 
     def start(self, origin: Origin) -> _Backtracking:
         return _Backtracking(origin, jnp.zeros((), jnp.int32))
 
     def tell(self, search: _Backtracking, trial: Trial) -> tuple[_Backtracking, Answer]:
         origin, step = search.origin, trial.step
-        bound = (1 + self.rtol) * origin.value + step * self.slope_rtol * origin.slope
-        error = jnp.maximum(trial.value - bound, 0)
+        # Not `value - bound`: where the bound is rounded to the first value, steps that change
+        # nothing would pass.
+        excess = trial.value - (1 + jnp.asarray(self.rtol)) * origin.value
+        error = jnp.maximum(excess - jnp.asarray(self.slope_rtol) * step * origin.slope, 0)
         error = jnp.where(jnp.isfinite(trial.value), error, jnp.inf)
         num_trials = search.num_trials + 1
-        accepted = error <= self.atol
-        last = num_trials > self.max_backtracking_steps
+        accepted = error <= jnp.asarray(self.atol)
+        last = num_trials > jnp.asarray(self.max_backtracking_steps)
         verdict = jnp.where(accepted, ACCEPT, jnp.where(last, FAIL, TRY))
-        # A step that has become too small to be increased again is forgotten.
-        shorter = jnp.where(step > origin.eps**4, self.decrease_factor * step, 1)
+        shorter = jnp.asarray(self.decrease_factor) * step
+        # A step that could hardly be increased again is forgotten.
+        restart = jnp.where(shorter > origin.eps, shorter, 1)
         fine = trial.value <= origin.value
         never = jnp.asarray(False)
         answer = Answer(
             verdict,
-            jnp.where(accepted, step, shorter),
+            jnp.where(accepted, step, jnp.where(last, restart, shorter)),
             keep=never,
             fine=fine,
             decrease_error=error,

@@ -15,7 +15,7 @@ from .._cache import check_aux_fits, empty_cache, filled, LinesearchState
 from .._hyperparameter import float_dtype
 from .._objective import Context, Evaluation, need_params, Whole
 from .._transformation import AbstractTransformation
-from .._tree import blank_like, conj, inner, select
+from .._tree import blank_like, conj, inner, moved, select
 from .._types import Params, Updates
 
 # The machine's verdict on a trial.
@@ -324,7 +324,7 @@ def finish(
 ) -> LinesearchState[LinesearchInfo]:
     """The state after a search; `known` says whether `start` is to be trusted."""
     cache = state.cache
-    if cache is not None:
+    if cache is not None and whole.objective is not None:
         point = moved(whole.params, line.updates)
         sure = known | (line.verdict != FAIL)
         cache = filled(cache, whole.objective, point, outcome(line, start), sure)
@@ -340,22 +340,6 @@ def evaluate(linesearch: AbstractLinesearch[Any], objective: Any, at: PyTree) ->
         return Evaluation(found.value.astype(float_dtype()), found.grad, found.aux)
     value, _ = objective(at)
     return Evaluation(value.astype(float_dtype()), None, None)
-
-
-def moved(params: PyTree, updates: Updates) -> PyTree:
-    """The parameters after the updates, which may be of some of them only."""
-    return jax.tree.map(
-        lambda x, u: x if u is None else _moved(x, u), params, updates, is_leaf=lambda x: x is None
-    )
-
-
-def _moved(x: Array | None, u: Array) -> Array | None:
-    if x is None:
-        return None
-    dtype = wider(x.dtype, u.dtype)
-    point = cast(cast(x, dtype) + cast(u, dtype), x.dtype)
-    # Without the barrier the compiler may leave out the rounding to half precision.
-    return point if dtype == x.dtype else lax.optimization_barrier(point)
 
 
 def scaled(direction: Updates, step: Float[Array, ""], like: PyTree) -> Updates:

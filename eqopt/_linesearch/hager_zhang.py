@@ -136,21 +136,21 @@ class ScaleByHagerZhangLinesearch(AbstractLinesearch[_HagerZhang]):
         expanding = ~jnp.isfinite(high.step)
         at_limit = jnp.asarray(False)
         if self.max_learning_rate is not None:
-            at_limit = expanding & (step >= self.max_learning_rate)
+            at_limit = expanding & (step >= jnp.asarray(self.max_learning_rate))
         following, phase, width = _next(search, trial, low, high, bisecting)
-        longer = self._capped(self.increase_factor * step)
+        longer = self._capped(jnp.asarray(self.increase_factor) * step)
         following = jnp.where(expanding, longer, following)
         phase, width = jnp.where(expanding, _MIDDLE, phase), jnp.where(expanding, jnp.inf, width)
 
         keep = finite & (trial.value < search.best.value)
         best = select(keep, trial, search.best)
         collapsed = high.step - low.step <= origin.eps * high.step
-        spent = num_trials >= self.max_linesearch_steps
+        spent = num_trials >= jnp.asarray(self.max_linesearch_steps)
         ended = spent | (~expanding & collapsed) | at_limit | ~jnp.isfinite(following)
         otherwise = jnp.where(ended, jnp.where(best.step > 0, RETURN, FAIL), TRY)
         verdict = jnp.where(accepted | (at_limit & (decrease <= 0)), ACCEPT, otherwise)
-        # A step that has become too small to be increased again is forgotten.
-        failed = jnp.where((step > origin.eps**4) & jnp.isfinite(step), step, 1)
+        # A step that could hardly be increased again is forgotten.
+        failed = jnp.where((step > origin.eps) & jnp.isfinite(step), step, 1)
         taken = jnp.where(verdict == RETURN, best.step, following)
         taken = jnp.where(verdict == FAIL, failed, jnp.where(verdict == ACCEPT, step, taken))
         answer = Answer(
@@ -160,18 +160,21 @@ class ScaleByHagerZhangLinesearch(AbstractLinesearch[_HagerZhang]):
         return search, answer
 
     def _capped(self, step: Float[Array, ""]) -> Float[Array, ""]:
-        return step if self.max_learning_rate is None else jnp.minimum(step, self.max_learning_rate)
+        if self.max_learning_rate is None:
+            return step
+        return jnp.minimum(step, jnp.asarray(self.max_learning_rate))
 
     def _floor(self, origin: Origin) -> Float[Array, ""]:
-        return self.approx_dec_rtol * jnp.abs(origin.value)
+        return jnp.asarray(self.approx_dec_rtol) * jnp.abs(origin.value)
 
     def _errors(self, origin: Origin, trial: Trial) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """By how much a trial violates either condition."""
+        slope_rtol, curv_rtol = jnp.asarray(self.slope_rtol), jnp.asarray(self.curv_rtol)
         excess = trial.value - origin.value
-        by_value = excess - self.slope_rtol * trial.step * origin.slope
-        by_slope = trial.slope - (2 * self.slope_rtol - 1) * origin.slope
+        by_value = excess - slope_rtol * trial.step * origin.slope
+        by_slope = trial.slope - (2 * slope_rtol - 1) * origin.slope
         by_slope = jnp.maximum(by_slope, excess - self._floor(origin))
-        curvature = self.curv_rtol * origin.slope - trial.slope
+        curvature = curv_rtol * origin.slope - trial.slope
         return jnp.maximum(jnp.minimum(by_value, by_slope), 0), jnp.maximum(curvature, 0)
 
 

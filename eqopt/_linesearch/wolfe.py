@@ -18,12 +18,12 @@ class _Wolfe(eqx.Module):
     high: Trial  # the shortest step known to be too long, or infinity
     width: Float[Array, ""]
     best: Trial  # the one to return to
-    rank: Int[Array, ""]  # 3 if lower and too short, 2 if no higher and flatter, 1 if lower, 0 for none
+    rank: Int[Array, ""]  # 3: lower and too short; 2: no higher and flatter; 1: lower; 0: none
     num_trials: Int[Array, ""]
 
 
 class ScaleByWolfeLinesearch(AbstractLinesearch[_Wolfe]):
-    r"""Scales the updates by a step at which the objective is lower, and no longer falls as steeply.
+    r"""Scales the updates by a step after which the objective is lower, and falls less steeply.
 
     With $\phi(\alpha)$ the objective at `params + alpha * updates`, the step $\alpha$ is accepted
     if it satisfies the weak Wolfe conditions
@@ -34,10 +34,10 @@ class ScaleByWolfeLinesearch(AbstractLinesearch[_Wolfe]):
 
     $$\phi(\alpha) \le \phi(0) + \epsilon, \qquad \phi'(\alpha) \le -0.8\, \phi'(0)$$
 
-    with the noise floor $\epsilon = \max(r\,|\phi(0)|, 9\,u\,\max_k |f_k|)$, over all points visited
-    so far, where $u$ is the precision of the objective's dtype. The first step tried is 1, as suits
-    the directions of quasi-Newton methods. Steps that are too short are extended by the secant of
-    the slopes, and an interval is narrowed by cubic interpolation.
+    with the noise floor $\epsilon = \max(r\,|\phi(0)|, 9\,u\,\max_k |f_k|)$, over all points
+    visited so far, where $u$ is the precision of the objective's dtype. The first step tried is 1,
+    as suits the directions of quasi-Newton methods. Steps that are too short are extended by the
+    secant of the slopes, and an interval is narrowed by cubic interpolation.
 
     If no step is accepted, the best one is taken: the longest with enough decrease, else one that
     is no higher than the noise floor and flatter, else any that is lower. If there is none, the
@@ -94,15 +94,17 @@ class ScaleByWolfeLinesearch(AbstractLinesearch[_Wolfe]):
 
     def tell(self, search: _Wolfe, trial: Trial) -> tuple[_Wolfe, Answer]:
         origin, step = search.origin, trial.step
-        floor = jnp.maximum(
-            self.approx_dec_rtol * jnp.abs(origin.value), 9 * origin.eps * origin.scale
-        )
+        slope_rtol, curv_rtol = jnp.asarray(self.slope_rtol), jnp.asarray(self.curv_rtol)
+        relative = jnp.asarray(self.approx_dec_rtol) * jnp.abs(origin.value)
+        floor = jnp.maximum(relative, 9 * origin.eps * origin.scale)
         finite = jnp.isfinite(trial.value) & jnp.isfinite(trial.slope)
         fine = finite & (trial.value <= origin.value + floor)
-        excess = trial.value - (origin.value + self.slope_rtol * step * origin.slope)
+        # Not `value - bound`: where the bound is rounded to the first value, steps that lead
+        # nowhere would pass, and in a minimum every step leads a little farther from it.
+        excess = (trial.value - origin.value) - slope_rtol * step * origin.slope
         armijo = finite & (excess <= 0)
         low_enough = armijo | (fine & (trial.slope <= -0.8 * origin.slope))
-        flat = trial.slope >= self.curv_rtol * origin.slope
+        flat = trial.slope >= curv_rtol * origin.slope
         accepted = low_enough & flat
 
         # The interval.
@@ -135,7 +137,11 @@ class ScaleByWolfeLinesearch(AbstractLinesearch[_Wolfe]):
         best = select(keep, trial, search.best)
 
         collapsed = bracketed & (width <= origin.eps * high.step)
-        ended = (num_trials >= self.max_linesearch_steps) | collapsed | ~jnp.isfinite(following)
+        ended = (
+            (num_trials >= jnp.asarray(self.max_linesearch_steps))
+            | collapsed
+            | ~jnp.isfinite(following)
+        )
         otherwise = jnp.where(ended, jnp.where(rank > 0, RETURN, FAIL), TRY)
         verdict = jnp.where(accepted, ACCEPT, otherwise)
         taken = jnp.where(ended & (rank > 0), best.step, following)
@@ -146,7 +152,7 @@ class ScaleByWolfeLinesearch(AbstractLinesearch[_Wolfe]):
             fine=fine,
             decrease_error=jnp.where(finite, jnp.where(low_enough, 0.0, excess), jnp.inf),
             curvature_error=jnp.where(
-                finite, jnp.maximum(self.curv_rtol * origin.slope - trial.slope, 0), jnp.inf
+                finite, jnp.maximum(curv_rtol * origin.slope - trial.slope, 0), jnp.inf
             ),
         )
         return _Wolfe(origin, low, high, width, best, rank, num_trials), answer

@@ -119,10 +119,10 @@ class ScaleByZoomLinesearch(AbstractLinesearch[_Zoom]):
 
     def tell(self, search: _Zoom, trial: Trial) -> tuple[_Zoom, Answer]:
         origin, step = search.origin, trial.step
-        low, high = search.low, search.high
+        low, high, tol = search.low, search.high, jnp.asarray(self.tol)
         num_trials = search.num_trials + 1
         decrease, curvature = self._errors(origin, trial)
-        accepted = jnp.maximum(decrease, curvature) <= self.tol
+        accepted = jnp.maximum(decrease, curvature) <= tol
 
         # The interval, which either phase of the search finds or narrows. (The start is no trial to
         # be lower than: rounding may make it seem as high.)
@@ -134,30 +134,32 @@ class ScaleByZoomLinesearch(AbstractLinesearch[_Zoom]):
         third = select(search.zooming, lost, low)
         zooming = search.zooming | too_high | (trial.slope >= 0)
         following = jnp.where(
-            zooming, _between(low, high, third), self._capped(self.increase_factor * step)
+            zooming,
+            _between(low, high, third),
+            self._capped(jnp.asarray(self.increase_factor) * step),
         )
         at_limit = jnp.asarray(False)
         if self.max_learning_rate is not None:
-            at_limit = ~zooming & (step >= self.max_learning_rate)
+            at_limit = ~zooming & (step >= jnp.asarray(self.max_learning_rate))
 
         # What to return to. While steps grow, the last of them is the best.
         known = jnp.where(search.rank == _SAFE, search.best.value, origin.value)
-        safe = (decrease <= self.tol) & (~search.zooming | (trial.value < known))
+        safe = (decrease <= tol) & (~search.zooming | (trial.value < known))
         known = jnp.where(search.rank == _LOWER, search.best.value, origin.value)
         lower = (search.rank < _SAFE) & jnp.isfinite(decrease) & (trial.value < known)
         rank = jnp.where(safe, _SAFE, jnp.where(lower, _LOWER, search.rank))
         best = select(safe | lower, trial, search.best)
 
         width = jnp.abs(search.high.step - search.low.step)
-        narrow = search.zooming & (width <= self.stepsize_precision) & (rank == _SAFE)
+        narrow = search.zooming & (width <= jnp.asarray(self.stepsize_precision)) & (rank == _SAFE)
         width, longest = jnp.abs(high.step - low.step), jnp.maximum(high.step, low.step)
         collapsed = zooming & (width <= origin.eps * longest)
-        spent = num_trials >= self.max_linesearch_steps
+        spent = num_trials >= jnp.asarray(self.max_linesearch_steps)
         ended = spent | narrow | collapsed | ~jnp.isfinite(following)
         otherwise = jnp.where(ended, jnp.where(rank > _NONE, RETURN, FAIL), TRY)
         verdict = jnp.where(accepted | at_limit, ACCEPT, otherwise)
-        # A step that has become too small to be increased again is forgotten.
-        failed = jnp.where((step > origin.eps**4) & jnp.isfinite(step), step, 1)
+        # A step that could hardly be increased again is forgotten.
+        failed = jnp.where((step > origin.eps) & jnp.isfinite(step), step, 1)
         taken = jnp.where(verdict == RETURN, best.step, following)
         taken = jnp.where(verdict == FAIL, failed, jnp.where(verdict == ACCEPT, step, taken))
         answer = Answer(
@@ -165,31 +167,34 @@ class ScaleByZoomLinesearch(AbstractLinesearch[_Zoom]):
             taken,
             keep=safe | lower,
             fine=jnp.isfinite(decrease) & (trial.value <= origin.value + self._floor(origin)),
-            decrease_error=jnp.where(decrease <= self.tol, 0, decrease),
-            curvature_error=jnp.where(curvature <= self.tol, 0, curvature),
+            decrease_error=jnp.where(decrease <= tol, 0, decrease),
+            curvature_error=jnp.where(curvature <= tol, 0, curvature),
         )
         return _Zoom(origin, zooming, low, high, third, best, rank, num_trials), answer
 
     def _capped(self, step: Float[Array, ""]) -> Float[Array, ""]:
-        return step if self.max_learning_rate is None else jnp.minimum(step, self.max_learning_rate)
+        if self.max_learning_rate is None:
+            return step
+        return jnp.minimum(step, jnp.asarray(self.max_learning_rate))
 
     def _floor(self, origin: Origin) -> Float[Array, ""]:
         if self.approx_dec_rtol is None:
             return jnp.zeros_like(origin.value)
-        return self.approx_dec_rtol * jnp.abs(origin.value)
+        return jnp.asarray(self.approx_dec_rtol) * jnp.abs(origin.value)
 
     def _errors(self, origin: Origin, trial: Trial) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """By how much a trial violates either condition."""
+        slope_rtol, curv_rtol = jnp.asarray(self.slope_rtol), jnp.asarray(self.curv_rtol)
         finite = jnp.isfinite(trial.value) & jnp.isfinite(trial.slope)
         excess = trial.value - origin.value
-        decrease = excess - self.slope_rtol * trial.step * origin.slope
+        decrease = excess - slope_rtol * trial.step * origin.slope
         if self.approx_dec_rtol is not None:
-            by_slope = trial.slope - (2 * self.slope_rtol - 1) * origin.slope
+            by_slope = trial.slope - (2 * slope_rtol - 1) * origin.slope
             by_slope = jnp.maximum(by_slope, excess - self._floor(origin))
             decrease = jnp.minimum(decrease, by_slope)
-        curvature = jnp.abs(trial.slope) - self.curv_rtol * jnp.abs(origin.slope)
+        curvature = jnp.abs(trial.slope) - curv_rtol * jnp.abs(origin.slope)
         # Infinity times a slope of 0 is NaN.
-        curvature = jnp.where(jnp.isinf(self.curv_rtol), 0, curvature)
+        curvature = jnp.where(jnp.isinf(curv_rtol), 0, curvature)
         return (
             jnp.where(finite, jnp.maximum(decrease, 0), jnp.inf),
             jnp.where(finite, jnp.maximum(curvature, 0), jnp.inf),

@@ -3,7 +3,6 @@
 from typing import Any
 
 import equinox as eqx
-import numpy as np
 
 from .._cache import LinesearchState
 from .._hyperparameter import real
@@ -11,12 +10,13 @@ from .._linesearch.base import AbstractLinesearch, LinesearchInfo
 from .._linesearch.wolfe import ScaleByWolfeLinesearch
 from .._transform.conjugate_gradient import (
     AbstractConjugacy,
+    check_conjugacy,
     HagerZhang,
     ScaleByNonlinearCG,
     ScaleByNonlinearCGState,
 )
 from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
-from .._transformation import AbstractOptimizer, AbstractTransformation
+from .._transformation import AbstractOptimizer, AbstractTransformation, check_transformation
 from .._types import Scalar
 from .._wrapper.chain import Chain, ChainState
 
@@ -25,5 +25,44 @@ _State = ChainState[
 ]
 
 
+def _search() -> AbstractLinesearch[Any]:
+    return ScaleByWolfeLinesearch(curv_rtol=0.4)
+
+
 class NonlinearCG(AbstractOptimizer[_State]):
-    pass
+    r"""Minimizes a deterministic objective by conjugate gradients and a line search.
+
+    It needs less memory than [`eqopt.LBFGS`][], and more evaluations of the objective. It is a
+    chain of [`eqopt.ScaleByNonlinearCG`][], [`eqopt.ScaleByLearningRate`][] and the line search.
+
+    **Arguments:**
+
+    - `method`: how much of the last direction is in the next one: [`eqopt.HagerZhang`][],
+        [`eqopt.PolakRibierePlus`][], [`eqopt.FletcherReeves`][], [`eqopt.DaiYuan`][] or another
+        [`eqopt.AbstractConjugacy`][].
+    - `linesearch`: the line search, which should begin at 1. By default it is
+        [`eqopt.ScaleByWolfeLinesearch`][] with a `curv_rtol` of 0.4: conjugate directions want more
+        of a search than those of quasi-Newton methods.
+    - `restart_rtol`: the overlap of two gradients at which to restart, positive; with infinity they
+        may overlap.
+
+    It is used through `step`, or by [`eqopt.minimize`][]. Its `update` needs `params`, `value`,
+    `grad` and `value_fn`.
+    """
+
+    method: AbstractConjugacy = eqx.field(default_factory=HagerZhang)
+    linesearch: AbstractLinesearch[Any] = eqx.field(default_factory=_search)
+    restart_rtol: Scalar = eqx.field(
+        converter=real("restart_rtol", above=0, finite=False), default=0.5
+    )
+
+    def __check_init__(self) -> None:
+        check_conjugacy(self.method)
+        check_transformation("linesearch", self.linesearch)
+
+    def compose(self) -> AbstractTransformation[_State]:
+        return Chain(
+            ScaleByNonlinearCG(self.method, self.restart_rtol),
+            ScaleByLearningRate(1.0),
+            self.linesearch,
+        )

@@ -71,7 +71,7 @@ def as_schedule(name: str, value: Any) -> AbstractSchedule:
 
 
 def scheduled_real(
-    name: str, **bounds: float
+    name: str, **bounds: Any
 ) -> Callable[[ScalarLike | AbstractSchedule | Function], Scalar | AbstractSchedule]:
     """Makes the converter of a real number that may follow a schedule.
 

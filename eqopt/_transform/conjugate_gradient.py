@@ -91,10 +91,11 @@ class HagerZhang(AbstractConjugacy):
 
     def beta(self, products: ConjugacyProducts) -> Float[Array, ""]:
         p = products
+        eta, theta = jnp.asarray(self.eta), jnp.asarray(self.theta)
         tilt = _ratio(p.grad_direction, p.change_direction)
-        beta = _ratio(p.change_grad - self.theta * p.change_change * tilt, p.change_direction)
+        beta = _ratio(p.change_grad - theta * p.change_change * tilt, p.change_direction)
         last_slope = p.grad_direction - p.change_direction
-        return jnp.maximum(beta, self.eta * _ratio(last_slope, p.direction_direction))
+        return jnp.maximum(beta, eta * _ratio(last_slope, p.direction_direction))
 
 
 class PolakRibierePlus(AbstractConjugacy):
@@ -122,7 +123,7 @@ class FletcherReeves(AbstractConjugacy):
 
     $$\beta_k = \frac{g_k^\top g_k}{g_{k-1}^\top g_{k-1}}$$
 
-    After a short step many more follow, unless [`eqopt.ScaleByNonlinearCG`][] restarts.
+    After a short step many more follow, but for the restarts of [`eqopt.ScaleByNonlinearCG`][].
 
     ??? cite "Reference"
 
@@ -135,12 +136,12 @@ class FletcherReeves(AbstractConjugacy):
 
 
 class DaiYuan(AbstractConjugacy):
-    r"""Dai and Yuan's factor, with which every direction points downhill after searches for the weak
-    Wolfe conditions.
+    r"""Dai and Yuan's factor, with which every direction points downhill after a search for the
+    weak Wolfe conditions.
 
     $$\beta_k = \frac{g_k^\top g_k}{y^\top d}$$
 
-    After a short step many more follow, unless [`eqopt.ScaleByNonlinearCG`][] restarts.
+    After a short step many more follow, but for the restarts of [`eqopt.ScaleByNonlinearCG`][].
 
     ??? cite "Reference"
 
@@ -185,8 +186,9 @@ class ScaleByNonlinearCG(AbstractTransformation[ScaleByNonlinearCGState]):
     \alpha_{k-1} = \frac{(\theta_k - \theta_{k-1})^\top d_{k-1}}{d_{k-1}^\top d_{k-1}}$$
 
     At the first step, and where the parameters have not moved along the last direction, it is
-    $\tau_k = \min(1, \max(1, \|\theta_k\| / 100) / \|g_k\|)$. Line searches that begin at the last
-    step, and not at 1, are of no use here.
+    $\tau_k = \min(1, \max(1, \|\theta_k\| / 100) / \|g_k\|)$. A line
+    search that begins at the last step counts it twice here: let it begin at 1, with
+    [`eqopt.unit_step`][].
 
     The direction is restarted, $\beta_k = 0$, if two gradients in a row are far from orthogonal,
 
@@ -216,7 +218,7 @@ class ScaleByNonlinearCG(AbstractTransformation[ScaleByNonlinearCGState]):
 
     method: AbstractConjugacy = eqx.field(default_factory=HagerZhang)
     restart_rtol: Scalar = eqx.field(
-        converter=real("restart_rtol", above=0, finite=False), default=np.inf
+        converter=real("restart_rtol", above=0, finite=False), default=0.5
     )
 
     def __check_init__(self) -> None:
@@ -240,9 +242,10 @@ class ScaleByNonlinearCG(AbstractTransformation[ScaleByNonlinearCGState]):
         # The slope and the length of the new direction are known before it is computed.
         slope = p.grad_grad - beta * p.grad_direction
         length_sq = p.grad_grad - 2 * beta * p.grad_direction + beta**2 * p.direction_direction
-        downhill = slope > _ROUNDING[slope.dtype] * jnp.sqrt(p.grad_grad) * jnp.sqrt(length_sq)
-        overlap = jnp.abs(p.grad_grad - p.change_grad)
-        orthogonal = overlap < self.restart_rtol * p.grad_grad
+        sizes = jnp.sqrt(p.grad_grad) * jnp.sqrt(jnp.maximum(length_sq, 0))
+        downhill = slope > _ROUNDING[slope.dtype] * sizes
+        overlap = _ratio(jnp.abs(p.grad_grad - p.change_grad), p.grad_grad)
+        orthogonal = overlap < jnp.asarray(self.restart_rtol)
         moved_on = (state.count > 0) & (length > 0)
         kept = moved_on & orthogonal & downhill & jnp.isfinite(beta)
         beta, slope = jnp.where(kept, beta, 0), jnp.where(kept, slope, p.grad_grad)
