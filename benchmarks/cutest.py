@@ -76,7 +76,12 @@ def read(path: Path, settings: Settings) -> Results:
     if found["settings"] != dataclasses.asdict(settings):
         raise SystemExit(f"{path} has other settings: {found['settings']}")
     return {
-        solver: {name: Result(**result) for name, result in by_name.items()}
+        # One that has no count did not run, or broke down: it gets another chance.
+        solver: {
+            name: Result(**result)
+            for name, result in by_name.items()
+            if result["evaluations"] is not None
+        }
         for solver, by_name in found["results"].items()
     }
 

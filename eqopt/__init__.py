@@ -1,10 +1,15 @@
 """Optimizers for Equinox."""
 
 from . import plot as plot
-from ._cache import LinesearchState as LinesearchState
+from ._cache import Cache as Cache, LinesearchState as LinesearchState
 from ._check import typed as typed
 from ._closure import RecompilationWarning as RecompilationWarning
 from ._descent import MinimizeResult as MinimizeResult
+from ._first_step import (
+    double_step as double_step,
+    keep_step as keep_step,
+    unit_step as unit_step,
+)
 from ._fit import Fit as Fit, fit as fit, FitProgress as FitProgress, History as History
 from ._hyperparameter import real as real, size as size, steps as steps
 from ._hyperparameters import hyperparameters as hyperparameters

@@ -74,6 +74,14 @@ def _static(x: Any) -> Any:
     return None if isinstance(x, _check.ARRAYS) or type(x) is _Number else x
 
 
+_inlined: list[bool] = []
+
+
+def inlined() -> bool:
+    """Whether what is being traced is a part of somebody else's program, who may trace at will."""
+    return bool(_inlined)
+
+
 def call(function: Callable[..., Any], *args: Any, reuse: bool = True) -> Any:
     """Calls `function(*args)` in one compiled program, reused while nothing static changes.
 
@@ -82,7 +90,11 @@ def call(function: Callable[..., Any], *args: Any, reuse: bool = True) -> Any:
     """
     leaves, structure = jax.tree.flatten(args)
     if DynamicJaxprTracer in map(type, leaves):
-        return function(*structure.unflatten([_inside(x) for x in leaves]))
+        _inlined.append(True)
+        try:
+            return function(*structure.unflatten([_inside(x) for x in leaves]))
+        finally:
+            _inlined.pop()
     packed = _pack(leaves, structure)
     # A new function, for JAX keeps the programs of one that it knows.
     program = _program if reuse else jax.jit(lambda *x: _body(*x), static_argnums=(0, 1, 2))

@@ -182,7 +182,8 @@ def _minimize(
     show: Any,
     history: int | None,
 ) -> Solution[Model, State, Any]:
-    note_trace(fn, _door.signature((optimizer, model, args)))
+    if not _door.inlined():
+        note_trace(fn, _door.signature((optimizer, model, args)))
     trained, rest = eqx.partition(model, _check.is_inexact)
     if not jax.tree.leaves(trained):
         raise ValueError("`params` has no inexact array, so there is nothing to minimize over")

@@ -329,7 +329,8 @@ def _update(
     trained, rest = eqx.partition(params, _check.is_inexact)
     objective = None
     if fn is not None:
-        note_trace(fn, _door.signature((transformation, updates, state, params, extra)))
+        if not _door.inlined():
+            note_trace(fn, _door.signature((transformation, updates, state, params, extra)))
         objective = Objective(fn, rest, (), accepted(fn, extra), None, argnums)
     if value is not None and jnp.shape(value) != ():
         raise ValueError(f"`value` must be one number; got shape {jnp.shape(value)}")
@@ -381,7 +382,8 @@ def step(
 
 
 def _step(transformation: AbstractTransformation[Any], fn: Function, *rest: Any) -> Any:
-    note_trace(fn, _door.signature((transformation, *rest)))
+    if not _door.inlined():
+        note_trace(fn, _door.signature((transformation, *rest)))
     return step(transformation, fn, *rest)
 
 

@@ -97,6 +97,22 @@ def round_like(updates: PyTree, reference: PyTree) -> PyTree:
     )
 
 
+def replicated(x: Array) -> Array:
+    """A copy of all of `x` on every device, in explicit sharding mode; else `x` itself."""
+    sharding = jax.typeof(x).sharding
+    if all(axis is None for axis in sharding.spec):
+        return x
+    return jax.sharding.reshard(x, sharding.update(spec=jax.sharding.PartitionSpec()))
+
+
+def placed_like(x: Array, reference: Array) -> Array:
+    """`x` where `reference` lives, in explicit sharding mode; else `x` itself."""
+    sharding = jax.typeof(reference).sharding
+    if all(axis is None for axis in sharding.spec):
+        return x
+    return jax.sharding.reshard(x, sharding)
+
+
 def stack_like(tree: PyTree, size: int, dtype: Any = None) -> PyTree:
     """Zeros for `size` moments of each leaf, along a new first axis; `dtype` as in `full_like`."""
 

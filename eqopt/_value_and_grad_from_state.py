@@ -139,7 +139,8 @@ def _recall(
     has_aux: bool,
     state: PyTree,
 ) -> tuple[Any, PyTree]:
-    note_trace(fn, _door.signature((model, args, kwargs, state)))
+    if not _door.inlined():
+        note_trace(fn, _door.signature((model, args, kwargs, state)))
     cache = only_cache(state)
     trained, rest = eqx.partition(model, _check.is_inexact)
     objective = Objective(fn, rest, args, kwargs, has_aux, argnums)

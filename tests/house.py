@@ -20,8 +20,9 @@ import equinox as eqx
 
 # Imports go to a lower floor, or to `base.py` within a folder.
 FLOORS = (
-    ("_arithmetic.py", "_interpolation.py", "_reading.py", "_types.py"),
-    ("_check.py",),
+    ("_arithmetic.py", "_bytecode.py", "_interpolation.py", "_types.py"),
+    ("_callbacks.py", "_check.py", "_identity.py"),
+    ("_reading.py",),
     (
         "_closure.py",
         "_door.py",
@@ -30,7 +31,7 @@ FLOORS = (
         "_progress.py",
         "_tree.py",
     ),
-    ("_fingerprint.py", "_objective.py", "_schedule/", "_selector.py"),
+    ("_first_step.py", "_fingerprint.py", "_objective.py", "_schedule/", "_selector.py"),
     ("_cache.py", "_implicit.py", "_ravel.py", "_value_and_grad.py"),
     ("_value_and_grad_from_state.py",),
     ("_transformation.py",),

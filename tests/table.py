@@ -75,8 +75,12 @@ def half_square(params: Any) -> Any:
 
 
 def _of_objective(params: Any) -> dict[str, Any]:
-    value, grad = eqx.filter_value_and_grad(half_square)(params)
+    value, grad = eqx.filter_jit(eqx.filter_value_and_grad(half_square))(params)
     return {"value": value, "grad": grad, "value_fn": half_square}
+
+
+def _a_value(params: Any) -> dict[str, Any]:
+    return {"value": jnp.asarray(2.0)}
 
 
 def _search(name: str, make: Callable[[], _T]) -> Row:
@@ -84,7 +88,8 @@ def _search(name: str, make: Callable[[], _T]) -> Row:
 
 
 def _direction(name: str, make: Callable[[], _T], *, descends: bool = False) -> Row:
-    return Row(name, make, descends, needs_params=True, differentiable=False)
+    # It does without the value, but makes use of one.
+    return Row(name, make, descends, needs_params=True, needs=_a_value, differentiable=False)
 
 
 _MATRICES = eqopt.ByNdim(2)
@@ -166,7 +171,7 @@ ROWS = [
     Row(
         "ScaleByPolyak",
         lambda: eqopt.ScaleByPolyak(0.1, 0.5, 1e-3),
-        needs=lambda params: {"value": jnp.asarray(2.0)},
+        needs=_a_value,
     ),
     _direction("LBFGS", lambda: eqopt.LBFGS(0.05, 3, linesearch=None), descends=True),
     _direction("BFGS", lambda: eqopt.BFGS(0.05, linesearch=None), descends=True),
@@ -175,7 +180,7 @@ ROWS = [
         "PolyakSGD",
         lambda: eqopt.PolyakSGD(0.05, 0.5, 0.1, 1e-3),
         descends=True,
-        needs=lambda params: {"value": jnp.asarray(2.0)},
+        needs=_a_value,
     ),
     Row("SGD", lambda: eqopt.SGD(0.05), descends=True),
     Row("SGD-momentum", lambda: eqopt.SGD(0.05, 0.7, nesterov=True), descends=True),

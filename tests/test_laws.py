@@ -58,8 +58,9 @@ def test_the_table_is_complete():
 
 def test_the_table_of_wrappers_is_complete():
     wrappers = {type(w.wrap(eqopt.Identity())) for w in WRAPPERS}
-    optimizers = {type(row.make()) for row in table.ROWS if table.holds_transformations(row.make())}
-    assert wrappers == optimizers
+    holders = [x for row in table.ROWS if table.holds_transformations(x := row.make())]
+    # An optimizer may be made of a line search; that is a part of it, and not just any inner.
+    assert wrappers == {type(x) for x in holders if not isinstance(x, eqopt.AbstractOptimizer)}
 
 
 # 1. Whole models in, whole models out.
@@ -99,11 +100,11 @@ def test_step_does_what_update_and_apply_do(row: Row):
     model, opt, x = Zoo(), row.make(), values((2,), 5)
     state = opt.init(model)
     value, gradients = eqx.filter_value_and_grad(zoo_loss)(model, x)
-    updates, new_state = opt.update(gradients, state, model, **row.needs(model))
+    given: dict[str, Any] = {"value": value, "grad": gradients, "value_fn": zoo_loss, "x": x}
+    updates, new_state = opt.update(gradients, state, model, **given)
     new = eqopt.apply_updates(model, updates)
 
-    needs = row.needs(model)
-    by_step, state_by_step, evaluation = opt.step(zoo_loss, model, state, x, **needs)
+    by_step, state_by_step, evaluation = opt.step(zoo_loss, model, state, x)
     assert type(by_step) is Zoo
     # Two programs: their gradients differ by some roundings, which a sign or a root can magnify.
     rtol = 1e-10 if X64 else 1e-4
@@ -127,7 +128,9 @@ def test_what_has_no_gradient_gets_no_update(row: Row):
     assert updates["branch"]["b"] is None
     assert updates["a"].shape == updates["branch"]["w"].shape == (2, 3)
     for old, now in zip(subtrees(state, dict), subtrees(new_state, dict), strict=True):
-        assert same(old["branch"]["b"], now["branch"]["b"])
+        # Some remember the parameters themselves; `half_square`'s gradient is just these.
+        its_own = same(now["branch"]["b"], params["branch"]["b"])
+        assert its_own or same(old["branch"]["b"], now["branch"]["b"])
     assert jax.tree.structure(new_state) == jax.tree.structure(state)
 
     a_branch = {"a": values((2, 3), 8), "branch": None}
@@ -251,10 +254,11 @@ def test_saved_after_a_jitted_step_and_loaded_afresh(row: Row):
 def test_replacing_and_tree_at(row: Row):
     opt = row.make()
     for name in table.numbers(opt):
-        replaced = opt.replace(**{name: 0.5})
-        placed = eqx.tree_at(lambda o, name=name: getattr(o, name), opt, 0.5)
-        assert float(getattr(replaced, name)) == float(getattr(placed, name)) == 0.5
-        assert float(getattr(opt, name)) != 0.5 or same(opt, replaced)
+        new = 0.25 if getattr(opt, name) < 1 else 3  # within the bounds of every field
+        replaced = opt.replace(**{name: new})
+        placed = eqx.tree_at(lambda o, name=name: getattr(o, name), opt, new)
+        assert float(getattr(replaced, name)) == float(getattr(placed, name)) == new
+        assert float(getattr(opt, name)) != new or same(opt, replaced)
         others = [f.name for f in dataclasses.fields(opt) if f.name != name]
         assert all(same(getattr(replaced, n), getattr(opt, n)) for n in others)
         params, gradients = tree(), tree(7)
@@ -269,13 +273,19 @@ def test_replacing_and_tree_at(row: Row):
 def test_numbers_are_exact_and_copied(row: Row):
     opt = row.make()
     for name in table.numbers(opt):
-        assert float(getattr(opt.replace(**{name: 0.1}), name)) == float(FLOAT(0.1))
-        array = np.array(0.25, FLOAT)
+        if getattr(opt, name).dtype.kind != "f":  # numbers of steps are whole
+            continue
+        least = 0 if getattr(opt, name) < 1 else 3  # within the bounds of every field
+        tenth = least + 0.1
+        assert float(getattr(opt.replace(**{name: tenth}), name)) == float(FLOAT(tenth))
+        quarter = least + 0.25
+        array = np.array(quarter, FLOAT)
         changed = opt.replace(**{name: array})
         array[...] = 0.75
-        assert float(getattr(changed, name)) == 0.25
-        for other in (np.float32(0.25), np.float64(0.25), np.array(0.25), jnp.asarray(0.25)):
-            assert same(getattr(opt.replace(**{name: other}), name), np.array(0.25, FLOAT))
+        assert float(getattr(changed, name)) == quarter
+        for kind in (np.float32, np.float64, np.array, jnp.asarray):
+            replaced = opt.replace(**{name: kind(quarter)})
+            assert same(getattr(replaced, name), np.array(quarter, FLOAT))
 
 
 def test_a_tenth_is_a_tenth():

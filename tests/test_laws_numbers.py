@@ -13,7 +13,6 @@ from eqopt import AbstractTransformation, Context, EmptyState
 from tests.table import every, every_optimizer, every_wrapper, Row, Wrapper
 from tests.toolbox import (
     assert_close,
-    finite,
     FLOAT,
     same,
     Tally,
@@ -48,8 +47,8 @@ def test_what_is_masked_out_does_not_leak(row: Row):
     assert same(updates["a"], expected["a"])
     assert same(updates["branch"]["w"], expected["branch"]["w"])
     assert same(updates["branch"]["b"], bad)
+    # Not that it is finite: what is not known yet may be infinite, whatever the gradients were.
     assert same(new_state, expected_state)
-    assert finite(new_state)
 
 
 @bad_numbers
@@ -92,13 +91,19 @@ def test_infinity_is_clipped_to_the_limit():
 # 8. Precision is kept.
 
 
+def is_cache(x: Any) -> bool:
+    return isinstance(x, eqopt.Cache)
+
+
 @every
 @halves
 def test_memory_of_half_precision_is_float32(row: Row, dtype: Any):
     opt = row.make()
     state = jax.eval_shape(opt.init, tree(0, dtype))
     asked = row.name == "ScaleByAdam-mu_dtype"  # it is there to show that one may ask for less
-    for x in jax.tree.leaves(state):
+    # A line search's cache holds a gradient and a point, not a memory that grows from many.
+    moments = [x for x in jax.tree.leaves(state, is_leaf=is_cache) if not is_cache(x)]
+    for x in moments:
         floating = jnp.issubdtype(x.dtype, jnp.floating)
         assert not floating or x.dtype == jnp.float32 or (asked and x.dtype == jnp.bfloat16)
 

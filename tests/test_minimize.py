@@ -216,7 +216,7 @@ def test_max_steps_of_zero_evaluates_once():
 
 def test_failures_raise_and_say_what_to_try():
     x = jnp.asarray(START)
-    with pytest.raises(RuntimeError, match="(?s)max_steps.*Allow more.*throw=False") as caught:
+    with pytest.raises(RuntimeError, match=r"(?s)max_steps.*Allow more.*throw=False") as caught:
         eqopt.minimize(rosenbrock, eqopt.LBFGS(), x, max_steps=3)
     assert len(str(caught.value).splitlines()) <= 10
     with pytest.raises(Exception, match="max_steps"):

@@ -17,7 +17,6 @@ from eqopt import AbstractConjugacy, ConjugacyProducts, MinimizeResult
 from tests.toolbox import assert_close, finite, FLOAT, same, tree, values, X64
 
 COMPLEX = np.result_type(FLOAT, np.complex64)
-TOLERANCE = 1e-11 if X64 else 2e-4
 
 
 def hager_zhang(g: Any, last: Any, d: Any, eta: float = 0.4, theta: float = 1.0) -> float:
@@ -91,10 +90,10 @@ def test_the_direction_is_that_of_the_formula(name: str, seed: int):
     method, formula = METHODS[name]
     opt = eqopt.ScaleByNonlinearCG(method, np.inf)
     params, first = mixed(1), mixed(10 + seed)
-    # What `jax.grad` gives is the conjugate of the direction of ascent; so are the updates not.
+    # What `jax.grad` gives is the conjugate of the direction of ascent.
     u, state = opt.update(jax.tree.map(jnp.conj, first), opt.init(params), params)
     np.testing.assert_allclose(flat(state.direction), -flat(first), rtol=1e-6)
-    moved = step_along(params, u, 0.25)
+    moved, promised = step_along(params, u, 0.25), flat(u) @ flat(first)
     second = _second_gradient(first, state.direction, 20 + seed)
 
     g, last, d = flat(second), flat(first), flat(state.direction)
@@ -109,12 +108,7 @@ def test_the_direction_is_that_of_the_formula(name: str, seed: int):
     cosine = flat(u) @ -new / np.linalg.norm(flat(u)) / np.linalg.norm(new)
     np.testing.assert_allclose(cosine, 1, rtol=1e-6)
     # At a step of 1 the slope promises what it did for the step that was taken.
-    np.testing.assert_allclose(flat(u) @ g, 0.25 * _promised(opt, params, first), rtol=1e-3)
-
-
-def _promised(opt: Any, params: Any, gradient: Any) -> float:
-    u, _ = opt.update(jax.tree.map(jnp.conj, gradient), opt.init(params), params)
-    return float(flat(u) @ flat(gradient))
+    np.testing.assert_allclose(flat(u) @ g, 0.25 * promised, rtol=1e-3)
 
 
 def _products(g: Any, last: Any, d: Any) -> ConjugacyProducts:
@@ -221,17 +215,6 @@ def test_the_first_step_has_length_one_at_most():
     far = jnp.full(4, 1000.0, FLOAT)  # of length 2000
     u, _ = opt.update(g, opt.init(far), far)
     assert_close(u, g * 20 / 50, 1e-6)
-
-
-def test_a_large_step_is_recovered_from():
-    """Every search starts where the last one ended, also if the first guess is far off."""
-
-    def steep(x: Array) -> Array:
-        return 1e6 * jnp.sum(jnp.square(x - 1) * jnp.asarray([1.0, 3.0, 10.0], FLOAT))
-
-    solution = eqopt.minimize(steep, eqopt.NonlinearCG(), jnp.zeros(3, FLOAT), gtol=10.0)
-    np.testing.assert_allclose(solution.params, 1, atol=1e-4)
-    assert int(solution.num_evals) <= 40
 
 
 # Restarts
@@ -351,17 +334,6 @@ def test_mixed_trees_descend_and_keep_their_dtypes():
         assert [x.dtype for x in jax.tree.leaves(kept)] == dtypes
         assert kept["hole"] is None
     assert same(memory.count, jnp.asarray(15, jnp.int32))
-
-
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=["bfloat16", "float16"])
-def test_half_precision_is_remembered_in_single(dtype: Any):
-    opt = eqopt.ScaleByNonlinearCG()
-    params, g = tree(0, dtype), tree(7, dtype)
-    u, state = opt.update(g, opt.init(params), params)
-    u, state = opt.update(tree(9, dtype), state, step_along(params, u, 0.25))
-    assert all(x.dtype == dtype for x in jax.tree.leaves(u))
-    memory = (state.params, state.updates, state.direction)
-    assert all(x.dtype == np.float32 for x in jax.tree.leaves(memory))
 
 
 def test_leaves_without_gradient_are_left_out():

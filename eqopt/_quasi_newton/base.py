@@ -13,7 +13,7 @@ from .._arithmetic import abs_sq, cast, real_dtype, times
 from .._check import typed
 from .._hyperparameter import float_dtype
 from .._objective import Context
-from .._tree import all_positive, inner, select, zeros_like
+from .._tree import all_positive, full_like, inner, select, zeros_like
 from .._types import Params, Updates
 
 _Scalar = Float[Array, ""]
@@ -161,7 +161,7 @@ class DiagonalMatrix(AbstractInitialMatrix[DiagonalMatrixState]):
     """
 
     def init(self, params: Params) -> DiagonalMatrixState:
-        diagonal = jax.tree.map(lambda z: z + 1, zeros_like(params, real=True))
+        diagonal = full_like(params, 1, real=True)
         return DiagonalMatrixState(diagonal, jnp.ones((), float_dtype()))
 
     def update(self, state: DiagonalMatrixState, pair: Pair, first: Array) -> DiagonalMatrixState:
@@ -243,6 +243,16 @@ def dense(updates: Updates, params: Params) -> PyTree:
     return jax.tree.map(
         lambda z, u: z if u is None else cast(u, z.dtype),
         zeros_like(params),
+        updates,
+        is_leaf=lambda x: x is None,
+    )
+
+
+def or_old(updates: Updates, old: PyTree) -> PyTree:
+    """The gradient, the last one known where there is none now."""
+    return jax.tree.map(
+        lambda x, u: x if u is None else cast(u, x.dtype),
+        old,
         updates,
         is_leaf=lambda x: x is None,
     )

@@ -14,7 +14,7 @@ from .._check import typed
 from .._hyperparameter import flag, float_dtype, real
 from .._objective import Context, need_params
 from .._transformation import AbstractTransformation
-from .._tree import increment, zero_count, zeros_like
+from .._tree import increment, placed_like, replicated, zero_count, zeros_like
 from .._types import Count, Params, Scalar, Updates
 from .base import (
     AbstractSecant,
@@ -22,6 +22,7 @@ from .base import (
     dense,
     first_scale,
     ModifiedSecant,
+    or_old,
     Pair,
     safeguarded,
     value_of,
@@ -100,9 +101,10 @@ class ScaleByBFGS(AbstractTransformation[ScaleByBFGSState]):
     ) -> tuple[Updates, ScaleByBFGSState]:
         params = need_params(params, self)
         grad = dense(updates, params)
+        latest = or_old(updates, state.updates)
         value, eps = value_of(context)
         pair, good = change(
-            self.secant, (state.params, params), (state.updates, grad), (state.value, value), eps
+            self.secant, (state.params, params), (state.updates, latest), (state.value, value), eps
         )
         learned = (state.count > 0) & good
         stuck = (state.count > 0) & (pair.ss == 0)
@@ -118,7 +120,7 @@ class ScaleByBFGS(AbstractTransformation[ScaleByBFGSState]):
         )
         num_pairs = jnp.where(used, num_pairs, 0)
         past = jax.tree.map(lambda x, old: cast(x, old.dtype), params, state.params)
-        state = ScaleByBFGSState(increment(state.count), num_pairs, past, grad, value, matrix)
+        state = ScaleByBFGSState(increment(state.count), num_pairs, past, latest, value, matrix)
         return where_given(updates, direction), state
 
 
@@ -137,7 +139,7 @@ def _flat(tree: PyTree) -> Float[Array, " n"]:
     for x in jax.tree.leaves(tree):
         parts += [x.real, x.imag] if is_complex(x) else [x]
     dtype = np.result_type(*(x.dtype for x in parts))
-    return jnp.concatenate([x.astype(dtype).reshape(-1) for x in parts])
+    return jnp.concatenate([replicated(x.astype(dtype)).reshape(-1) for x in parts])
 
 
 def _unflat(vector: Float[Array, " n"], like: PyTree) -> PyTree:
@@ -148,7 +150,6 @@ def _unflat(vector: Float[Array, " n"], like: PyTree) -> PyTree:
         real, at = vector[at : at + x.size].reshape(x.shape), at + x.size
         if is_complex(x):
             imag, at = vector[at : at + x.size].reshape(x.shape), at + x.size
-            out.append(lax.complex(real, imag).astype(x.dtype))
-        else:
-            out.append(real.astype(x.dtype))
+            real = lax.complex(real, imag)
+        out.append(placed_like(real.astype(x.dtype), x))
     return treedef.unflatten(out)

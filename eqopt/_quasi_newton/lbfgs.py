@@ -24,6 +24,7 @@ from .base import (
     DiagonalMatrix,
     first_scale,
     ModifiedSecant,
+    or_old,
     safeguarded,
     scaled,
     value_of,
@@ -132,7 +133,7 @@ class ScaleByLBFGS(AbstractTransformation[ScaleByLBFGSState]):
         params = need_params(params, self)
         # Missing gradients are zeros here: the memory has a place for every parameter.
         grad = dense(updates, params)
-        state = self._remember(grad, state, params, context)
+        state = self._remember(or_old(updates, state.updates), state, params, context)
         direction, used = safeguarded(
             grad,
             self._direction(grad, state),

@@ -186,8 +186,8 @@ class ScaleByNonlinearCG(AbstractTransformation[ScaleByNonlinearCGState]):
     \alpha_{k-1} = \frac{(\theta_k - \theta_{k-1})^\top d_{k-1}}{d_{k-1}^\top d_{k-1}}$$
 
     At the first step, and where the parameters have not moved along the last direction, it is
-    $\tau_k = \min(1, \max(1, \|\theta_k\| / 100) / \|g_k\|)$. A line
-    search that begins at the last step counts it twice here: let it begin at 1, with
+    $\tau_k = \min(1, \max(1, \|\theta_k\| / 100) / \|g_k\|)$. A line search
+    that begins at the last step counts it twice here: let it begin at 1, with
     [`eqopt.unit_step`][].
 
     The direction is restarted, $\beta_k = 0$, if two gradients in a row are far from orthogonal,
