@@ -81,7 +81,15 @@ def docs(session: nox.Session) -> None:
 def benchmarks(session: nox.Session) -> None:
     """Compares with optax, side by side: `-- --smoke` is short."""
     install(session, "benchmarks", editable=False)
-    session.run("python", "-m", "benchmarks.front_door", *session.posargs)
+    for module in ("front_door", "minimize"):
+        session.run("python", "-m", f"benchmarks.{module}", *session.posargs)
+
+
+@nox.session
+def cutest(session: nox.Session) -> None:
+    """Minimizes CUTEst's problems, next to four other libraries: `-- --smoke` takes three."""
+    install(session, "cutest", editable=False)
+    session.run("python", "-m", "benchmarks.cutest", *session.posargs)
 
 
 @nox.session

@@ -73,9 +73,7 @@ def _solve(gradient: Any, at: PyTree, right: PyTree) -> PyTree:
 
     # Not `cg` alone: in it the right-hand side and what is constant go through one operation, and
     # reverse mode takes both for unknown.
-    return unravel(
-        jax.lax.custom_linear_solve(product, flat, conjugate_gradients, symmetric=True)
-    )
+    return unravel(jax.lax.custom_linear_solve(product, flat, conjugate_gradients, symmetric=True))
 
 
 def _as_reals(tree: PyTree) -> tuple[list[Any], Any]:

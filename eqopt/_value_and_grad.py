@@ -34,6 +34,12 @@ def value_and_grad(
     is nothing but a Python number is differentiated.
 
     ```python
+    def loss_fn(model, x, y):
+        return jnp.mean((jax.vmap(model)(x) - y) ** 2)
+
+
+    model = eqx.nn.MLP(2, 1, 8, 1, key=jax.random.key(0))
+    x, y = jnp.ones((4, 2)), jnp.ones((4, 1))
     loss, grads = eqopt.value_and_grad(loss_fn)(model, x, y)
     ```
 
@@ -46,10 +52,12 @@ def value_and_grad(
         `reduce_axes`. The sum is not mapped: `out_axes=None` does for it.
 
         ```python
-        loss_and_grad = eqopt.value_and_grad(loss_fn, reduce_axes=("batch",))
-        losses, grads = jax.vmap(
-            loss_and_grad, in_axes=(None, 0, 0), out_axes=(0, None), axis_name="batch"
-        )(params, x, y)
+        loss_and_grad = eqopt.value_and_grad(
+            lambda w, x: jnp.sum(w * x) ** 2, reduce_axes=("batch",)
+        )
+        losses, grad = jax.vmap(
+            loss_and_grad, in_axes=(None, 0), out_axes=(0, None), axis_name="batch"
+        )(jnp.ones(3), jnp.ones((5, 3)))
         ```
 
         This goes leaf by leaf: a leaf that varies over the axis keeps a gradient for each example.

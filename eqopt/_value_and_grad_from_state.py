@@ -64,6 +64,12 @@ def value_and_grad_from_state(
     changed since, another function.
 
     ```python
+    def fun(x, y):
+        return jnp.sum((x + y) ** 2)
+
+
+    opt, params, data = eqopt.LBFGS(), jnp.ones(3), jnp.arange(3.0)
+    state = opt.init(params)
     value_and_grad = eqopt.value_and_grad_from_state(fun)
     value, grad = value_and_grad(params, data, state=state)
     updates, state = opt.update(grad, state, params, value=value, grad=grad, value_fn=fun, y=data)

@@ -106,11 +106,11 @@ def test_the_objective_gets_what_it_accepts_and_links_the_rest():
 
     for fn in (distance, loose):
         opt, x = eqopt.Chain(Wants(), *searching().links), jnp.asarray(X0)
-        value, grad = jax.value_and_grad(fn)(x, y=BATCH)
+        value, grad = jax.value_and_grad(fn)(x, y=jnp.asarray(BATCH))
         updates, _ = opt.update(
             grad, opt.init(x), x, value=value, grad=grad, value_fn=fn, y=BATCH, other=1
         )
-        assert fn(eqopt.apply_updates(x, updates), y=BATCH) < value
+        assert fn(eqopt.apply_updates(x, updates), y=jnp.asarray(BATCH)) < value
 
 
 def test_within_masked_the_objective_sees_all_parameters():

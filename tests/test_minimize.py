@@ -138,7 +138,9 @@ def test_the_state_goes_on():
     CALLS.reset()
     x, state, evaluation = opt.step(counted, first.params, first.state)
     jax.effects_barrier()
-    assert CALLS.evaluations == state.states[2].info.num_linesearch_steps
+    search = state.states[2]
+    assert isinstance(search, eqopt.LinesearchState)
+    assert CALLS.evaluations == search.info.num_linesearch_steps
     assert evaluation.value == first.value
     assert rosenbrock(x) < first.value
 
@@ -231,12 +233,14 @@ def test_failures_raise_and_say_what_to_try():
 
 def test_mistakes_are_named():
     x, opt = jnp.asarray(START), eqopt.LBFGS()
+    not_a_tuple: Any = SCALE
+    not_an_optimizer: Any = "L-BFGS"
     with pytest.raises(TypeError, match="`args` must be a tuple"):
-        eqopt.minimize(quadratic, opt, x, SCALE)
+        eqopt.minimize(quadratic, opt, x, not_a_tuple)
     with pytest.raises(ValueError, match="no inexact array"):
         eqopt.minimize(rosenbrock, opt, jnp.arange(3))
     with pytest.raises(TypeError, match="`optimizer` must be a transformation"):
-        eqopt.minimize(rosenbrock, "L-BFGS", x)
+        eqopt.minimize(rosenbrock, not_an_optimizer, x)
     with pytest.raises(ValueError, match="`gtol` must be at least 0"):
         eqopt.minimize(rosenbrock, opt, x, gtol=-1.0)
     with pytest.raises(ValueError, match="`max_steps`"):
