@@ -53,6 +53,7 @@ from ._quasi_newton.base import (
     AbstractSecant as AbstractSecant,
     DiagonalMatrix as DiagonalMatrix,
     DiagonalMatrixState as DiagonalMatrixState,
+    IdentityMatrix as IdentityMatrix,
     ModifiedSecant as ModifiedSecant,
     Pair as Pair,
     PlainSecant as PlainSecant,

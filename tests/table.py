@@ -204,6 +204,18 @@ ROWS = [
     ),
 ]
 
+# Classes that optax cannot judge, and the file in which something else does.
+_ORACLES = """
+test_from_optax FromOptax
+test_hager_zhang ScaleByHagerZhangLinesearch
+test_linesearches ScaleByBacktrackingLinesearch ScaleByZoomLinesearch ScaleByWolfeLinesearch
+test_minimize BFGS LBFGS
+test_nonlinear_cg NonlinearCG ScaleByNonlinearCG
+test_polyak PolyakSGD ScaleByPolyak
+test_quasi_newton ScaleByBFGS ScaleByLBFGS
+"""
+OTHER_ORACLES = {x: file for file, *xs in map(str.split, _ORACLES.split("\n")[1:-1]) for x in xs}
+
 # Those within which anything may stand; laws about what is passed on run over these.
 WRAPPERS = [
     Wrapper("Chain", lambda inner: eqopt.Chain(eqopt.Clip(0.4), inner, eqopt.Scale(1.0))),

@@ -18,6 +18,7 @@ from jax import lax
 
 import eqopt
 from eqopt import AbstractOptimizer, AbstractTransformation, ByNdim, Context
+from tests.table import OTHER_ORACLES
 from tests.toolbox import FLOAT, X64
 from tests.trees import assert_near, conj, is_matrix, random_array, random_like, random_tree
 
@@ -290,12 +291,6 @@ ROWS = [
     ),
 ]
 
-# Classes that optax cannot judge, and the file in which something else does.
-OTHER_ORACLES: dict[type[AbstractTransformation[Any]], str] = {
-    eqopt.FromOptax: "test_from_optax.py",  # it is optax
-}
-
-
 # Trajectories: all steps in one compiled program, to which the hyper-parameters are data.
 
 
@@ -352,8 +347,8 @@ def test_the_table_is_complete():
         and issubclass(x, AbstractTransformation)
         and not inspect.isabstract(x)
     }
-    assert public == {row.cls for row in ROWS} | OTHER_ORACLES.keys()
-    assert all((Path(__file__).parent / name).exists() for name in OTHER_ORACLES.values())
+    assert {x.__name__ for x in public} == {row.cls.__name__ for row in ROWS} | OTHER_ORACLES.keys()
+    assert all((Path(__file__).parent / f"{name}.py").exists() for name in OTHER_ORACLES.values())
 
 
 # About extra arguments, of which there are none here.

@@ -224,7 +224,7 @@ def _on_devices(fn: Callable[..., Any], wrap: Any, out: Any, check_vma: bool = T
 @pytest.mark.parametrize(
     ("wrap", "axes"),
     [*[(jax.jit, x) for x in [(), ("d",), ("m",), ("d", "m")]], (lambda fn: fn, ("d",))],
-    ids=str,
+    ids=["none", "d", "m", "both", "d-bare"],
 )
 def test_shard_map(wrap: Any, axes: Any):
     def run(p: Any, rows: Array) -> Any:

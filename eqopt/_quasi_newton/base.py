@@ -102,11 +102,11 @@ class AbstractInitialMatrix(eqx.Module, Generic[MatrixState]):
 
 
 class ScalarMatrixState(eqx.Module):
-    r"""The state of [`eqopt.ScalarMatrix`][].
+    r"""The state of [`eqopt.ScalarMatrix`][] and [`eqopt.IdentityMatrix`][].
 
     **Arguments:**
 
-    - `scale`: the factor $s^T y / y^T y$.
+    - `scale`: the factor $s^T y / y^T y$, or 1.
     """
 
     scale: Float[Array, ""]
@@ -128,6 +128,19 @@ class ScalarMatrix(AbstractInitialMatrix[ScalarMatrixState]):
 
     def apply(self, state: ScalarMatrixState, vector: PyTree) -> PyTree:
         return jax.tree.map(lambda v: times(v, cast(state.scale, real_dtype(v.dtype))), vector)
+
+
+class IdentityMatrix(AbstractInitialMatrix[ScalarMatrixState]):
+    """The identity, whatever the steps say."""
+
+    def init(self, params: Params) -> ScalarMatrixState:
+        return ScalarMatrixState(jnp.ones((), float_dtype()))
+
+    def update(self, state: ScalarMatrixState, pair: Pair, first: Array) -> ScalarMatrixState:
+        return state
+
+    def apply(self, state: ScalarMatrixState, vector: PyTree) -> PyTree:
+        return vector
 
 
 class DiagonalMatrixState(eqx.Module):

@@ -65,8 +65,8 @@ class ScaleByBFGS(AbstractTransformation[ScaleByBFGSState]):
 
     **Arguments:**
 
-    - `scale_init_precond`: whether the first updates are no longer than
-        $\max(1, r |\theta|)$.
+    - `scale_init_precond`: whether the first updates are no longer than $\max(1, r |\theta|)$, and
+        the first matrix is scaled as said; if not, it is the identity.
     - `first_step_rtol`: their length $r$ relative to that of the parameters; at least 0.
     - `secant`: what the change of the gradient is taken to be: [`eqopt.ModifiedSecant`][], which
         uses the objective's `value` if `update` is given it, or [`eqopt.PlainSecant`][].
@@ -107,8 +107,9 @@ class ScaleByBFGS(AbstractTransformation[ScaleByBFGSState]):
             self.secant, (state.params, params), (state.updates, latest), (state.value, value), eps
         )
         learned = (state.count > 0) & good
+        first = (state.num_pairs == 0) & self.scale_init_precond
         stuck = (state.count > 0) & (pair.ss == 0)
-        new = _update(state.inverse_hessian, pair, state.num_pairs == 0)
+        new = _update(state.inverse_hessian, pair, first)
         matrix = jnp.where(learned, new, state.inverse_hessian)
         num_pairs = jnp.where(learned, increment(state.num_pairs), state.num_pairs)
         num_pairs = jnp.where(stuck, 0, num_pairs)

@@ -23,6 +23,7 @@ from .base import (
     dense,
     DiagonalMatrix,
     first_scale,
+    IdentityMatrix,
     ModifiedSecant,
     or_old,
     safeguarded,
@@ -79,7 +80,8 @@ class ScaleByLBFGS(AbstractTransformation[ScaleByLBFGSState]):
     **Arguments:**
 
     - `memory_size`: the number $m$ of steps remembered; at least 1.
-    - `scale_init_precond`: whether the first updates are shortened as said.
+    - `scale_init_precond`: whether the first updates are shortened as said, and `init_matrix` is
+        used; if not, the estimate starts from the identity.
     - `first_step_rtol`: their length $r$ relative to that of the parameters; at least 0.
     - `init_matrix`: what the estimate starts from: [`eqopt.DiagonalMatrix`][] or
         [`eqopt.ScalarMatrix`][].
@@ -124,7 +126,7 @@ class ScaleByLBFGS(AbstractTransformation[ScaleByLBFGSState]):
             stack_like(params, m, dtype),
             stack_like(params, m, dtype),
             jnp.zeros(m, float_dtype()),
-            self.init_matrix.init(params),
+            self._matrix().init(params),
         )
 
     def transform(
@@ -142,6 +144,9 @@ class ScaleByLBFGS(AbstractTransformation[ScaleByLBFGSState]):
         )
         return where_given(updates, direction), _forget(state, ~used)
 
+    def _matrix(self) -> AbstractInitialMatrix[Any]:
+        return self.init_matrix if self.scale_init_precond else IdentityMatrix()
+
     def _remember(
         self, grad: PyTree, state: ScaleByLBFGSState, params: PyTree, context: Context
     ) -> ScaleByLBFGSState:
@@ -158,7 +163,7 @@ class ScaleByLBFGS(AbstractTransformation[ScaleByLBFGSState]):
             new = jnp.where(stored, cast(x, memory.dtype), old)
             return lax.dynamic_update_index_in_dim(memory, new, place, 0)
 
-        matrix = self.init_matrix.update(state.init_matrix, pair, state.num_pairs == 0)
+        matrix = self._matrix().update(state.init_matrix, pair, state.num_pairs == 0)
         stuck = (state.count > 0) & (pair.ss == 0)
         state = ScaleByLBFGSState(
             increment(state.count),
@@ -204,7 +209,7 @@ class ScaleByLBFGS(AbstractTransformation[ScaleByLBFGSState]):
 
         carry = grad, jnp.zeros_like(state.weights_memory)
         q, alphas = lax.fori_loop(0, m, backward, carry)
-        r = self.init_matrix.apply(state.init_matrix, q)
+        r = self._matrix().apply(state.init_matrix, q)
         r, _ = lax.fori_loop(0, m, forward, (r, alphas))
         return r
 
