@@ -206,6 +206,7 @@ def test_mistakes_are_named():
     with pytest.raises(ValueError, match="`memory_size` must be at least 1"):
         eqopt.LBFGS(memory_size=0)
     x = jnp.asarray(START, FLOAT)
-    for opt in (eqopt.ScaleByLBFGS(), eqopt.ScaleByBFGS()):
+    opts: tuple[Any, ...] = (eqopt.ScaleByLBFGS(), eqopt.ScaleByBFGS())
+    for opt in opts:
         with pytest.raises(ValueError, match="needs the parameters"):
             opt.update(x, opt.init(x))

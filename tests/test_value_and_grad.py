@@ -302,7 +302,9 @@ def _any(x: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    "arg", [jnp.arange(3), 3, True, {"n": 1.0, "f": jnp.tanh}, None, (), "text"], ids=repr
+    "arg",
+    [jnp.arange(3), 3, True, {"n": 1.0, "f": jnp.tanh}, None, (), "text"],
+    ids=lambda x: type(x).__name__,
 )
 def test_nothing_to_differentiate(arg: Any):
     def fn(x: Array, n: Any) -> Array:
