@@ -95,6 +95,14 @@ def test_whole_models(row: Row):
             assert now is old or same(now, old)
 
 
+def _without_caches(state: Any) -> Any:
+    return jax.tree.map(lambda x: None if _is_cache(x) else x, state, is_leaf=_is_cache)
+
+
+def _is_cache(x: Any) -> bool:
+    return isinstance(x, eqopt.Cache)
+
+
 @every
 def test_step_does_what_update_and_apply_do(row: Row):
     model, opt, x = Zoo(), row.make(), values((2,), 5)
@@ -113,7 +121,8 @@ def test_step_does_what_update_and_apply_do(row: Row):
     )
     rest, expected = (eqx.filter(m, eqx.is_inexact_array, inverse=True) for m in (by_step, model))
     assert same(rest, expected)
-    assert_close(state_by_step, new_state, rtol)
+    # `step` knows for certain what it has evaluated itself; `update` has it from the user.
+    assert_close(_without_caches(state_by_step), _without_caches(new_state), rtol)
     assert_close(evaluation.value, value, rtol)
     assert_close(evaluation.grad, gradients, rtol)
 

@@ -128,8 +128,9 @@ def test_256_starts_wait_for_nobody():
         evals, others = int(one.num_evals), int(together.num_evals[i])
         differ += abs(evals - others) > 0.2 * evals
     assert differ <= 4
-    local = jnp.abs(together.value - 3.9866) < 1e-2  # Rosenbrock's other minimum
-    assert jnp.all(local | (together.value < 1e-2) | (together.result != MinimizeResult.successful))
+    solved = together.result == MinimizeResult.successful
+    assert jnp.mean(solved.astype(FLOAT)) > 0.9
+    assert jnp.all(together.stats["grad_norm"][solved] <= 1e-3)
 
 
 def test_the_state_goes_on():
