@@ -105,7 +105,9 @@ def test_memory_of_half_precision_is_float32(row: Row, dtype: Any):
     moments = [x for x in jax.tree.leaves(state, is_leaf=is_cache) if not is_cache(x)]
     for x in moments:
         floating = jnp.issubdtype(x.dtype, jnp.floating)
-        assert not floating or x.dtype == jnp.float32 or (asked and x.dtype == jnp.bfloat16)
+        # In 64 bits some scalars, such as a value of the objective, are in float64.
+        wide = floating and x.dtype.itemsize >= 4 and (x.dtype == jnp.float32 or x.ndim <= 1)
+        assert not floating or wide or (asked and x.dtype == jnp.bfloat16)
 
 
 @every_optimizer
