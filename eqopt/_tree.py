@@ -83,7 +83,7 @@ def moved(params: PyTree, updates: PyTree) -> PyTree:
         lambda x, u: x if x is None or u is None else add(x, u),
         params,
         updates,
-        is_leaf=lambda x: x is None,
+        is_leaf=_is_none,
     )
 
 
@@ -93,8 +93,24 @@ def round_like(updates: PyTree, reference: PyTree) -> PyTree:
         lambda u, x: None if u is None else cast(u, x.dtype),
         updates,
         reference,
-        is_leaf=lambda u: u is None,
+        is_leaf=_is_none,
     )
+
+
+def where_given(updates: PyTree, tree: PyTree) -> PyTree:
+    """The tree, without what has no gradient."""
+    return jax.tree.map(lambda u, x: None if u is None else x, updates, tree, is_leaf=_is_none)
+
+
+def or_else(updates: PyTree, other: PyTree) -> PyTree:
+    """The updates, in the dtypes of `other`, which stands in for those that are missing."""
+    return jax.tree.map(
+        lambda u, x: x if u is None else cast(u, x.dtype), updates, other, is_leaf=_is_none
+    )
+
+
+def _is_none(x: Any) -> bool:
+    return x is None
 
 
 def replicated(x: Array) -> Array:

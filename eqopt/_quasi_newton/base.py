@@ -13,8 +13,8 @@ from .._arithmetic import abs_sq, cast, real_dtype, times
 from .._check import typed
 from .._hyperparameter import float_dtype
 from .._objective import Context
-from .._tree import all_positive, full_like, inner, select, zeros_like
-from .._types import Params, Updates
+from .._tree import all_positive, full_like, inner, select
+from .._types import Params
 
 _Scalar = Float[Array, ""]
 
@@ -229,7 +229,7 @@ def change(
 
 
 def first_scale(grad: PyTree, params: Params, relative: Any, normalize: bool) -> Float[Array, ""]:
-    r"""The factor of the first step, before anything is known of the curvature."""
+    """The factor of the first step, before anything is known of the curvature."""
     norm = jnp.sqrt(inner(grad, grad))
     if not normalize:
         return jnp.ones_like(norm)
@@ -249,33 +249,6 @@ def safeguarded(
     used = known & (slope > bound)
     plain = jax.tree.map(lambda g: scaled(g, first, g), grad)
     return select(used, direction, plain), used
-
-
-def dense(updates: Updates, params: Params) -> PyTree:
-    """The gradient, zero where there is none, in the dtype to compute in."""
-    return jax.tree.map(
-        lambda z, u: z if u is None else cast(u, z.dtype),
-        zeros_like(params),
-        updates,
-        is_leaf=lambda x: x is None,
-    )
-
-
-def or_old(updates: Updates, old: PyTree) -> PyTree:
-    """The gradient, the last one known where there is none now."""
-    return jax.tree.map(
-        lambda x, u: x if u is None else cast(u, x.dtype),
-        old,
-        updates,
-        is_leaf=lambda x: x is None,
-    )
-
-
-def where_given(updates: Updates, direction: PyTree) -> Updates:
-    """The direction, without what has no gradient."""
-    return jax.tree.map(
-        lambda u, d: None if u is None else d, updates, direction, is_leaf=lambda x: x is None
-    )
 
 
 def scaled(x: Array, scalar: _Scalar, like: Array) -> Array:

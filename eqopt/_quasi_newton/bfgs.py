@@ -14,19 +14,16 @@ from .._check import typed
 from .._hyperparameter import flag, float_dtype, real
 from .._objective import Context, need_params
 from .._transformation import AbstractTransformation
-from .._tree import increment, placed_like, replicated, zero_count, zeros_like
+from .._tree import increment, or_else, placed_like, replicated, where_given, zero_count, zeros_like
 from .._types import Count, Params, Scalar, Updates
 from .base import (
     AbstractSecant,
     change,
-    dense,
     first_scale,
     ModifiedSecant,
-    or_old,
     Pair,
     safeguarded,
     value_of,
-    where_given,
 )
 
 
@@ -100,8 +97,8 @@ class ScaleByBFGS(AbstractTransformation[ScaleByBFGSState]):
         self, updates: Updates, state: ScaleByBFGSState, params: Params | None, context: Context
     ) -> tuple[Updates, ScaleByBFGSState]:
         params = need_params(params, self)
-        grad = dense(updates, params)
-        latest = or_old(updates, state.updates)
+        grad = or_else(updates, zeros_like(params))
+        latest = or_else(updates, state.updates)
         value, eps = value_of(context)
         pair, good = change(
             self.secant, (state.params, params), (state.updates, latest), (state.value, value), eps

@@ -14,22 +14,28 @@ from .._check import typed
 from .._hyperparameter import flag, float_dtype, inexact_dtype, real, size
 from .._objective import Context, need_params
 from .._transformation import AbstractTransformation
-from .._tree import increment, inner, select, stack_like, zero_count, zeros_like
+from .._tree import (
+    increment,
+    inner,
+    or_else,
+    select,
+    stack_like,
+    where_given,
+    zero_count,
+    zeros_like,
+)
 from .._types import Count, Params, Scalar, Updates
 from .base import (
     AbstractInitialMatrix,
     AbstractSecant,
     change,
-    dense,
     DiagonalMatrix,
     first_scale,
     IdentityMatrix,
     ModifiedSecant,
-    or_old,
     safeguarded,
     scaled,
     value_of,
-    where_given,
 )
 
 
@@ -134,8 +140,8 @@ class ScaleByLBFGS(AbstractTransformation[ScaleByLBFGSState]):
     ) -> tuple[Updates, ScaleByLBFGSState]:
         params = need_params(params, self)
         # Missing gradients are zeros here: the memory has a place for every parameter.
-        grad = dense(updates, params)
-        state = self._remember(or_old(updates, state.updates), state, params, context)
+        grad = or_else(updates, zeros_like(params))
+        state = self._remember(or_else(updates, state.updates), state, params, context)
         direction, used = safeguarded(
             grad,
             self._direction(grad, state),

@@ -16,7 +16,7 @@ from .._hyperparameter import prettily, real
 from .._kernel import Rule
 from .._objective import Context, need_params
 from .._transformation import AbstractTransformation
-from .._tree import increment, inner, zero_count, zeros_like
+from .._tree import increment, inner, where_given, zero_count, zeros_like
 from .._types import Count, Params, Scalar, Updates
 
 
@@ -288,9 +288,9 @@ def _measure(
     grad: Updates, state: ScaleByNonlinearCGState, params: Params
 ) -> tuple[ConjugacyProducts, Float[Array, ""]]:
     """The products, and the one of the last direction and how far the parameters have moved."""
-    last, d = _where_given(grad, state.updates), _where_given(grad, state.direction)
+    last, d = where_given(grad, state.updates), where_given(grad, state.direction)
     y = jax.tree.map(_change, grad, last)
-    step = jax.tree.map(_change, _where_given(grad, params), _where_given(grad, state.params))
+    step = jax.tree.map(_change, where_given(grad, params), where_given(grad, state.params))
     products = ConjugacyProducts(
         inner(grad, grad),
         inner(last, last),
@@ -301,13 +301,6 @@ def _measure(
         inner(d, d),
     )
     return products, inner(step, d)
-
-
-def _where_given(updates: Updates, tree: PyTree) -> PyTree:
-    """The tree, without what has no gradient."""
-    return jax.tree.map(
-        lambda u, x: None if u is None else x, updates, tree, is_leaf=lambda x: x is None
-    )
 
 
 @jax.jit
