@@ -1,7 +1,7 @@
 """What a call depends on, in a few words that fit into a state.
 
 Two calls are the same if they are of the same function, and their data are equal, bit for bit.
-What is static has a number, given to it when it is first seen; data are compared whole up to 240
+What is static has a number, given to it when it is first seen; data are compared whole up to 252
 bytes, and by a fingerprint of 64 bits above.
 """
 
