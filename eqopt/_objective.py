@@ -140,7 +140,9 @@ class Objective(eqx.Module):
             return Evaluation(found.value, found.grad, as_arrays(found.aux))
 
         replay = eqx.filter_closure_convert(evaluate, params)
-        return dataclasses.replace(self, replay=replay), jax.eval_shape(replay, params)
+        # By a function: JAX asks a callable without a name for its `repr`, which may be long.
+        shapes = jax.eval_shape(lambda p: replay(p), params)
+        return dataclasses.replace(self, replay=replay), shapes
 
     def _arguments(self, model: PyTree) -> tuple[list[Any], dict[str, Any]]:
         if isinstance(self.argnums, int):

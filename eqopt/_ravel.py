@@ -1,5 +1,7 @@
 """Trees as one vector for each dtype: a loop over few long vectors compiles fast."""
 
+import functools
+import math
 from typing import Any
 
 import equinox as eqx
@@ -54,16 +56,12 @@ class Ravel(eqx.Module):
         parts: dict[str, list[Array]] = {name: [] for name in self.dtypes}
         leaves = self.treedef.flatten_up_to(tree)
         for x, name in zip(leaves, self.dtypes, strict=True):
-            parts[name].append(x.reshape(-1))
-        return Bundle({name: jnp.concatenate(xs) for name, xs in parts.items()})
+            parts[name].append(lax.reshape(x, (x.size,)))
+        return Bundle({name: lax.concatenate(xs, 0) for name, xs in parts.items()})
 
     def unpack(self, bundle: Bundle) -> PyTree:
         """The tree; what axes there are before the last become the first of every leaf."""
-        leaves: list[Array] = []
-        for start, shape, name in zip(self.starts, self.shapes, self.dtypes, strict=True):
-            vector = bundle.vectors[name]
-            part = lax.dynamic_slice_in_dim(vector, start, int(np.prod(shape)), vector.ndim - 1)
-            leaves.append(part.reshape(*vector.shape[:-1], *shape))
+        leaves = _cut(self.starts, bundle.vectors, self.shapes, self.dtypes)
         return self.treedef.unflatten(leaves)
 
     def unpack_all(self, tree: PyTree) -> PyTree:
@@ -81,6 +79,23 @@ class Ravel(eqx.Module):
             return Evaluation(found.value, self.pack(found.grad), found.aux)
 
         return eqx.tree_at(lambda o: o.replay, objective, evaluate, is_leaf=lambda x: x is None)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3), inline=True)
+def _cut(
+    starts: tuple[Array, ...],
+    vectors: dict[str, Array],
+    shapes: tuple[tuple[int, ...], ...],
+    dtypes: tuple[str, ...],
+) -> list[Array]:
+    leaves: list[Array] = []
+    zero = np.int32(0)
+    for start, shape, name in zip(starts, shapes, dtypes, strict=True):
+        vector = vectors[name]
+        axes, length = vector.shape[:-1], math.prod(shape)
+        part = lax.dynamic_slice(vector, (*(zero for _ in axes), start), (*axes, length))
+        leaves.append(lax.reshape(part, (*axes, *shape)))
+    return leaves
 
 
 def _is_bundle(x: Any) -> bool:
