@@ -34,7 +34,7 @@ from ._types import Params, Updates
 class MinimizeResult(eqx.Enumeration):
     """How [`eqopt.minimize`][] ended."""
 
-    successful = ""
+    successful = "Converged: no entry of the gradient is larger than `gtol`."
     small_decrease = "The objective hardly decreases any more (`ftol`)."
     small_step = "The parameters hardly change any more (`xtol`)."
     precision = (
@@ -81,6 +81,8 @@ class Descent(eqx.Module):
     - `search`: the search under way from there, or `None`.
     - `num_steps`, `num_evals`, `num_failures`: the steps taken, the evaluations made, and how many
         searches have failed since one succeeded.
+    - `lowest`, `flattest`, `num_idle`: the lowest value so far, the least magnitude of a gradient,
+        and how many steps there were since either.
     - `result`, `done`: how it ended, if it has.
     - `values`: the value after each step, or `None`.
     """
@@ -92,6 +94,9 @@ class Descent(eqx.Module):
     num_steps: Int[Array, ""]
     num_evals: Int[Array, ""]
     num_failures: Int[Array, ""]
+    lowest: Float[Array, ""]
+    flattest: Float[Array, ""]
+    num_idle: Int[Array, ""]
     result: Any
     done: Bool[Array, ""]
     values: Float[Array, " steps+1"] | None
@@ -141,6 +146,9 @@ def _descend(
         None,
         zero,
         zero,
+        zero,
+        jnp.full((), np.inf, dtype),
+        jnp.full((), np.inf, dtype),
         zero,
         jax.tree.map(jnp.asarray, MinimizeResult.successful),
         jnp.asarray(False),
@@ -280,6 +288,7 @@ def _arrive(
     size = jnp.maximum(jnp.abs(d.evaluation.value), jnp.abs(found.value))
     step = jax.tree.map(lambda a, b: a - b, params, d.params)
     length, whole_length = jnp.sqrt(inner(step, step)), jnp.sqrt(inner(params, params))
+    grad_length = jnp.sqrt(inner(found.grad, found.grad))
     moved_on = ~first & ~failed
     num_failures = jnp.where(failed, d.num_failures + 1, 0)
     num_steps = d.num_steps + moved_on.astype(np.int32)
@@ -287,14 +296,24 @@ def _arrive(
     still = moved_on & (length <= t.xtol * jnp.maximum(whole_length, 1)) & (t.xtol > 0)
     finite = jnp.isfinite(found.value) & all_finite(found.grad)
     stuck = num_failures >= MAX_FAILURES
-    hopeless = stuck & (jnp.abs(_predicted(d)) <= 100 * eps * size)
+    # A search goes downhill, up to rounding: where it has not come lower for long, there is no more
+    # to be had. What has no search may well climb for a while.
+    improved = (found.value < d.lowest) | (grad_norm < d.flattest)
+    lowest = jnp.minimum(d.lowest, found.value)
+    num_idle = jnp.where(improved | (d.search is None), 0, d.num_idle + 1)
+    idle = num_idle >= MAX_IDLE
+    # What the value may change by its own rounding, and by that of the parameters.
+    noise = 100 * jnp.maximum(eps * size, _precision(params) * grad_length * whole_length)
+    hopeless = (stuck & (jnp.abs(_predicted(d)) <= noise)) | (
+        idle & (found.value - lowest <= noise)
+    )
     ends = (
         (finite & (grad_norm <= _gtol(task)), MinimizeResult.successful),
         (~finite, MinimizeResult.nonfinite),
         (flat, MinimizeResult.small_decrease),
         (still, MinimizeResult.small_step),
         (hopeless, MinimizeResult.precision),
-        (stuck, MinimizeResult.no_decrease),
+        (stuck | idle, MinimizeResult.no_decrease),
         (num_steps >= t.max_steps, MinimizeResult.max_steps),
         (d.num_evals >= t.max_evals, MinimizeResult.max_evals),
     )
@@ -308,16 +327,33 @@ def _arrive(
     if task.show is not None:
         jax.debug.callback(task.show, moved_on | first, num_steps, found.value, grad_norm)
     return Descent(
-        params, found, d.state, d.search, num_steps, d.num_evals, num_failures, result, done, values
+        params,
+        found,
+        d.state,
+        d.search,
+        num_steps,
+        d.num_evals,
+        num_failures,
+        lowest,
+        jnp.minimum(d.flattest, grad_norm),
+        num_idle,
+        result,
+        done,
+        values,
     )
 
 
-MAX_FAILURES = 3
+# After so many failed searches in a row, or steps without progress, there is none to be hoped for.
+MAX_FAILURES, MAX_IDLE = 3, 50
 
 
 def _predicted(d: Descent) -> Float[Array, ""]:
     """The decrease that the slope promises for the step that was tried first."""
     return jnp.zeros(()) if d.search is None else d.search.line.origin.slope
+
+
+def _precision(params: Params) -> float:
+    return max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(params))
 
 
 def _gtol(task: Task) -> Any:

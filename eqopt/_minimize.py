@@ -6,6 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import wadler_lindig as wl
 from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PyTree
@@ -13,7 +14,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from . import _check, _door
 from ._closure import hoist, note_trace, opaque
 from ._descent import CONVERGED, descend, largest, MinimizeResult, Tolerances
-from ._hyperparameter import optional, real, settle, steps
+from ._hyperparameter import optional, prettily, real, settle, steps
 from ._implicit import attach
 from ._objective import Objective
 from ._progress import AbstractProgress, as_progress, NoProgress
@@ -45,6 +46,9 @@ class Solution(eqx.Module, Generic[Model, State, Aux]):
     num_evals: Int[Array, ""]
     result: Any
     stats: dict[str, Array]
+
+    def __pdoc__(self, **kwargs: Any) -> wl.AbstractDoc:
+        return prettily(self, **kwargs)
 
 
 def minimize(

@@ -24,7 +24,7 @@ RESULTS = (
     LinesearchResult.max_learning_rate,
     LinesearchResult.returned,
     LinesearchResult.not_descent,
-    LinesearchResult.nonfinite_direction,
+    LinesearchResult.nonfinite_start,
     LinesearchResult.nonfinite,
     LinesearchResult.no_decrease,
 )

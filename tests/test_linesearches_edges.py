@@ -159,7 +159,7 @@ def test_a_direction_of_zeros(name: str):
 def test_an_infinite_value_to_begin_with(name: str):
     walker = _Walker(name)
     assert walker.search_from(INFINITE, -1.0, 1.0, grad=-1.0) == -1
-    assert ended(walker.state, LinesearchResult.nonfinite_direction)
+    assert ended(walker.state, LinesearchResult.nonfinite_start)
     assert walker.recovers()
 
 
@@ -176,7 +176,7 @@ def test_infinite_values_beyond_an_edge(name: str):
 def test_a_direction_that_is_not_finite(name: str, bad: float):
     walker = _Walker(name)
     assert walker.search_from(BOWL, 3.0, bad) == 3
-    assert ended(walker.state, LinesearchResult.nonfinite_direction)
+    assert ended(walker.state, LinesearchResult.nonfinite_start)
     assert walker.recovers()
 
 
@@ -229,6 +229,19 @@ def test_the_longest_step(search: Any):
     assert float(x[0]) == float(state.learning_rate) == 0.5
     assert ended(state, LinesearchResult.max_learning_rate)
     assert float(state.info.curvature_error) > 0
+
+
+def _into_a_higher_valley(x: Array) -> Array:
+    """1 and steeply downhill at 0; 102 and flat at 1."""
+    return jnp.sum(1 - x + jnp.square(x) / 2 + 101.5 * (3 * jnp.square(x) - 2 * x**3))
+
+
+def test_values_that_were_large_once_do_not_hide_a_rise():
+    search, start = eqopt.ScaleByWolfeLinesearch(), jnp.zeros(1, FLOAT)
+    state = eqx.tree_at(lambda s: s.scale, search.init(start), jnp.asarray(1e3 / EPS, FLOAT))
+    x, state = search_along(search, _into_a_higher_valley, start, jnp.ones(1, FLOAT), state)
+    assert _into_a_higher_valley(x) < 1
+    assert ended(state, LinesearchResult.successful)
 
 
 def _leveling_off(x: Array) -> Array:

@@ -209,6 +209,21 @@ def test_reasons():
     assert _end(lambda x: rosenbrock(x) + 1, START, gtol=0.0) in ("precision", "successful")
 
 
+def test_a_gradient_that_rounding_does_not_let_vanish():
+    # The value is so large that its digits end long before the gradient is as small as asked.
+    def lifted(x: Array) -> Array:
+        return 1 + 1e-3 * rosenbrock(x)
+
+    for optimizer in (eqopt.LBFGS(), eqopt.NonlinearCG()):
+        solution = eqopt.minimize(
+            lifted, optimizer, jnp.full(10, -1.2, FLOAT), gtol=0.0, throw=False
+        )
+        ends = (MinimizeResult.precision, MinimizeResult.successful)
+        assert any(bool(solution.result == end) for end in ends)
+        assert solution.num_steps < 1500
+        assert solution.value <= 1 + 1e-5
+
+
 def test_max_steps_of_zero_evaluates_once():
     solution = eqopt.minimize(
         rosenbrock, eqopt.LBFGS(), jnp.asarray(START), max_steps=0, throw=False

@@ -7,12 +7,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import wadler_lindig as wl
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .._arithmetic import cast, times, wider
 from .._cache import check_aux_fits, empty_cache, filled, LinesearchState
-from .._hyperparameter import float_dtype
+from .._hyperparameter import float_dtype, prettily
 from .._objective import Context, Evaluation, need_params, Whole
 from .._transformation import AbstractTransformation
 from .._tree import blank_like, conj, inner, moved, select
@@ -25,13 +26,16 @@ TRY, ACCEPT, RETURN, FAIL = (np.int32(i) for i in range(4))
 class LinesearchResult(eqx.Enumeration):
     """How a line search ended."""
 
-    successful = ""
+    successful = "The step taken satisfies the conditions of the search."
     max_learning_rate = (
         "The largest step allowed was taken; the objective still falls there as steeply as before."
     )
     returned = "No step met every condition; the best of those tried was taken."
     not_descent = "The updates do not point downhill, and the parameters were kept."
-    nonfinite_direction = "The updates, or the slope along them, are not finite."
+    nonfinite_start = (
+        "The updates, the objective or its gradient are not finite where the search begins; the "
+        "parameters were kept."
+    )
     nonfinite = "No step was found at which the objective is finite; the parameters were kept."
     no_decrease = "No step was found that decreases the objective; the parameters were kept."
 
@@ -51,6 +55,9 @@ class LinesearchInfo(eqx.Module):
     decrease_error: Float[Array, ""]
     curvature_error: Float[Array, ""]
     result: Any
+
+    def __pdoc__(self, **kwargs: Any) -> wl.AbstractDoc:
+        return prettily(self, **kwargs)
 
 
 class Origin(eqx.Module):
@@ -89,7 +96,8 @@ class Answer(eqx.Module):
 
     **Arguments:**
 
-    - `verdict`: `TRY` another step, `ACCEPT` this one, `RETURN` to the one kept, or `FAIL`.
+    - `verdict`: `TRY` another step, `ACCEPT` this one, `RETURN` to the one kept, or `FAIL`. One
+        that is accepted in spite of a `curvature_error` is the longest allowed.
     - `step`: the step to try, or to take; after a failure, where the next search may begin.
     - `keep`: whether this trial is to be kept, to return to.
     - `fine`: whether the value is no higher than at the start, up to rounding.
@@ -112,7 +120,11 @@ class AbstractLinesearch(AbstractTransformation[LinesearchState[LinesearchInfo]]
 
     A search is written as a machine over scalars: `start` and `tell`. It never sees a tree. The
     same machine serves as a link of a chain, and in the one loop of [`eqopt.minimize`][].
+
+    A subclass has a static field `verbose`, whether each search is printed.
     """
+
+    verbose: eqx.AbstractVar[bool]
 
     @property
     @abc.abstractmethod
@@ -123,11 +135,6 @@ class AbstractLinesearch(AbstractTransformation[LinesearchState[LinesearchInfo]]
     @abc.abstractmethod
     def returns(self) -> bool:
         """Whether the machine ever returns to a trial before the last."""
-
-    @property
-    @abc.abstractmethod
-    def reports(self) -> bool:
-        """Whether each search is printed."""
 
     @abc.abstractmethod
     def first_step(self, learning_rate: Float[Array, ""]) -> Float[Array, ""]:
@@ -238,7 +245,7 @@ def begin_line(
     result = LinesearchResult.where(
         finite,
         LinesearchResult.where(downhill, LinesearchResult.successful, LinesearchResult.not_descent),
-        LinesearchResult.nonfinite_direction,
+        LinesearchResult.nonfinite_start,
     )
     going = finite & downhill
     updates = scaled(direction, step, whole.params)
@@ -293,7 +300,7 @@ def advance(
     failure = LinesearchResult.where(
         jnp.isfinite(value), LinesearchResult.no_decrease, LinesearchResult.nonfinite
     )
-    at_limit = (verdict == ACCEPT) & (answer.curvature_error > 0)
+    at_limit = (answer.verdict == ACCEPT) & (answer.curvature_error > 0)
     result = LinesearchResult.where(at_limit, LinesearchResult.max_learning_rate, result)
     info = LinesearchInfo(
         line.info.num_linesearch_steps + 1,
@@ -328,7 +335,7 @@ def finish(
         point = moved(whole.params, line.updates)
         sure = known | (line.verdict != FAIL)
         cache = filled(cache, whole.objective, point, outcome(line, start), sure)
-    if linesearch.reports:
+    if linesearch.verbose:
         _print(type(linesearch).__name__, line)
     return LinesearchState(line.step, line.origin.scale, cache, line.info)
 

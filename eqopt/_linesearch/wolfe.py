@@ -22,6 +22,10 @@ class _Wolfe(eqx.Module):
     num_trials: Int[Array, ""]
 
 
+# However large values were, the objective may not rise by more than this share.
+MAX_NOISE = 1e-3
+
+
 class ScaleByWolfeLinesearch(AbstractLinesearch[_Wolfe]):
     r"""Scales the updates by a step after which the objective is lower, and falls less steeply.
 
@@ -78,10 +82,6 @@ class ScaleByWolfeLinesearch(AbstractLinesearch[_Wolfe]):
     def returns(self) -> bool:
         return True
 
-    @property
-    def reports(self) -> bool:
-        return self.verbose
-
     def first_step(self, learning_rate: Float[Array, ""]) -> Float[Array, ""]:
         return jnp.ones_like(learning_rate)
 
@@ -96,7 +96,8 @@ class ScaleByWolfeLinesearch(AbstractLinesearch[_Wolfe]):
         origin, step = search.origin, trial.step
         slope_rtol, curv_rtol = jnp.asarray(self.slope_rtol), jnp.asarray(self.curv_rtol)
         relative = jnp.asarray(self.approx_dec_rtol) * jnp.abs(origin.value)
-        floor = jnp.maximum(relative, 9 * origin.eps * origin.scale)
+        noise = jnp.minimum(9 * origin.eps * origin.scale, MAX_NOISE * jnp.abs(origin.value))
+        floor = jnp.maximum(relative, noise)
         finite = jnp.isfinite(trial.value) & jnp.isfinite(trial.slope)
         fine = finite & (trial.value <= origin.value + floor)
         # Not `value - bound`: where the bound is rounded to the first value, steps that lead
