@@ -119,13 +119,14 @@ def note_trace(fn: Function, signature: Hashable) -> None:
     seen[signature] = seen.get(signature, 0) + 1
     if seen[signature] == _MAX_TRACES and code not in _warned:
         _warned.add(code)
-        warnings.warn(
-            f"`{code.co_name}` ({code.co_filename}:{code.co_firstlineno}) has been compiled "
-            f"{_MAX_TRACES} times for arguments of the same shapes, because what it reads from "
-            "outside keeps changing.\nPass that as arguments, which are data: "
-            "`opt.step(fn, model, state, x, y)`.",
+        # Where the function is, and not where it was called, somewhere within a trace.
+        warnings.warn_explicit(
+            f"`{code.co_name}` has been compiled {_MAX_TRACES} times for arguments of the same "
+            "shapes, because what it reads from outside keeps changing.\nPass that as arguments, "
+            "which are data: `opt.step(fn, model, state, x, y)`.",
             RecompilationWarning,
-            stacklevel=2,
+            code.co_filename,
+            code.co_firstlineno,
         )
 
 
