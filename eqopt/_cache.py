@@ -121,16 +121,25 @@ def recall(
     kept = Evaluation(kept.value.astype(shapes.value.dtype), kept.grad, kept.aux)
 
     # A loop of no more than one trip, and not a `cond`, both branches of which `vmap` would run.
-    def body(carry: tuple[Any, Evaluation[Any], PyTree]) -> tuple[Any, Evaluation[Any], PyTree]:
-        _, _, point = carry
+    # That it ends depends on two variables: one the compiler would take for the loop's counter, and
+    # look through the whole objective for it, many times.
+    def going(carry: tuple[Any, Any, Evaluation[Any], PyTree]) -> Any:
+        hit, trips, _, _ = carry
+        return ~hit & (trips < 1)
+
+    def body(
+        carry: tuple[Any, Any, Evaluation[Any], PyTree],
+    ) -> tuple[Any, Any, Evaluation[Any], PyTree]:
+        hit, trips, _, point = carry
         evaluation = traced.evaluate(point)
         # The point seems to change, lest the compiler take the evaluation out of the loop.
         never = evaluation.value > np.inf
         point = jax.tree.map(lambda x: jnp.where(never, jnp.zeros_like(x), x), point)
-        return jnp.ones_like(hit), evaluation, point
+        return hit, trips + 1, evaluation, point
 
-    _, evaluation, _ = lax.while_loop(lambda carry: ~carry[0], body, (hit, kept, params))
-    return evaluation, traced, jnp.where(hit, 0, 1).astype(np.int32)
+    start = hit, jnp.zeros((), np.int32), kept, params
+    _, num_evals, evaluation, _ = lax.while_loop(going, body, start)
+    return evaluation, traced, num_evals
 
 
 _NO_PLACE = (

@@ -156,12 +156,18 @@ def _descend(
     )
     linesearch = last_search(optimizer)
     if linesearch is None:
-        d = lax.while_loop(lambda d: ~d.done, lambda d: _step(task, d), d)
+        d = lax.while_loop(_going, lambda d: _step(task, d), d)
     else:
         d = _descend_by_search(task, linesearch, d)
     found = d.evaluation
     value = found.value.astype(shapes.value.dtype)
     return eqx.tree_at(lambda d: d.evaluation, d, Evaluation(value, found.grad, found.aux))
+
+
+def _going(d: Descent) -> Bool[Array, ""]:
+    # Were it one variable, the compiler would take it for the loop's counter, and look through the
+    # whole objective for how often it goes round, more than twenty times.
+    return ~d.done & (d.num_evals >= 0)
 
 
 class Task(eqx.Module):
@@ -260,7 +266,7 @@ def _descend_by_search(task: Task, linesearch: AbstractLinesearch[Any], d: Desce
             (select(d.done, d.state, inner_state), _Search(line, direction, state)),
         )
 
-    d = lax.while_loop(lambda d: ~d.done, round, d)
+    d = lax.while_loop(_going, round, d)
     own = own_state(task.optimizer, d.state)
     cache = own.cache
     if cache is not None:
@@ -323,7 +329,7 @@ def _arrive(
         done = done | condition
     values = d.values
     if values is not None:
-        values = values.at[num_steps].set(found.value.astype(dtype))
+        values = lax.dynamic_update_index_in_dim(values, found.value.astype(dtype), num_steps, 0)
     if task.show is not None:
         jax.debug.callback(task.show, moved_on | first, num_steps, found.value, grad_norm)
     return Descent(

@@ -180,7 +180,7 @@ class AbstractLinesearch(AbstractTransformation[LinesearchState[LinesearchInfo]]
                 check_aux_fits(trial.aux, state.cache)
             return advance(self, line, whole, updates, trial)
 
-        line = lax.while_loop(lambda line: line.verdict == TRY, body, line)
+        line = lax.while_loop(_searching, body, line)
         known = whole.evaluation is not None
         return line.updates, finish(self, state, whole, start, line, known=known)
 
@@ -207,6 +207,11 @@ class Line(eqx.Module, Generic[Search]):
     kept: Evaluation[Any] | None
     origin: Origin
     info: LinesearchInfo
+
+
+def _searching(line: Line[Any]) -> Bool[Array, ""]:
+    # Of two variables, as in `minimize`: one the compiler would take for the loop's counter.
+    return (line.verdict == TRY) & (line.info.num_linesearch_steps >= 0)
 
 
 def begin(

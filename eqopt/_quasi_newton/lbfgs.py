@@ -204,7 +204,7 @@ class ScaleByLBFGS(AbstractTransformation[ScaleByLBFGSState]):
             i, s, y, rho = pair(j)
             alpha = rho * inner(s, q)
             q = jax.tree.map(lambda q, y: q - scaled(y, alpha, q), q, y)
-            return q, alphas.at[i].set(alpha)
+            return q, lax.dynamic_update_index_in_dim(alphas, alpha, i, 0)
 
         def forward(j: Array, carry: tuple[PyTree, Array]) -> tuple[PyTree, Array]:
             r, alphas = carry
