@@ -88,7 +88,8 @@ def load(name: str, settings: Settings) -> Problem:
         flat, unravel = ravel_pytree(y0)
         rng = np.random.default_rng([settings.perturb, zlib.crc32(name.encode())])
         noise = rng.normal(size=flat.shape).astype(flat.dtype)
-        y0 = unravel(flat + 1e-6 * jnp.maximum(jnp.abs(flat), 1) * noise)
+        # Relative: zeros stay, for some problems begin at a stationary point and would be others.
+        y0 = unravel(flat * (1 + 1e-6 * noise))
     return Problem(name, problem.objective, y0, problem.args)
 
 

@@ -213,7 +213,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--solvers", nargs="+", choices=list(SOLVERS), default=list(SOLVERS))
     parser.add_argument("--problems", nargs="+", metavar="NAME", help="by default all")
     parser.add_argument("--max-variables", type=int, default=10_000)
-    parser.add_argument("--perturb", type=int, metavar="SEED", help="move the starts by 1e-6")
+    parser.add_argument(
+        "--perturb", type=int, metavar="SEED", help="move the starts by 1e-6 of themselves"
+    )
     parser.add_argument("--float32", action="store_true")
     parser.add_argument("--seconds", type=float, default=60.0, help="for a run, once compiled")
     parser.add_argument("--jobs", type=int, default=1)

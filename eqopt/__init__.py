@@ -29,6 +29,14 @@ from ._linesearch.hager_zhang import ScaleByHagerZhangLinesearch as ScaleByHager
 from ._linesearch.wolfe import ScaleByWolfeLinesearch as ScaleByWolfeLinesearch
 from ._linesearch.zoom import ScaleByZoomLinesearch as ScaleByZoomLinesearch
 from ._minimize import minimize as minimize, Solution as Solution
+from ._monitor import (
+    AbstractMeasure as AbstractMeasure,
+    measurements as measurements,
+    MeasureWithEMA as MeasureWithEMA,
+    Monitor as Monitor,
+    MonitorState as MonitorState,
+    Snapshot as Snapshot,
+)
 from ._objective import (
     Context as Context,
     Evaluation as Evaluation,

@@ -192,14 +192,14 @@ def _strong(x: jax.Array) -> jax.Array:
     return lax.convert_element_type(x, x.dtype) if x.weak_type else x
 
 
-def as_arrays(aux: PyTree) -> PyTree:
-    """Aux as a state can hold it: a `TypeError` that names the leaf for what is no number."""
-    leaves, treedef = jax.tree.flatten(aux)
+def as_arrays(tree: PyTree, name: str = "aux") -> PyTree:
+    """What a function returns as a state can hold it; a `TypeError` names what is no number."""
+    leaves, treedef = jax.tree.flatten(tree)
     for i, x in enumerate(leaves):
         if not isinstance(x, (*_check.ARRAYS, bool, int, float, complex)):
             raise TypeError(
-                f"`{_check.paths('aux', aux)[i]}` is {_check.describe(x)}; a line search keeps "
-                "aux, and can keep arrays and numbers only"
+                f"`{_check.paths(name, tree)[i]}` is {_check.describe(x)}; it is kept in the "
+                "state, which can keep arrays and numbers only"
             )
     return treedef.unflatten([_strong(jnp.asarray(x)) for x in leaves])
 

@@ -36,7 +36,7 @@ FLOORS = (
     ("_value_and_grad_from_state.py",),
     ("_transformation.py",),
     ("_linesearch/", "_quasi_newton/", "_transform/", "_wrapper/"),
-    ("_hyperparameters.py", "_optimizer/", "_parts.py"),
+    ("_hyperparameters.py", "_monitor.py", "_optimizer/", "_parts.py"),
     ("_descent.py", "_fit.py"),
     ("_minimize.py",),
     ("interop/", "plot.py"),

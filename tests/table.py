@@ -140,6 +140,13 @@ ROWS = [
     Row("Clip", lambda: eqopt.Clip(0.4)),
     Row("ClipByGlobalNorm", lambda: eqopt.ClipByGlobalNorm(0.6)),
     Row(
+        "Monitor",
+        lambda: eqopt.Monitor(
+            {"norm": eqopt.global_norm, "average": eqopt.MeasureWithEMA(eqopt.global_norm, 0.7)}
+        ),
+    ),
+    Row("Snapshot", lambda: eqopt.Snapshot("norm", eqopt.global_norm)),
+    Row(
         "Chain",
         lambda: eqopt.Chain(
             eqopt.ClipByGlobalNorm(0.6), eqopt.Trace(0.7), eqopt.ScaleByLearningRate(0.05)
@@ -210,6 +217,7 @@ test_from_optax FromOptax
 test_hager_zhang ScaleByHagerZhangLinesearch
 test_linesearches ScaleByBacktrackingLinesearch ScaleByZoomLinesearch ScaleByWolfeLinesearch
 test_minimize BFGS LBFGS
+test_monitor Monitor Snapshot
 test_nonlinear_cg NonlinearCG ScaleByNonlinearCG
 test_polyak PolyakSGD ScaleByPolyak
 test_quasi_newton ScaleByBFGS ScaleByLBFGS

@@ -27,6 +27,7 @@ from tests.toolbox import (
     Tally,
     Traced,
     tree,
+    trees_in,
     values,
     X64,
     Zoo,
@@ -136,7 +137,7 @@ def test_what_has_no_gradient_gets_no_update(row: Row):
     updates, new_state = opt.update(a_leaf, state, params, **needs)
     assert updates["branch"]["b"] is None
     assert updates["a"].shape == updates["branch"]["w"].shape == (2, 3)
-    for old, now in zip(subtrees(state, dict), subtrees(new_state, dict), strict=True):
+    for old, now in zip(trees_in(state), trees_in(new_state), strict=True):
         # Some remember the parameters themselves; `half_square`'s gradient is just these.
         its_own = same(now["branch"]["b"], params["branch"]["b"])
         assert its_own or same(old["branch"]["b"], now["branch"]["b"])
@@ -146,14 +147,14 @@ def test_what_has_no_gradient_gets_no_update(row: Row):
     updates, new_state = opt.update(a_branch, state, params, **needs)
     assert updates["a"].shape == (2, 3)
     assert jax.tree.leaves(updates["branch"]) == []
-    for old, now in zip(subtrees(state, dict), subtrees(new_state, dict), strict=True):
+    for old, now in zip(trees_in(state), trees_in(new_state), strict=True):
         assert same(old["branch"], now["branch"]) or same(now["branch"], params["branch"])
     applied = eqopt.apply_updates(params, updates)
     assert same(applied["branch"], params["branch"])
 
     nothing, unchanged = opt.update({"a": None, "branch": None}, state, params, **needs)
     assert jax.tree.leaves(nothing) == []
-    for old, now in zip(subtrees(state, dict), subtrees(unchanged, dict), strict=True):
+    for old, now in zip(trees_in(state), trees_in(unchanged), strict=True):
         assert same(old, now) or same(now, params)
 
 

@@ -121,6 +121,15 @@ def subtrees(state: Any, kind: type) -> list[Any]:
     return [x for x in found if isinstance(x, kind)]
 
 
+def trees_in(state: Any) -> list[Any]:
+    """The trees within a state that are like `tree()`."""
+
+    def is_tree(x: Any) -> bool:
+        return isinstance(x, dict) and set(x) == set(tree())
+
+    return [x for x in jax.tree.leaves(state, is_leaf=is_tree) if is_tree(x)]
+
+
 def lane(x: Any, index: int) -> Any:
     """One of several trees that are stacked along the first axis of their arrays."""
     return jax.tree.map(lambda leaf: leaf[index] if eqx.is_array_like(leaf) else leaf, x)
