@@ -4,14 +4,17 @@ On a shared machine two times taken minutes apart compare nothing. Here every si
 repetition, and what is looked at is the ratio within a repetition: its median, and its spread.
 """
 
+import argparse
 import dataclasses
 import gc
 import importlib.metadata
+import json
 import os
 import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
@@ -140,6 +143,25 @@ def _digits(x: Any) -> str:
     if isinstance(x, Spread):
         return f"{x.median:.1f} ({x.low:.1f}..{x.high:.1f})"
     return ", ".join(f"{loss:.8f}" for loss in x)
+
+
+def main(name: str, about: str | None, run: Callable[[bool], list[Row]]) -> int:
+    """The command of a benchmark, whose rows `run` makes; it is told whether only to see it run.
+
+    The exit status is not 0 if a count is wrong.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m {name}", description=about)
+    parser.add_argument("--smoke", action="store_true", help="only see that everything runs")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to a file")
+    options = parser.parse_args()
+    header = machine()
+    print(", ".join(f"{name} {value}" for name, value in header.items()), end="\n\n")
+    rows = run(options.smoke)
+    print("\n".join(report(rows)))
+    if options.json is not None:
+        result = {"machine": header, "rows": [dataclasses.asdict(row) for row in rows]}
+        options.json.write_text(json.dumps(result, indent=2) + "\n")
+    return int(any(row.counted and not row.ok for row in rows))
 
 
 def machine() -> dict[str, str]:

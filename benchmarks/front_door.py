@@ -5,17 +5,14 @@ and compilations must be right, or the exit status is not 0. Times have targets,
 reported: they depend on the machine.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import functools
 import gc
 import itertools
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -366,27 +363,16 @@ def cost_of_checks(num_leaves: int) -> list[Row]:
 # The program
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.front_door", description=__doc__)
-    parser.add_argument("--smoke", action="store_true", help="only see that everything runs")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to a file")
-    options = parser.parse_args()
-    size = SMOKE if options.smoke else FULL
-    header = _timing.machine() | {"repetitions": str(size.repetitions)}
-    print(", ".join(f"{name} {value}" for name, value in header.items()), end="\n\n")
-    rows = [
+def run(smoke: bool) -> list[Row]:
+    size = SMOKE if smoke else FULL
+    return [
         *eager_update(size),
         *trace_and_lower(size),
         *counts(),
         *train_step(size),
         *cost_of_checks(size.num_leaves),
     ]
-    print("\n".join(_timing.report(rows)))
-    if options.json is not None:
-        result = {"machine": header, "rows": [dataclasses.asdict(row) for row in rows]}
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
-    return int(any(row.counted and not row.ok for row in rows))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(_timing.main("benchmarks.front_door", __doc__, run))

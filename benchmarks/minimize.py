@@ -4,13 +4,10 @@
 reached. Counts must be right, or the exit status is not 0. Times are only reported.
 """
 
-import argparse
 import dataclasses
 import functools
-import json
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -208,17 +205,11 @@ def counts() -> list[Row]:
     return [counted("traces of the objective", found, {"minimize": 1, "step": 1})]
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.minimize", description=__doc__)
-    parser.add_argument("--smoke", action="store_true", help="only see that everything runs")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to a file")
-    options = parser.parse_args()
-    size = SMOKE if options.smoke else FULL
+def run(smoke: bool) -> list[Row]:
+    size = SMOKE if smoke else FULL
     # Compiling is what is measured.
     jax.config.update("jax_enable_compilation_cache", False)
-    header = _timing.machine() | {"repetitions": str(size.repetitions)}
-    print(", ".join(f"{name} {value}" for name, value in header.items()), end="\n\n")
-    rows = [
+    return [
         *counts(),
         # What an objective takes to compile by itself goes from half a second to a minute.
         *compiling(plain, size.num_layers, max(size.repetitions // 2, 1), None),
@@ -226,12 +217,7 @@ def main() -> int:
         *compiling(normalized_by_equinox, size.num_layers, 1, Target(1.5, at_least=False)),
         *eager(size),
     ]
-    print("\n".join(_timing.report(rows)))
-    if options.json is not None:
-        result = {"machine": header, "rows": [dataclasses.asdict(row) for row in rows]}
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
-    return int(any(row.counted and not row.ok for row in rows))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(_timing.main("benchmarks.minimize", __doc__, run))
