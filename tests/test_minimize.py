@@ -214,7 +214,8 @@ def test_a_gradient_that_rounding_does_not_let_vanish():
     def lifted(x: Array) -> Array:
         return 1 + 1e-3 * rosenbrock(x)
 
-    for optimizer in (eqopt.LBFGS(), eqopt.NonlinearCG()):
+    optimizers: list[Any] = [eqopt.LBFGS(), eqopt.NonlinearCG()]
+    for optimizer in optimizers:
         solution = eqopt.minimize(
             lifted, optimizer, jnp.full(10, -1.2, FLOAT), gtol=0.0, throw=False
         )

@@ -73,6 +73,10 @@ class ScaleByBacktrackingLinesearch(AbstractLinesearch[_Backtracking]):
     def returns(self) -> bool:
         return False
 
+    @property
+    def reports(self) -> bool:
+        return self.verbose
+
     def first_step(self, learning_rate: Float[Array, ""]) -> Float[Array, ""]:
         longer = jnp.asarray(self.increase_factor) * learning_rate
         return jnp.minimum(longer, jnp.asarray(self.max_learning_rate))

@@ -120,11 +120,7 @@ class AbstractLinesearch(AbstractTransformation[LinesearchState[LinesearchInfo]]
 
     A search is written as a machine over scalars: `start` and `tell`. It never sees a tree. The
     same machine serves as a link of a chain, and in the one loop of [`eqopt.minimize`][].
-
-    A subclass has a static field `verbose`, whether each search is printed.
     """
-
-    verbose: eqx.AbstractVar[bool]
 
     @property
     @abc.abstractmethod
@@ -135,6 +131,11 @@ class AbstractLinesearch(AbstractTransformation[LinesearchState[LinesearchInfo]]
     @abc.abstractmethod
     def returns(self) -> bool:
         """Whether the machine ever returns to a trial before the last."""
+
+    @property
+    @abc.abstractmethod
+    def reports(self) -> bool:
+        """Whether each search is printed."""
 
     @abc.abstractmethod
     def first_step(self, learning_rate: Float[Array, ""]) -> Float[Array, ""]:
@@ -340,7 +341,7 @@ def finish(
         point = moved(whole.params, line.updates)
         sure = known | (line.verdict != FAIL)
         cache = filled(cache, whole.objective, point, outcome(line, start), sure)
-    if linesearch.verbose:
+    if linesearch.reports:
         _print(type(linesearch).__name__, line)
     return LinesearchState(line.step, line.origin.scale, cache, line.info)
 

@@ -103,6 +103,10 @@ class ScaleByHagerZhangLinesearch(AbstractLinesearch[_HagerZhang]):
     def returns(self) -> bool:
         return True
 
+    @property
+    def reports(self) -> bool:
+        return self.verbose
+
     def first_step(self, learning_rate: Float[Array, ""]) -> Float[Array, ""]:
         return self._capped(self.initial_guess_strategy(learning_rate))
 

@@ -82,6 +82,10 @@ class ScaleByWolfeLinesearch(AbstractLinesearch[_Wolfe]):
     def returns(self) -> bool:
         return True
 
+    @property
+    def reports(self) -> bool:
+        return self.verbose
+
     def first_step(self, learning_rate: Float[Array, ""]) -> Float[Array, ""]:
         return jnp.ones_like(learning_rate)
 

@@ -104,6 +104,10 @@ class ScaleByZoomLinesearch(AbstractLinesearch[_Zoom]):
     def returns(self) -> bool:
         return True
 
+    @property
+    def reports(self) -> bool:
+        return self.verbose
+
     def first_step(self, learning_rate: Float[Array, ""]) -> Float[Array, ""]:
         return self._capped(self.initial_guess_strategy(learning_rate))
 
