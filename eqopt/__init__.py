@@ -5,6 +5,11 @@ from ._cache import Cache as Cache, LinesearchState as LinesearchState
 from ._check import typed as typed
 from ._closure import RecompilationWarning as RecompilationWarning
 from ._descent import MinimizeResult as MinimizeResult
+from ._eval_params import (
+    AbstractEvalState as AbstractEvalState,
+    eval_params as eval_params,
+    LookaheadParams as LookaheadParams,
+)
 from ._first_step import (
     double_step as double_step,
     keep_step as keep_step,
@@ -49,6 +54,10 @@ from ._optimizer.nonlinear_cg import NonlinearCG as NonlinearCG
 from ._optimizer.polyak import PolyakSGD as PolyakSGD
 from ._optimizer.quasi_newton import BFGS as BFGS, LBFGS as LBFGS
 from ._optimizer.rmsprop import RMSProp as RMSProp
+from ._optimizer.schedule_free import (
+    ScheduleFreeAdamW as ScheduleFreeAdamW,
+    ScheduleFreeSGD as ScheduleFreeSGD,
+)
 from ._optimizer.sgd import SGD as SGD
 from ._progress import (
     AbstractProgress as AbstractProgress,
@@ -115,6 +124,10 @@ from ._selector import (
     Where as Where,
 )
 from ._transform.adam import ScaleByAdam as ScaleByAdam, ScaleByAdamState as ScaleByAdamState
+from ._transform.apply_every import (
+    ApplyEvery as ApplyEvery,
+    ApplyEveryState as ApplyEveryState,
+)
 from ._transform.average import (
     EMA as EMA,
     EMAState as EMAState,
@@ -153,6 +166,10 @@ from ._transform.lion import (
     ScaleByLionState as ScaleByLionState,
 )
 from ._transform.polyak import ScaleByPolyak as ScaleByPolyak
+from ._transform.reduce_on_plateau import (
+    ReduceOnPlateau as ReduceOnPlateau,
+    ReduceOnPlateauState as ReduceOnPlateauState,
+)
 from ._transform.rms import (
     ScaleByRMS as ScaleByRMS,
     ScaleByRMSState as ScaleByRMSState,
@@ -178,8 +195,47 @@ from ._value_and_grad_from_state import (
     ValueAndGradFromState as ValueAndGradFromState,
 )
 from ._wrapper.chain import Chain as Chain, ChainState as ChainState
+from ._wrapper.conditional import (
+    ConditionallyMask as ConditionallyMask,
+    ConditionallyMaskState as ConditionallyMaskState,
+    ConditionallyTransform as ConditionallyTransform,
+    ConditionallyTransformState as ConditionallyTransformState,
+)
+from ._wrapper.finite import (
+    accept_update as accept_update,
+    ApplyIfFinite as ApplyIfFinite,
+    ApplyIfFiniteState as ApplyIfFiniteState,
+    raise_error as raise_error,
+    skip_update as skip_update,
+)
+from ._wrapper.flatten import Flatten as Flatten, FlattenState as FlattenState
+from ._wrapper.freeze import (
+    Freeze as Freeze,
+    FreezeState as FreezeState,
+    SelectiveTransform as SelectiveTransform,
+    SelectiveTransformState as SelectiveTransformState,
+)
+from ._wrapper.lookahead import Lookahead as Lookahead, LookaheadState as LookaheadState
 from ._wrapper.masked import Masked as Masked, MaskedState as MaskedState
+from ._wrapper.multi_steps import (
+    MultiSteps as MultiSteps,
+    MultiStepsState as MultiStepsState,
+    ShouldSkipUpdateFunction as ShouldSkipUpdateFunction,
+    skip_large_updates as skip_large_updates,
+    skip_not_finite as skip_not_finite,
+)
+from ._wrapper.named_chain import NamedChain as NamedChain, NamedChainState as NamedChainState
+from ._wrapper.param_ema import ParamEMA as ParamEMA, ParamEMAState as ParamEMAState
+from ._wrapper.partition import Partition as Partition, PartitionState as PartitionState
+from ._wrapper.schedule_free import (
+    ScheduleFree as ScheduleFree,
+    ScheduleFreeState as ScheduleFreeState,
+)
 from ._wrapper.scheduled import Scheduled as Scheduled, ScheduledState as ScheduledState
+from ._wrapper.split_complex import (
+    SplitRealAndImaginary as SplitRealAndImaginary,
+    SplitRealAndImaginaryState as SplitRealAndImaginaryState,
+)
 from .interop._optax import (
     as_optax as as_optax,
     from_optax as from_optax,

@@ -23,6 +23,9 @@ class AbstractSelector(eqx.Module):
     Selectors combine: `a & b`, `a | b`, `~a`. Wherever a mask may stand, a selector may.
     """
 
+    # Selectors are keys of dictionaries. Every Module is hashable, which type checkers believe of
+    # those classes only that define `__hash__` themselves.
+
     @abc.abstractmethod
     def select(self, params: PyTree) -> PyTree[bool]:
         """Gives a tree like `params` that has `True` where the parameter is chosen."""
@@ -65,6 +68,9 @@ class ByPath(AbstractSelector):
 
     pattern: str | re.Pattern[str] = eqx.field(static=True)
 
+    def __hash__(self) -> int:
+        return eqx.Module.__hash__(self)
+
     def __check_init__(self) -> None:
         if not isinstance(self.pattern, str | re.Pattern):
             raise TypeError(f"`pattern` must be a string; got {self.pattern!r}")
@@ -101,6 +107,9 @@ class ByType(AbstractSelector):
     """
 
     types: tuple[type, ...] = eqx.field(static=True)
+
+    def __hash__(self) -> int:
+        return eqx.Module.__hash__(self)
 
     def __init__(self, *types: type) -> None:
         wrong = [x for x in types if not isinstance(x, type)]
@@ -139,6 +148,9 @@ class ByNdim(AbstractSelector):
         converter=optional(size("at_most", at_least=0)), static=True, default=None
     )
 
+    def __hash__(self) -> int:
+        return eqx.Module.__hash__(self)
+
     def select(self, params: PyTree) -> PyTree[bool]:
         upper = np.inf if self.at_most is None else self.at_most
         return _map(lambda _, x: x is not None and self.at_least <= np.ndim(x) <= upper, params)
@@ -154,6 +166,9 @@ class Where(AbstractSelector):
     """
 
     where: Callable[[Any], Any] = eqx.field(static=True)
+
+    def __hash__(self) -> int:
+        return eqx.Module.__hash__(self)
 
     def __check_init__(self) -> None:
         if isinstance(self.where, eqx.Module) or not callable(self.where):
@@ -191,6 +206,9 @@ class And(AbstractSelector):
 
     selectors: tuple[AbstractSelector, ...]
 
+    def __hash__(self) -> int:
+        return eqx.Module.__hash__(self)
+
     def __init__(self, *selectors: AbstractSelector) -> None:
         self.selectors = _selectors(selectors)
 
@@ -208,6 +226,9 @@ class Or(AbstractSelector):
 
     selectors: tuple[AbstractSelector, ...]
 
+    def __hash__(self) -> int:
+        return eqx.Module.__hash__(self)
+
     def __init__(self, *selectors: AbstractSelector) -> None:
         self.selectors = _selectors(selectors)
 
@@ -224,6 +245,9 @@ class Not(AbstractSelector):
     """
 
     selector: AbstractSelector
+
+    def __hash__(self) -> int:
+        return eqx.Module.__hash__(self)
 
     def __check_init__(self) -> None:
         _selectors((self.selector,))
@@ -257,6 +281,9 @@ class FunctionSelector(AbstractSelector):
 
     function: Callable[[Any], Any] = eqx.field(static=True)
 
+    def __hash__(self) -> int:
+        return eqx.Module.__hash__(self)
+
     def select(self, params: PyTree) -> PyTree[bool]:
         return _spread(self.function(params), params)
 
@@ -275,6 +302,9 @@ class TreeSelector(AbstractSelector):
     # Kept flat and static: a mask decides the shape of the program, and must be hashable.
     booleans: tuple[bool | None, ...] = eqx.field(static=True)
     structure: TreeDef = eqx.field(static=True, repr=False)
+
+    def __hash__(self) -> int:
+        return eqx.Module.__hash__(self)
 
     def __init__(self, tree: PyTree[bool]) -> None:
         leaves, self.structure = _check.flatten(tree)

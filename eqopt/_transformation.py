@@ -14,6 +14,7 @@ from jaxtyping import PyTree
 from . import _check, _door, _kernel
 from ._cache import evaluate
 from ._closure import hoist, note_trace, opaque
+from ._eval_params import LookaheadParams
 from ._hyperparameter import float_dtype, prettily, settle
 from ._objective import accepted, Context, Evaluation, Objective, Whole
 from ._tree import add, conj, round_like
@@ -335,6 +336,8 @@ def _update(
     if value is not None and jnp.shape(value) != ():
         raise ValueError(f"`value` must be one number; got shape {jnp.shape(value)}")
     given = None if params is None else trained
+    if isinstance(given, LookaheadParams):
+        updates, grad = given.gradient(updates), given.gradient(grad)
     if grad is not None:
         grad = conj(_check.fit(grad, given, "grad"))
     whole = None if given is None else Whole(given, objective)

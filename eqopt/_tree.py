@@ -64,6 +64,16 @@ def blank_like(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: full_like(x, 0, x.dtype), tree)
 
 
+def copies(tree: PyTree, dtype: Any = None) -> PyTree:
+    """A copy of each leaf that shares no buffer with it; `dtype` as in `accumulator_dtype`."""
+
+    def copy(x: Array) -> Array:
+        # Strongly typed, and made by an operation: a compiled program passes on what it was given.
+        return jnp.copy(lax.convert_element_type(x, accumulator_dtype(x.dtype, dtype)))
+
+    return jax.tree.map(copy, tree)
+
+
 def add(x: Array, u: Array) -> Array:
     """A parameter plus its update, rounded once, to the parameter's dtype."""
     dtype = wider(x.dtype, u.dtype)

@@ -57,6 +57,16 @@ def double(updates: Any, params: Any) -> Any:
     return jax.tree.map(lambda u: 2 * u, updates)
 
 
+def odd(step: Any) -> Any:
+    """For `ConditionallyTransform`."""
+    return step % 2 == 1
+
+
+def first(step: Any) -> Any:
+    """For `ConditionallyMask`."""
+    return step == 0
+
+
 def _last_step_size(chain: Any) -> Any:
     return chain.links[-1].step_size
 
@@ -87,12 +97,22 @@ def _search(name: str, make: Callable[[], _T]) -> Row:
     return Row(name, make, needs_params=True, needs=_of_objective, differentiable=False)
 
 
+def _optimizer(name: str, make: Callable[[], _T]) -> Row:
+    return Row(name, make, descends=True, needs_params=True)
+
+
 def _direction(name: str, make: Callable[[], _T], *, descends: bool = False) -> Row:
     # It does without the value, but makes use of one.
     return Row(name, make, descends, needs_params=True, needs=_a_value, differentiable=False)
 
 
 _MATRICES = eqopt.ByNdim(2)
+
+
+def _partition() -> _T:
+    return eqopt.Partition({_MATRICES: eqopt.AdamW(0.05, 0.8, 0.95), ...: eqopt.SGD(0.03, 0.7)})
+
+
 # One object: functions that are made anew would be compiled anew. Without `eps_root`, optax has no
 # derivative at zero.
 _ADAM_OF_OPTAX = optax.adam(0.05, 0.8, 0.95, eps_root=1e-8)
@@ -155,7 +175,57 @@ ROWS = [
     ),
     Row("FromOptax", lambda: eqopt.from_optax(_ADAM_OF_OPTAX), descends=True),
     Row("Masked", lambda: eqopt.Masked(eqopt.Adam(0.05), _MATRICES)),
+    Row("Partition", _partition, descends=True, needs_params=True),
+    Row("Freeze", lambda: eqopt.Freeze(eqopt.ByPath("branch.w"))),
+    Row(
+        "SelectiveTransform",
+        lambda: eqopt.SelectiveTransform(eqopt.Adam(0.05), eqopt.ByPath("nowhere")),
+        descends=True,
+    ),
+    Row("Flatten", lambda: eqopt.Flatten(eqopt.Adam(0.05, 0.8, 0.95)), descends=True),
+    Row(
+        "NamedChain",
+        lambda: eqopt.NamedChain(
+            ("trace", eqopt.Trace(0.7)),
+            clip=eqopt.ClipByGlobalNorm(0.6),
+            rate=eqopt.ScaleByLearningRate(0.05),
+        ),
+        descends=True,
+    ),
+    Row(
+        "SplitRealAndImaginary",
+        lambda: eqopt.SplitRealAndImaginary(eqopt.Adam(0.05, 0.8, 0.95)),
+        descends=True,
+    ),
     Row("Scheduled", lambda: _scheduled(eqopt.Trace(0.7))),
+    _optimizer("Lookahead", lambda: eqopt.Lookahead(eqopt.SGD(0.05, 0.7), 2, 0.6)),
+    # A long period: what is reset counts from 0 again.
+    _optimizer("Lookahead-reset", lambda: eqopt.Lookahead(eqopt.Adam(0.05), 7, 0.6, True)),
+    _optimizer("ParamEMA", lambda: eqopt.ParamEMA(eqopt.SGD(0.05, 0.7), 0.8)),
+    Row(
+        "ScheduleFree",
+        lambda: eqopt.ScheduleFree(eqopt.SGD(0.05), eqopt.Linear(0.04, 0.05, 4), 0.8, 1.5),
+        descends=True,
+    ),
+    Row("ApplyEvery", lambda: eqopt.ApplyEvery(2)),
+    Row("ApplyIfFinite", lambda: eqopt.ApplyIfFinite(eqopt.Adam(0.05), 2), descends=True),
+    Row(
+        "ApplyIfFinite-skip",
+        lambda: eqopt.ApplyIfFinite(eqopt.Trace(0.7), 2, eqopt.skip_update),
+    ),
+    Row("ConditionallyTransform", lambda: eqopt.ConditionallyTransform(eqopt.Trace(0.7), odd)),
+    Row("ConditionallyMask", lambda: eqopt.ConditionallyMask(eqopt.Trace(0.7), odd)),
+    # The second call, which most laws look at, closes the window.
+    Row("MultiSteps", lambda: eqopt.MultiSteps(eqopt.Trace(0.7), 2)),
+    Row(
+        "MultiSteps-sum-skip",
+        lambda: eqopt.MultiSteps(
+            eqopt.Trace(0.7),
+            eqopt.Linear(2.0, 3.0, 4),
+            use_grad_mean=False,
+            should_skip_update_fn=eqopt.skip_not_finite,
+        ),
+    ),
     _search(
         "ScaleByBacktrackingLinesearch", lambda: eqopt.ScaleByBacktrackingLinesearch(8, 0.01, 0.7)
     ),
@@ -189,6 +259,16 @@ ROWS = [
         descends=True,
         needs=_a_value,
     ),
+    Row("ScheduleFreeSGD", lambda: eqopt.ScheduleFreeSGD(0.05, b1=0.8), descends=True),
+    _optimizer("ScheduleFreeSGD-warmup", lambda: eqopt.ScheduleFreeSGD(0.05, 3, 0.8, 0.01)),
+    _optimizer(
+        "ScheduleFreeAdamW", lambda: eqopt.ScheduleFreeAdamW(0.05, 3, 0.8, 0.95, 1e-6, 0.01)
+    ),
+    Row(
+        "ReduceOnPlateau",
+        lambda: eqopt.ReduceOnPlateau(0.3, 2, 0.1, 0.05, 3, 4, 0.2),
+        needs=_a_value,
+    ),
     Row("SGD", lambda: eqopt.SGD(0.05), descends=True),
     Row("SGD-momentum", lambda: eqopt.SGD(0.05, 0.7, nesterov=True), descends=True),
     Row("Adam", lambda: eqopt.Adam(0.05, 0.8, 0.95, 1e-6), descends=True),
@@ -213,13 +293,23 @@ ROWS = [
 
 # Classes that optax cannot judge, and the file in which something else does.
 _ORACLES = """
+test_apply_if_finite ApplyIfFinite
+test_conditional ConditionallyMask ConditionallyTransform
+test_flatten Flatten SplitRealAndImaginary
 test_from_optax FromOptax
+test_eval_params ParamEMA
 test_hager_zhang ScaleByHagerZhangLinesearch
 test_linesearches ScaleByBacktrackingLinesearch ScaleByZoomLinesearch ScaleByWolfeLinesearch
+test_lookahead Lookahead
 test_minimize BFGS LBFGS
+test_multi_steps ApplyEvery MultiSteps
 test_monitor Monitor Snapshot
+test_named_chain NamedChain
 test_nonlinear_cg NonlinearCG ScaleByNonlinearCG
+test_partition Freeze Partition SelectiveTransform
 test_polyak PolyakSGD ScaleByPolyak
+test_reduce_on_plateau ReduceOnPlateau
+test_schedule_free ScheduleFree ScheduleFreeAdamW ScheduleFreeSGD
 test_quasi_newton ScaleByBFGS ScaleByLBFGS
 """
 OTHER_ORACLES = {x: file for file, *xs in map(str.split, _ORACLES.split("\n")[1:-1]) for x in xs}
@@ -228,7 +318,23 @@ OTHER_ORACLES = {x: file for file, *xs in map(str.split, _ORACLES.split("\n")[1:
 WRAPPERS = [
     Wrapper("Chain", lambda inner: eqopt.Chain(eqopt.Clip(0.4), inner, eqopt.Scale(1.0))),
     Wrapper("Masked", lambda inner: eqopt.Masked(inner, eqopt.ByPath("**"))),
+    Wrapper("Partition", lambda inner: eqopt.Partition({"all": inner}, "all")),
+    Wrapper(
+        "SelectiveTransform", lambda inner: eqopt.SelectiveTransform(inner, eqopt.ByPath("nowhere"))
+    ),
+    Wrapper("Flatten", eqopt.Flatten),
+    Wrapper(
+        "NamedChain", lambda inner: eqopt.NamedChain(("inner", inner), another=eqopt.Scale(1.0))
+    ),
+    Wrapper("SplitRealAndImaginary", eqopt.SplitRealAndImaginary),
     Wrapper("Scheduled", _scheduled),
+    Wrapper("ApplyIfFinite", lambda inner: eqopt.ApplyIfFinite(inner, 2)),
+    Wrapper("ConditionallyTransform", lambda inner: eqopt.ConditionallyTransform(inner, first)),
+    Wrapper("ConditionallyMask", lambda inner: eqopt.ConditionallyMask(inner, first)),
+    Wrapper("MultiSteps", lambda inner: eqopt.MultiSteps(inner, 1)),
+    Wrapper("Lookahead", lambda inner: eqopt.Lookahead(inner, 2, 0.6)),
+    Wrapper("ParamEMA", lambda inner: eqopt.ParamEMA(inner, 0.8)),
+    Wrapper("ScheduleFree", lambda inner: eqopt.ScheduleFree(inner, 0.05, 0.8)),
 ]
 
 # Adam with a bfloat16 average has a hyper-parameter's worth of rounding noise; no derivative of it
@@ -268,7 +374,8 @@ def concrete_classes() -> set[type[_T]]:
 def holds_transformations(transformation: _T) -> bool:
     """Whether one of the fields is a transformation, or several."""
     values = [getattr(transformation, f.name) for f in dataclasses.fields(transformation)]
-    inner = [x for v in values for x in (v if isinstance(v, tuple) else (v,))]
+    values = [list(v.values()) if isinstance(v, dict) else v for v in values]
+    inner = [x for v in values for x in (v if isinstance(v, tuple | list) else (v,))]
     return any(isinstance(x, AbstractTransformation) for x in inner)
 
 

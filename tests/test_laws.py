@@ -329,5 +329,6 @@ def test_the_repr_shows_the_numbers_on_one_line(row: Row):
     text = repr(opt)
     assert text.startswith(f"{type(opt).__name__}(")
     for name in table.numbers(opt):
-        shown = float(str(getattr(opt, name)))
+        number = getattr(opt, name)
+        shown = float(str(number)) if number.dtype.kind == "f" else int(number)
         assert f"{name}={shown!r}" in text

@@ -117,8 +117,12 @@ def flatten(x: Any) -> list[Any]:
 
 def subtrees(state: Any, kind: type) -> list[Any]:
     """The trees within a state that are of the parameters' own type."""
-    found = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, kind))
-    return [x for x in found if isinstance(x, kind)]
+
+    def found(x: Any) -> bool:
+        # A dictionary of states by name is not one of parameters, which have a branch.
+        return isinstance(x, kind) and not (isinstance(x, dict) and "branch" not in x)
+
+    return [x for x in jax.tree.leaves(state, is_leaf=found) if found(x)]
 
 
 def trees_in(state: Any) -> list[Any]:

@@ -4,14 +4,10 @@ from typing import Any, Generic, overload, TypeVar
 
 import equinox as eqx
 
-from .. import _check, _kernel
+from .. import _check
+from .._links import transform_links
 from .._objective import Context
-from .._transformation import (
-    AbstractLeafwise,
-    AbstractTransformation,
-    check_state,
-    check_transformation,
-)
+from .._transformation import AbstractTransformation, check_transformation
 from .._types import Params, Updates
 
 _States = TypeVar("_States", bound=tuple[Any, ...])
@@ -111,16 +107,7 @@ class Chain(AbstractTransformation[ChainState[_States]], Generic[_States]):
                 f"`state.states` has {len(state.states)} entries; the chain has {len(self.links)} "
                 "links"
             )
-        states: list[Any] = []
-        rules: list[_kernel.Rule] = []
-        for i, (link, own) in enumerate(zip(self.links, state.states, strict=True)):
-            check_state(link, own, f"state.states[{i}]")
-            if isinstance(link, AbstractLeafwise):
-                rules.append(link.rule(own, params, context))
-                continue
-            updates, done = _kernel.run(rules, updates, params)
-            updates, own = link.transform(updates, own, params, context)
-            states, rules = [*states, *done, own], []
-        updates, done = _kernel.run(rules, updates, params)
-        all_states: Any = (*states, *done)
-        return updates, ChainState(all_states)
+        names = [f"state.states[{i}]" for i in range(len(self.links))]
+        updates, states = transform_links(self.links, state.states, names, updates, params, context)
+        after: Any = tuple(states)
+        return updates, ChainState(after)

@@ -1,13 +1,12 @@
 """A transformation of some of the parameters."""
 
-import dataclasses
-from typing import Any, Generic
+from typing import Generic
 
 import equinox as eqx
-from jaxtyping import PyTree
 
 from .. import _check
 from .._hyperparameter import flag
+from .._masking import hide, narrow, transform_part
 from .._objective import Context
 from .._selector import AbstractSelector, as_selector
 from .._transformation import AbstractTransformation, check_state, check_transformation
@@ -61,7 +60,7 @@ class Masked(AbstractTransformation[MaskedState[State]], Generic[State]):
     def init_state(self, params: Params, context: Context) -> MaskedState[State]:
         leaves, _ = _check.flatten(self.mask.select(params))
         chosen = tuple(leaves)
-        inner = self.inner.init_state(_hide(params, chosen), _narrow(context, params, chosen))
+        inner = self.inner.init_state(hide(params, chosen), narrow(context, params, chosen))
         return MaskedState(inner, chosen)
 
     def transform(
@@ -72,40 +71,15 @@ class Masked(AbstractTransformation[MaskedState[State]], Generic[State]):
         context: Context,
     ) -> tuple[Updates, MaskedState[State]]:
         check_state(self.inner, state.inner_state, "state.inner_state")
-        chosen = state.chosen
-        leaves, treedef = _check.flatten(updates)
-        if len(leaves) != len(chosen):
-            raise ValueError(
-                f"`state` was made for {len(chosen)} leaves; `updates` has {len(leaves)}"
-            )
-        if self.mask_compatible_extra_args:
-            extra = {
-                name: _hide(x, chosen) if _check.like(x, updates) else x
-                for name, x in context.extra.items()
-            }
-            context = eqx.tree_at(lambda c: c.extra, context, extra, is_leaf=_check.is_none)
-        inner, inner_state = self.inner.transform(
-            _hide(updates, chosen),
+        inner, inner_state = transform_part(
+            self.inner,
+            state.chosen,
+            updates,
             state.inner_state,
-            None if params is None else _hide(params, chosen),
-            _narrow(context, params, chosen),
+            params,
+            context,
+            mask_extra=self.mask_compatible_extra_args,
         )
-        inner_leaves = treedef.flatten_up_to(inner)
-        merged = [a if c else b for a, b, c in zip(inner_leaves, leaves, chosen, strict=True)]
-        return treedef.unflatten(merged), MaskedState(inner_state, chosen)
-
-
-def _hide(tree: PyTree, chosen: tuple[bool, ...], *, complement: bool = False) -> PyTree:
-    leaves, treedef = _check.flatten(tree)
-    kept = [x if c is not complement else None for x, c in zip(leaves, chosen, strict=True)]
-    return treedef.unflatten(kept)
-
-
-def _narrow(context: Context, params: Params | None, chosen: tuple[bool, ...]) -> Context:
-    """What of the context concerns the chosen parameters."""
-    grad: Any = None if context.grad is None else _hide(context.grad, chosen)
-    objective = context.value_fn
-    if objective is not None and params is not None:
-        rest = eqx.combine(_hide(params, chosen, complement=True), objective.rest)
-        objective = dataclasses.replace(objective, rest=rest)
-    return dataclasses.replace(context, grad=grad, value_fn=objective)
+        leaves, treedef = _check.flatten(updates)
+        merged = [a if c else b for a, b, c in zip(inner, leaves, state.chosen, strict=True)]
+        return treedef.unflatten(merged), MaskedState(inner_state, state.chosen)

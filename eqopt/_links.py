@@ -1,0 +1,35 @@
+"""Transformations one after the other."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from . import _kernel
+from ._objective import Context
+from ._transformation import AbstractLeafwise, AbstractTransformation, check_state
+from ._types import Params, Updates
+
+
+def transform_links(
+    links: Sequence[AbstractTransformation[Any]],
+    states: Sequence[Any],
+    names: Sequence[str],
+    updates: Updates,
+    params: Params | None,
+    context: Context,
+) -> tuple[Updates, list[Any]]:
+    """Applies links one after the other, those fused that treat each leaf alike.
+
+    The states' names are for messages.
+    """
+    after: list[Any] = []
+    rules: list[_kernel.Rule] = []
+    for link, own, name in zip(links, states, names, strict=True):
+        check_state(link, own, name)
+        if isinstance(link, AbstractLeafwise):
+            rules.append(link.rule(own, params, context))
+            continue
+        updates, done = _kernel.run(rules, updates, params)
+        updates, own = link.transform(updates, own, params, context)
+        after, rules = [*after, *done, own], []
+    updates, done = _kernel.run(rules, updates, params)
+    return updates, [*after, *done]

@@ -1,0 +1,68 @@
+"""A transformation of a part of the parameters."""
+
+import dataclasses
+from typing import Any
+
+import equinox as eqx
+import jax
+from jaxtyping import PyTree
+
+from . import _check
+from ._objective import Context
+from ._transformation import AbstractTransformation
+from ._types import Params, Updates
+
+# A part of the parameters: whether each leaf, in order, belongs to it.
+Chosen = tuple[bool, ...]
+
+
+def hide(tree: PyTree, chosen: Chosen, *, name: str = "updates") -> PyTree:
+    """The tree, with `None` for what is not chosen; a `ValueError` if it has other leaves."""
+    leaves, treedef = _check.flatten(tree)
+    if len(leaves) != len(chosen):
+        raise ValueError(f"`state` was made for {len(chosen)} leaves; `{name}` has {len(leaves)}")
+    return treedef.unflatten([x if c else None for x, c in zip(leaves, chosen, strict=True)])
+
+
+def narrow(context: Context, params: Params | None, chosen: Chosen) -> Context:
+    """What of the context concerns the chosen parameters."""
+    grad: Any = None if context.grad is None else hide(context.grad, chosen, name="grad")
+    objective = context.value_fn
+    if objective is not None and params is not None:
+        rest = eqx.combine(hide(params, tuple(not c for c in chosen)), objective.rest)
+        objective = dataclasses.replace(objective, rest=rest)
+    return dataclasses.replace(context, grad=grad, value_fn=objective)
+
+
+def transform_part(
+    inner: AbstractTransformation[Any],
+    chosen: Chosen,
+    updates: Updates,
+    inner_state: Any,
+    params: Params | None,
+    context: Context,
+    *,
+    mask_extra: bool = False,
+) -> tuple[list[Any], Any]:
+    """Applies a transformation to the chosen updates; gives their leaves, `None` for the others."""
+    hidden = hide(updates, chosen)
+    if mask_extra:
+        extra = {
+            name: hide(x, chosen) if is_like(x, updates) else x for name, x in context.extra.items()
+        }
+        context = dataclasses.replace(context, extra=extra)
+    out, inner_state = inner.transform(
+        hidden,
+        inner_state,
+        None if params is None else hide(params, chosen, name="params"),
+        narrow(context, params, chosen),
+    )
+    return jax.tree.structure(hidden, is_leaf=_check.is_none).flatten_up_to(out), inner_state
+
+
+def is_like(x: Any, tree: PyTree) -> bool:
+    """Whether an extra argument is a tree like the parameters.
+
+    A number is not one, not even where there is but one parameter, a number too.
+    """
+    return _check.like(x, tree) and not (_check.is_array(x) and x.shape == ())

@@ -1,0 +1,62 @@
+"""Sums of several updates."""
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Inexact, PyTree
+
+from .. import _check
+from .._arithmetic import plus
+from .._hyperparameter import steps
+from .._kernel import Rule
+from .._objective import Context
+from .._transformation import AbstractLeafwise
+from .._tree import increment, zero_count, zeros_like
+from .._types import Count, Params, Steps
+
+
+@_check.typed
+def _apply_every(
+    update: Inexact[Array, "*shape"], grad_acc: Inexact[Array, "*shape"], emits: Float[Array, ""]
+) -> tuple[Inexact[Array, "*shape"], Inexact[Array, "*shape"]]:
+    total = plus(grad_acc, update)
+    zeros = jnp.zeros_like(total)
+    return jnp.where(emits > 0, total, zeros), jnp.where(emits > 0, zeros, total)
+
+
+@_check.typed
+class ApplyEveryState(eqx.Module):
+    """The state of [`eqopt.ApplyEvery`][].
+
+    **Arguments:**
+
+    - `mini_step`: the number of updates in the sum, int32 of shape `()`.
+    - `grad_acc`: the sum, like the parameters.
+    """
+
+    mini_step: Count
+    grad_acc: PyTree
+
+
+class ApplyEvery(AbstractLeafwise[ApplyEveryState]):
+    r"""Sums up $k$ updates, and then gives their sum; the others are zero.
+
+    !!! note
+        It sums what the links before it make of each gradient. To give an optimizer the mean of
+        several gradients, use [`eqopt.MultiSteps`][].
+
+    **Arguments:**
+
+    - `k`: the number $k$ of updates, at least 1.
+    """
+
+    k: Steps = eqx.field(converter=steps("k", at_least=1), default=1)
+
+    def init_state(self, params: Params, context: Context) -> ApplyEveryState:
+        return ApplyEveryState(zero_count(), zeros_like(params))
+
+    def rule(self, state: ApplyEveryState, params: Params | None, context: Context) -> Rule:
+        taken = increment(state.mini_step)
+        emits = taken >= self.k
+        new = ApplyEveryState(jnp.where(emits, np.int32(0), taken), state.grad_acc)
+        return Rule(_apply_every, new, trees=("grad_acc",), scalars=(emits,))

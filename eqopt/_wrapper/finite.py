@@ -1,0 +1,169 @@
+"""A transformation that bad numbers do not enter."""
+
+from collections.abc import Callable
+from typing import Any, Generic
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool
+
+from .. import _check
+from .._apply_when import apply_when
+from .._cache import LinesearchState
+from .._hyperparameter import steps
+from .._objective import Context
+from .._transformation import AbstractTransformation, check_state, check_transformation
+from .._tree import all_finite, increment, select, zero_count
+from .._types import Count, Params, State, Steps, Updates
+
+
+def accept_update(gives_up: Bool[Array, ""]) -> Bool[Array, ""]:
+    """Lets [`eqopt.ApplyIfFinite`][] apply updates that are not finite, once it gives up.
+
+    **Arguments:**
+
+    - `gives_up`: whether it does, a boolean of shape `()`.
+    """
+    return gives_up
+
+
+def skip_update(gives_up: Bool[Array, ""]) -> Bool[Array, ""]:
+    """Has [`eqopt.ApplyIfFinite`][] never give up: it goes on skipping.
+
+    **Arguments:**
+
+    - `gives_up`: whether it would, a boolean of shape `()`.
+    """
+    return jnp.zeros_like(gives_up)
+
+
+def raise_error(gives_up: Bool[Array, ""]) -> Bool[Array, ""]:
+    """Has [`eqopt.ApplyIfFinite`][] raise an error at run time, once it gives up.
+
+    **Arguments:**
+
+    - `gives_up`: whether it does, a boolean of shape `()`.
+    """
+    return eqx.error_if(
+        jnp.zeros_like(gives_up),
+        gives_up,
+        "`ApplyIfFinite`: more than `max_consecutive_errors` updates in a row were not finite",
+    )
+
+
+def _on_give_up(value: Any) -> Callable[[Array], Array]:
+    if callable(value) and not isinstance(value, type):
+        fn: Any = value
+        return fn
+    raise TypeError(
+        "`on_give_up` must be `eqopt.accept_update`, `eqopt.skip_update`, `eqopt.raise_error` or "
+        f"another function from a boolean to a boolean; got {value!r}"
+    )
+
+
+class ApplyIfFiniteState(eqx.Module, Generic[State]):
+    """The state of [`eqopt.ApplyIfFinite`][].
+
+    **Arguments:**
+
+    - `notfinite_count`: how many updates in a row, up to the last one, were not finite, int32 of
+        shape `()`.
+    - `last_finite`: whether the last update was finite, a boolean of shape `()`.
+    - `total_notfinite`: how many updates were not finite in all, int32 of shape `()`.
+    - `inner_state`: the state of the inner transformation.
+    """
+
+    notfinite_count: Count
+    last_finite: Bool[Array, ""]
+    total_notfinite: Count
+    inner_state: State
+
+
+class ApplyIfFinite(AbstractTransformation[ApplyIfFiniteState[State]], Generic[State]):
+    """Skips every step that is not finite, as if it had not been: the updates are zero.
+
+    A step is not finite if the updates that come in hold a NaN or an infinity, or those that the
+    inner transformation makes of them, or if a number of its state was finite and no longer is (a
+    gradient whose square overflows). If the gradient itself is not finite, the inner transformation
+    is not computed.
+
+    !!! note
+        After more than `max_consecutive_errors` such steps in a row it gives up, at each further
+        one. By default it then applies the update, not finite as it is, but the inner state
+        takes no harm: a step that would spoil it leaves it as it was. The next finite gradient
+        is a step like any other.
+
+    **Arguments:**
+
+    - `inner`: the transformation.
+    - `max_consecutive_errors`: how many steps in a row are skipped at most, at least 0.
+    - `on_give_up`: what to do after these: [`eqopt.accept_update`][], [`eqopt.skip_update`][] or
+        [`eqopt.raise_error`][]; or a function that is given a boolean array, whether to give up at
+        this step, and returns whether to apply its update.
+
+    With `raise_error`, raises at run time: within `eqx.filter_jit`, an
+    `equinox.EquinoxRuntimeError`.
+    """
+
+    inner: AbstractTransformation[State]
+    max_consecutive_errors: Steps = eqx.field(converter=steps("max_consecutive_errors"))
+    on_give_up: Callable[[Array], Array] = eqx.field(
+        converter=_on_give_up, static=True, default=accept_update
+    )
+
+    def __check_init__(self) -> None:
+        check_transformation("inner", self.inner)
+
+    def init_state(self, params: Params, context: Context) -> ApplyIfFiniteState[State]:
+        inner_state = self.inner.init_state(params, context)
+        return ApplyIfFiniteState(zero_count(), jnp.ones((), bool), zero_count(), inner_state)
+
+    def transform(
+        self,
+        updates: Updates,
+        state: ApplyIfFiniteState[State],
+        params: Params | None,
+        context: Context,
+    ) -> tuple[Updates, ApplyIfFiniteState[State]]:
+        check_state(self.inner, state.inner_state, "state.inner_state")
+        if_bad = increment(state.notfinite_count)
+        exhausted = if_bad > self.max_consecutive_errors
+        given = all_finite(updates)
+        accepted = self.on_give_up(exhausted & ~given)
+        out, inner_state = apply_when(
+            given | accepted, self.inner, updates, state.inner_state, params, context
+        )
+        # Of what has been skipped this is true.
+        sound = all_finite(out) & _stays_finite(state.inner_state, inner_state)
+        finite = given & sound
+        accepted = accepted | self.on_give_up(exhausted & given & ~sound)
+        new = ApplyIfFiniteState(
+            jnp.where(finite, 0, if_bad),
+            finite,
+            jnp.where(finite, state.total_notfinite, increment(state.total_notfinite)),
+            select(sound, inner_state, state.inner_state),
+        )
+        return select(finite | accepted, out, _zeros(out)), new
+
+
+def _zeros(updates: Updates) -> Updates:
+    return jax.tree.map(jnp.zeros_like, updates)
+
+
+def _stays_finite(old: Any, new: Any) -> Bool[Array, ""]:
+    """Whether no number is infinite or NaN that was not before.
+
+    What is not known yet may be infinite: the least loss so far, before the first. A line search
+    says by an infinity that it failed, and recovers by itself.
+    """
+    checks = [
+        jnp.all(jnp.isfinite(b) | ~jnp.isfinite(a))
+        for a, b in zip(_numbers(old), _numbers(new), strict=True)
+    ]
+    return jnp.all(jnp.stack(checks)) if checks else jnp.asarray(True)
+
+
+def _numbers(state: Any) -> list[Any]:
+    leaves = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, LinesearchState))
+    return [x for x in leaves if _check.is_inexact(x)]

@@ -1,0 +1,216 @@
+"""All parameters as one vector for each dtype."""
+
+import math
+from typing import Any, Generic
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.experimental.shard_alike import shard_alike
+from jaxtyping import Array, PyTree
+
+from .. import _check
+from .._arithmetic import cast, wider
+from .._eval_params import AbstractEvalState
+from .._form import AbstractForm, eval_params_in, init_in, transform_in
+from .._objective import Context
+from .._transformation import AbstractTransformation, check_state, check_transformation
+from .._tree import placed_like, replicated
+from .._types import Params, State, Updates
+
+
+class _Vectors(eqx.Module):
+    """The leaves of a tree end to end, those of one dtype in one vector."""
+
+    vectors: tuple[Array | None, ...]
+
+
+class _Layout(AbstractForm):
+    """Where in the vectors each leaf is. Static.
+
+    **Arguments:**
+
+    - `shapes`: the shape of each leaf of the parameters, in order; `None` where there is none.
+    - `groups`: the number of the vector in which it is; one vector for each dtype.
+    """
+
+    shapes: tuple[tuple[int, ...] | None, ...] = eqx.field(static=True)
+    groups: tuple[int, ...] = eqx.field(static=True)
+
+    def pack(self, tree: PyTree) -> _Vectors:
+        leaves, _ = _check.flatten(tree)
+        parts: list[list[Any]] = [[] for _ in range(self.num_vectors)]
+        for x, shape, group in zip(leaves, self.shapes, self.groups, strict=True):
+            if shape is not None:
+                # To move between shapes as it is, a sharded array would have to be gathered; in
+                # explicit mode JAX wants to be told so.
+                size = math.prod(shape)
+                parts[group].append(size if x is None else lax.reshape(replicated(x), (size,)))
+        return _Vectors(tuple(map(_joined, parts)))
+
+    def unpack(self, packed: _Vectors, like: PyTree) -> PyTree:
+        references, treedef = _check.flatten(like)
+        starts = [0] * self.num_vectors
+        leaves: list[Any] = []
+        for reference, shape, group in zip(references, self.shapes, self.groups, strict=True):
+            leaves.append(None)
+            if shape is None:
+                continue
+            start, end = starts[group], starts[group] + math.prod(shape)
+            starts[group] = end
+            if reference is not None:
+                vector: Any = packed.vectors[group]
+                part = lax.slice(vector, (start,), (end,))
+                leaves[-1] = _alike(lax.reshape(part, shape), reference)
+        return treedef.unflatten(leaves)
+
+    @property
+    def num_vectors(self) -> int:
+        return max(self.groups, default=-1) + 1
+
+    def missing(self, tree: PyTree) -> list[np.ndarray]:
+        """Where in each vector there is nothing, for the tree has nothing."""
+        leaves, _ = _check.flatten(tree)
+        parts: list[list[np.ndarray]] = [[] for _ in range(self.num_vectors)]
+        for x, shape, group in zip(leaves, self.shapes, self.groups, strict=True):
+            if shape is not None:
+                parts[group].append(np.full(math.prod(shape), x is None))
+        return [np.concatenate(xs) for xs in parts]
+
+
+def _layout(params: Params) -> _Layout:
+    leaves, _ = _check.flatten(params)
+    dtypes = list(dict.fromkeys(x.dtype.name for x in leaves if x is not None))
+    return _Layout(
+        tuple(None if x is None else x.shape for x in leaves),
+        tuple(-1 if x is None else dtypes.index(x.dtype.name) for x in leaves),
+    )
+
+
+def _joined(parts: list[Any]) -> Array | None:
+    """Concatenates vectors, and zeros for those of which only the size is known.
+
+    Of nothing but sizes there is no vector.
+    """
+    known = [x for x in parts if not isinstance(x, int)]
+    if not known:
+        return None
+    # An earlier link may have made some of them wider than others.
+    dtypes = {x.dtype for x in known}
+    dtype = dtypes.pop() if len(dtypes) == 1 else wider(*dtypes)
+    zero = lax.full_like(known[0], 0, dtype, ())
+    wide = [lax.broadcast(zero, (x,)) if isinstance(x, int) else cast(x, dtype) for x in parts]
+    return lax.concatenate(wide, 0)
+
+
+def _alike(x: Array, reference: Array) -> Array:
+    return shard_alike(placed_like(x, reference), reference)[0]
+
+
+class FlattenState(AbstractEvalState, Generic[State]):
+    """The state of [`eqopt.Flatten`][].
+
+    **Arguments:**
+
+    - `inner_state`: the state of the inner transformation, of vectors.
+    - `layout`: where in the vectors each parameter is. Static.
+    """
+
+    inner_state: State
+    layout: _Layout
+
+    def eval_params(self, params: Params) -> Params:
+        return eval_params_in(self.layout, params, self.inner_state)
+
+
+class Flatten(AbstractTransformation[FlattenState[State]], Generic[State]):
+    """Applies a transformation to all parameters end to end, as one vector for each dtype.
+
+    The updates come back leaf by leaf. A transformation that does the same to every number does the
+    same as without; where there are many small parameters, its program is shorter.
+
+    The gradient `grad` and every extra argument that is a tree of inexact arrays like the
+    parameters are given to `inner` as such vectors too, and the objective `value_fn` as a function
+    of them.
+
+    !!! warning
+        Inside, all parameters are vectors, without paths and without dimensions. What asks for
+        either, such as a mask for weight decay, belongs outside:
+        `Chain(Flatten(ScaleByAdam()), AddDecayedWeights(0.1, mask), ...)`.
+
+    A part of the state is as large as all parameters of its dtype. In explicit sharding mode it is
+    whole on every device.
+
+    **Arguments:**
+
+    - `inner`: the transformation.
+
+    Raises a `ValueError` if the state was made for other parameters.
+    """
+
+    inner: AbstractTransformation[State]
+
+    def __check_init__(self) -> None:
+        check_transformation("inner", self.inner)
+
+    def init_state(self, params: Params, context: Context) -> FlattenState[State]:
+        layout = _layout(params)
+        return FlattenState(init_in(layout, self.inner, params, context), layout)
+
+    def transform(
+        self,
+        updates: Updates,
+        state: FlattenState[State],
+        params: Params | None,
+        context: Context,
+    ) -> tuple[Updates, FlattenState[State]]:
+        check_state(self.inner, state.inner_state, "state.inner_state")
+        layout = state.layout
+        _check_fits(layout, updates)
+        out, inner_state = transform_in(
+            layout, self.inner, updates, state.inner_state, params, context
+        )
+        masks = layout.missing(updates)
+        if any(mask.any() for mask in masks):
+            inner_state = _kept(state.inner_state, inner_state, masks)
+        return out, FlattenState(inner_state, layout)
+
+
+def _check_fits(layout: _Layout, updates: Updates) -> None:
+    leaves, _ = _check.flatten(updates)
+    if len(leaves) != len(layout.shapes):
+        raise ValueError(
+            f"`state` was made for {len(layout.shapes)} leaves; `updates` has {len(leaves)}"
+        )
+    wrong = [
+        i
+        for i, (x, shape) in enumerate(zip(leaves, layout.shapes, strict=True))
+        if x is not None and x.shape != shape
+    ]
+    if wrong:
+        names = _check.paths("updates", updates)
+        faults = [
+            f"`{names[i]}` has shape {leaves[i].shape}; `state` was made for {layout.shapes[i]}"
+            for i in wrong
+        ]
+        raise ValueError(_check.listed(faults))
+
+
+def _kept(before: State, after: State, missing: list[np.ndarray]) -> State:
+    """The state after a step, but as it was before for what had no gradient."""
+
+    def keep(old: Any, new: Any) -> Any:
+        if not isinstance(new, _Vectors):
+            return new
+        pairs = zip(old.vectors, new.vectors, missing, strict=True)
+        return _Vectors(tuple(_where(mask, x, y) for x, y, mask in pairs))
+
+    return jax.tree.map(keep, before, after, is_leaf=lambda x: isinstance(x, _Vectors))
+
+
+def _where(mask: np.ndarray, old: Any, new: Any) -> Any:
+    if new is None or new.shape[-1:] != mask.shape:  # something smaller, such as a norm
+        return new
+    return jnp.where(jnp.broadcast_to(mask, new.shape), old, new)

@@ -1,0 +1,117 @@
+"""Parameters that stay as they are."""
+
+from typing import Any, Generic
+
+import equinox as eqx
+
+from .. import _check
+from .._masking import hide, narrow, transform_part
+from .._objective import Context
+from .._selector import AbstractSelector, as_selector
+from .._transformation import AbstractTransformation, check_state, check_transformation
+from .._tree import blank_like
+from .._types import Params, State, Updates
+
+
+class FreezeState(eqx.Module):
+    """The state of [`eqopt.Freeze`][].
+
+    **Arguments:**
+
+    - `frozen`: whether each leaf of the parameters, in order, is frozen. Static.
+    """
+
+    frozen: tuple[bool, ...] = eqx.field(static=True)
+
+
+class Freeze(AbstractTransformation[FreezeState]):
+    """Sets the updates of some parameters to zero; the others pass unchanged.
+
+    It belongs at the end of a chain: what comes after it may move what it has frozen. The links
+    before it still keep states for frozen parameters; [`eqopt.SelectiveTransform`][] keeps none.
+
+    **Arguments:**
+
+    - `mask`: what is frozen: a selector, a function from the parameters to booleans, or a tree of
+        booleans, possibly a prefix. It is resolved once, in `init`.
+
+    Raises a `ValueError` that names the leaf if the mask does not fit the parameters.
+    """
+
+    mask: AbstractSelector = eqx.field(converter=as_selector)
+
+    def init_state(self, params: Params, context: Context) -> FreezeState:
+        return FreezeState(_resolved(self.mask, params))
+
+    def transform(
+        self, updates: Updates, state: FreezeState, params: Params | None, context: Context
+    ) -> tuple[Updates, FreezeState]:
+        zeros, _ = _check.flatten(blank_like(hide(updates, state.frozen)))
+        leaves, treedef = _check.flatten(updates)
+        merged = [z if f else u for z, u, f in zip(zeros, leaves, state.frozen, strict=True)]
+        return treedef.unflatten(merged), state
+
+
+class SelectiveTransformState(eqx.Module, Generic[State]):
+    """The state of [`eqopt.SelectiveTransform`][].
+
+    **Arguments:**
+
+    - `inner_state`: the state of the optimizer, with `None` for what is frozen.
+    - `frozen`: whether each leaf of the parameters, in order, is frozen. Static.
+    """
+
+    inner_state: State
+    frozen: tuple[bool, ...] = eqx.field(static=True)
+
+
+class SelectiveTransform(AbstractTransformation[SelectiveTransformState[State]], Generic[State]):
+    """Applies an optimizer to all parameters but the frozen ones, whose updates are zero.
+
+    What is frozen is not seen by the optimizer: it has no state, and no part in norms.
+
+    **Arguments:**
+
+    - `optimizer`: the optimizer.
+    - `freeze_mask`: what is frozen: a selector, a function from the parameters to booleans, or a
+        tree of booleans, possibly a prefix. It is resolved once, in `init`.
+
+    Raises a `ValueError` that names the leaf if the mask does not fit the parameters.
+    """
+
+    optimizer: AbstractTransformation[State]
+    freeze_mask: AbstractSelector = eqx.field(converter=as_selector)
+
+    def __check_init__(self) -> None:
+        check_transformation("optimizer", self.optimizer)
+
+    def init_state(self, params: Params, context: Context) -> SelectiveTransformState[State]:
+        frozen = _resolved(self.freeze_mask, params)
+        trained = _others(frozen)
+        inner = self.optimizer.init_state(hide(params, trained), narrow(context, params, trained))
+        return SelectiveTransformState(inner, frozen)
+
+    def transform(
+        self,
+        updates: Updates,
+        state: SelectiveTransformState[State],
+        params: Params | None,
+        context: Context,
+    ) -> tuple[Updates, SelectiveTransformState[State]]:
+        check_state(self.optimizer, state.inner_state, "state.inner_state")
+        inner, inner_state = transform_part(
+            self.optimizer, _others(state.frozen), updates, state.inner_state, params, context
+        )
+        zeros, treedef = _check.flatten(blank_like(hide(updates, state.frozen)))
+        merged = [z if f else u for z, u, f in zip(zeros, inner, state.frozen, strict=True)]
+        return treedef.unflatten(merged), SelectiveTransformState(inner_state, state.frozen)
+
+
+def _resolved(mask: AbstractSelector, params: Params) -> tuple[bool, ...]:
+    leaves: list[Any]
+    leaves, _ = _check.flatten(mask.select(params))
+    return tuple(leaves)
+
+
+def _others(chosen: tuple[bool, ...]) -> tuple[bool, ...]:
+    return tuple(not c for c in chosen)

@@ -1,0 +1,207 @@
+"""Slow parameters, which follow the fast ones."""
+
+import dataclasses
+from typing import Any, Generic
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float, Inexact, PyTree
+
+from .. import _check, _kernel
+from .._arithmetic import minus, plus, times
+from .._cache import Cache
+from .._eval_params import AbstractEvalState, fitting, LookaheadParams, rounded
+from .._hyperparameter import flag, real, steps
+from .._kernel import Rule
+from .._objective import Context, need_params
+from .._transformation import AbstractTransformation, check_state, check_transformation
+from .._tree import copies, increment, moved, round_like, where_given, zero_count
+from .._types import Count, Params, Scalar, State, Steps, Updates
+
+
+class LookaheadState(AbstractEvalState, Generic[State]):
+    """The state of [`eqopt.Lookahead`][].
+
+    **Arguments:**
+
+    - `fast_state`: the state of the fast optimizer.
+    - `steps_since_sync`: the number of steps since the slow parameters moved, int32 of shape `()`.
+    - `slow`: the slow parameters; `None` where they are among the parameters.
+    - `beside`: which leaves of [`eqopt.LookaheadParams`][] have slow parameters beside them; `None`
+        for all other parameters. Static.
+    """
+
+    fast_state: State
+    steps_since_sync: Count
+    slow: PyTree
+    beside: tuple[bool, ...] | None = eqx.field(static=True)
+
+    def eval_params(self, params: Params) -> Params:
+        if self.beside is None:
+            slow = fitting(self.slow, params, "state.slow")
+            return jax.tree.map(rounded, params, slow, is_leaf=_check.is_none)
+        fast, slow = _pair(params, self)
+        leaves, treedef = _check.flatten(slow)
+        kept = [x if c else None for x, c in zip(leaves, self.beside, strict=True)]
+        slow = jax.tree.map(rounded, fast, treedef.unflatten(kept), is_leaf=_check.is_none)
+        return LookaheadParams(slow, _nothing(fast))
+
+
+@_check.typed
+def _look_ahead(
+    beside: bool,
+    update: Inexact[Array, "*shape"],
+    fast: Inexact[Array, "*shape"],
+    slow: Inexact[Array, "*shape"],
+    sync: Float[Array, ""],
+    step_size: Float[Array, ""],
+) -> tuple[Inexact[Array, "*shape"], Inexact[Array, "*shape"]]:
+    """The update of the fast parameter; the new slow one, or the update of it."""
+    is_sync = lax.gt(sync, np.zeros((), sync.dtype))
+    change = times(step_size, minus(plus(fast, update), slow))
+    change = lax.select(is_sync, change, lax.full_like(change, 0))
+    new = plus(slow, change)
+    return lax.select(is_sync, minus(new, fast), update), change if beside else new
+
+
+class _Slow(eqx.Module):
+    slow: PyTree
+
+
+class Lookahead(AbstractTransformation[LookaheadState[State]], Generic[State]):
+    r"""Lets slow parameters $\phi$ follow the parameters $\theta$ of a fast optimizer, which goes
+    on from there.
+
+    Every $k$ steps, after the fast optimizer's update $u$,
+
+    $$\phi \leftarrow \phi + \alpha\, (\theta + u - \phi), \qquad \theta \leftarrow \phi;$$
+
+    at all other steps $\theta \leftarrow \theta + u$, and $\phi$ stays. To evaluate, use the slow
+    parameters: they are in the state, and [`eqopt.eval_params`][] gives them.
+
+    As in optax, the parameters may also be [`eqopt.LookaheadParams`][], and hold the slow ones
+    themselves. Gradients are then those at `params.fast` (or of both, of which the slow one is not
+    used), and a `value_fn` is a function of the pair.
+
+    !!! warning
+        It must see the updates as they are applied: it goes around the whole optimizer, or last
+        into a chain.
+
+    **Arguments:**
+
+    - `fast_optimizer`: the fast optimizer.
+    - `sync_period`: the number of steps $k$ from one synchronization to the next, at least 1.
+    - `slow_step_size`: the part $\alpha$ of the way that the slow parameters go, in $[0, 1]$.
+    - `reset_state`: whether the fast optimizer begins anew, from $\phi$, at each synchronization.
+
+    ??? cite "Reference"
+        Zhang, Lucas, Hinton and Ba, *Lookahead optimizer: k steps forward, 1 step back*, NeurIPS
+        2019, algorithm 1 (arXiv 1907.08610).
+    """
+
+    fast_optimizer: AbstractTransformation[State]
+    sync_period: Steps = eqx.field(converter=steps("sync_period", at_least=1))
+    slow_step_size: Scalar = eqx.field(converter=real("slow_step_size", at_least=0, at_most=1))
+    reset_state: bool = eqx.field(converter=flag("reset_state"), static=True, default=False)
+
+    def __check_init__(self) -> None:
+        check_transformation("fast_optimizer", self.fast_optimizer)
+
+    def init_state(self, params: Params, context: Context) -> LookaheadState[State]:
+        beside = None
+        # A pair without slow parameters is an outer lookahead's, which has hidden them.
+        if isinstance(params, LookaheadParams) and jax.tree.leaves(params.slow):
+            leaves, _ = _check.flatten(params.slow)
+            beside = tuple([x is not None for x in leaves])
+            params, context = _fast_only(params), _of_fast(context, params)
+        fast_state = self.fast_optimizer.init_state(params, context)
+        slow = copies(params) if beside is None else None
+        return LookaheadState(fast_state, zero_count(), slow, beside)
+
+    def transform(
+        self,
+        updates: Updates,
+        state: LookaheadState[State],
+        params: Params | None,
+        context: Context,
+    ) -> tuple[Updates, LookaheadState[State]]:
+        check_state(self.fast_optimizer, state.fast_state, "state.fast_state")
+        params = need_params(params, self)
+        beside, pair = state.beside is not None, None
+        if beside:
+            pair = _pair(params, state)
+            context = _of_fast(context, params)
+            updates, params = _fast_only(updates), _fast_only(params)
+        updates, fast_state = self.fast_optimizer.transform(
+            updates, state.fast_state, params, context
+        )
+        # Not `==`: the period may have been made shorter on the way.
+        sync = state.steps_since_sync >= jnp.asarray(self.sync_period) - 1
+        scalars, options = (sync.astype(np.float32), self.slow_step_size), (beside,)
+        if pair is None:
+            held = _Slow(fitting(state.slow, params, "state.slow"))
+            rule = Rule(_look_ahead, held, ("slow",), scalars, True, options)
+            updates, (held,) = _kernel.run((rule,), updates, params)
+            slow = held.slow
+        else:
+            slow = None
+            rule = Rule(_look_ahead, _Slow(pair[1]), ("slow",), scalars, True, options)
+            fast, (change,) = _kernel.run((rule,), updates.fast, pair[0])
+            updates = LookaheadParams(fast, where_given(fast, change.slow))
+        if self.reset_state:
+            fast_updates = updates if pair is None else _fast_only(updates)
+            point = moved(params, round_like(fast_updates, params))
+            fast_state = self._reset(sync, fast_state, point, context)
+        num_steps = jnp.where(sync, 0, increment(state.steps_since_sync))
+        return updates, LookaheadState(fast_state, num_steps, slow, state.beside)
+
+    def _reset(self, sync: Bool[Array, ""], state: State, point: Params, context: Context) -> State:
+        whole = context.whole
+        if whole is not None:
+            whole = dataclasses.replace(whole, objective=None, evaluation=None)
+
+        def anew() -> State:
+            initial = self.fast_optimizer.init_state(point, Context(whole=whole))
+            # What a line search has found out stays true, and has a place for the objective's aux.
+            return jax.tree.map(
+                lambda new, old: old if _is_cache(new) else new, initial, state, is_leaf=_is_cache
+            )
+
+        return lax.cond(sync, anew, lambda: state)
+
+
+def _is_cache(x: Any) -> bool:
+    return isinstance(x, Cache)
+
+
+def _nothing(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda _: None, tree)
+
+
+def _pair(params: Params, state: LookaheadState[Any]) -> tuple[PyTree, PyTree]:
+    if not isinstance(params, LookaheadParams):
+        raise ValueError(
+            "`state` was made for `LookaheadParams`; `params` is " + _check.describe(params)
+        )
+    return params.fast, params.slow
+
+
+# The fast optimizer sees the pair, in which the slow parameters are `None`, as anything that is
+# masked out is. So what is inside may still be called with all parameters.
+
+
+def _fast_only(tree: Any) -> LookaheadParams[Any]:
+    return LookaheadParams(tree.fast, _nothing(tree.slow))
+
+
+def _of_fast(context: Context, params: Any) -> Context:
+    grad, objective = context.grad, context.value_fn
+    if grad is not None:
+        grad = _fast_only(grad)
+    if objective is not None:
+        slow = LookaheadParams(_nothing(params.fast), params.slow)
+        objective = dataclasses.replace(objective, rest=eqx.combine(slow, objective.rest))
+    return dataclasses.replace(context, grad=grad, value_fn=objective)

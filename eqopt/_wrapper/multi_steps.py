@@ -1,0 +1,296 @@
+"""One step for several mini-batches."""
+
+import dataclasses
+from typing import Any, Generic, Protocol
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Inexact, PyTree
+
+from .. import _check
+from .._apply_when import apply_when
+from .._arithmetic import minus, over, plus
+from .._hyperparameter import flag, inexact_dtype, steps
+from .._kernel import Rule, run
+from .._objective import as_arrays, Context
+from .._schedule.base import AbstractSchedule, as_schedule
+from .._transformation import AbstractTransformation, check_state, check_transformation
+from .._tree import all_finite, increment, inner, zero_count, zeros_like
+from .._types import Count, Function, Params, State, Steps, Updates
+
+
+class ShouldSkipUpdateFunction(Protocol):
+    """What [`eqopt.MultiSteps`][] asks whether to drop a mini-batch."""
+
+    def __call__(
+        self, updates: Updates, gradient_step: Count, params: Params | None, /
+    ) -> tuple[bool | Bool[Array, ""], PyTree]:
+        """Gives whether to drop it, and arrays to be kept in the state's `skip_state`.
+
+        **Arguments:**
+
+        - `updates`: the updates of the mini-batch.
+        - `gradient_step`: how often the parameters have been moved, int32 of shape `()`.
+        - `params`: the parameters, or `None` if the user gave none.
+        """
+        ...
+
+
+def skip_not_finite(
+    updates: Updates, gradient_step: Count, params: Params | None
+) -> tuple[Bool[Array, ""], dict[str, Array]]:
+    """Drops a mini-batch whose gradient holds a NaN or an infinity.
+
+    It keeps `should_skip` and `num_not_finite`, how many such numbers there are.
+
+    **Arguments:**
+
+    - `updates`: the updates of the mini-batch.
+    - `gradient_step`: how often the parameters have been moved; not used.
+    - `params`: the parameters; not used.
+    """
+    bad = [jnp.sum(~jnp.isfinite(x), dtype=jnp.int32) for x in jax.tree.leaves(updates)]
+    num_not_finite = jnp.sum(jnp.stack(bad), dtype=jnp.int32) if bad else zero_count()
+    should_skip = num_not_finite > 0
+    return should_skip, {"should_skip": should_skip, "num_not_finite": num_not_finite}
+
+
+def skip_large_updates(
+    updates: Updates, gradient_step: Count, params: Params | None, max_squared_norm: Any
+) -> tuple[Bool[Array, ""], dict[str, Array]]:
+    r"""Drops a mini-batch whose gradient is too large, $|g|^2 \ge c$, or not finite.
+
+    It keeps `should_skip` and `norm_squared`. To be given to [`eqopt.MultiSteps`][] as
+    `eqx.Partial(eqopt.skip_large_updates, max_squared_norm=jnp.array(42.0))`, or with a number, to
+    which the program is then compiled.
+
+    **Arguments:**
+
+    - `updates`: the updates of the mini-batch.
+    - `gradient_step`: how often the parameters have been moved; not used.
+    - `params`: the parameters; not used.
+    - `max_squared_norm`: the limit $c$ of the squared 2-norm of all leaves together.
+    """
+    norm_squared = inner(updates, updates)
+    # Not `norm_squared >= c`, which is false for a NaN.
+    should_skip = ~(norm_squared < jnp.asarray(max_squared_norm, norm_squared.dtype))
+    return should_skip, {"should_skip": should_skip, "norm_squared": norm_squared}
+
+
+@_check.typed
+def _accumulate(
+    use_grad_mean: bool,
+    update: Inexact[Array, "*shape"],
+    acc: Inexact[Array, "*shape"],
+    mini_step: Float[Array, ""],
+    drops: Float[Array, ""],
+    closes: Float[Array, ""],
+) -> tuple[Inexact[Array, "*shape"], Inexact[Array, "*shape"]]:
+    if use_grad_mean:
+        # Welford's recurrence: a mean all along, which does not overflow as a sum may.
+        one = jnp.ones_like(mini_step)
+        mean = plus(acc, over(minus(update, acc), plus(mini_step, one)))
+        new = jnp.where(mini_step == 0, update, mean)
+    else:
+        new = plus(acc, update)
+    new = jnp.where(drops > 0, acc, new)
+    return new, jnp.where(closes > 0, jnp.zeros_like(new), new)
+
+
+def _every_k(value: Any) -> Steps | AbstractSchedule:
+    if isinstance(value, AbstractSchedule) or callable(value):
+        return as_schedule("every_k_schedule", value)
+    return steps("every_k_schedule", at_least=1)(value)
+
+
+class MultiStepsState(eqx.Module, Generic[State]):
+    """The state of [`eqopt.MultiSteps`][].
+
+    **Arguments:**
+
+    - `mini_step`: how many mini-batches the present window has taken in, int32 of shape `()`.
+    - `gradient_step`: how often the parameters have been moved, int32 of shape `()`.
+    - `inner_opt_state`: the state of the inner optimizer.
+    - `acc_grads`: the mean, or the sum, of the window's gradients, like the parameters.
+    - `skip_state`: what `should_skip_update_fn` returned last, zeros at first; else `()`.
+    - `updated`: whether the last call moved the parameters, a boolean of shape `()`.
+    """
+
+    mini_step: Count
+    gradient_step: Count
+    inner_opt_state: State
+    acc_grads: PyTree
+    skip_state: PyTree
+    updated: Bool[Array, ""]
+
+
+class MultiSteps(AbstractTransformation[MultiStepsState[State]], Generic[State]):
+    r"""Collects the gradients of $k$ mini-batches (a window), and then takes one step.
+
+    $$\bar g = \frac 1 k \sum_{i=1}^k g_i \quad\text{or}\quad \sum_{i=1}^k g_i$$
+
+    is what the inner optimizer is given, in the dtype of the accumulator and not rounded. It is
+    computed once a window; the updates of the other calls are zero.
+
+    A gradient that is not finite poisons nothing: by default its window is skipped, which moves
+    neither the parameters nor the inner state. With [`eqopt.skip_not_finite`][] the mini-batch
+    alone is dropped, as if it had not been.
+
+    !!! note
+        Extra arguments reach the inner optimizer as they are at the call that closes the window:
+        `value` is the last mini-batch's, and so is `value_fn`.
+
+    **Arguments:**
+
+    - `opt`: the inner optimizer.
+    - `every_k_schedule`: the number $k$ of mini-batches, at least 1; or a schedule, or a function,
+        of the number of steps taken (`gradient_step`), rounded to a whole number.
+    - `use_grad_mean`: whether to take the mean, not the sum.
+    - `should_skip_update_fn`: whether to drop a mini-batch: [`eqopt.skip_not_finite`][],
+        [`eqopt.skip_large_updates`][], or any [`eqopt.ShouldSkipUpdateFunction`][]; `None` drops
+        none.
+    - `accumulator_dtype`: the dtype in which the gradients are collected; `None` is the
+        parameter's, and float32 for half precision.
+
+    Raises a `TypeError` if `should_skip_update_fn` does not return a boolean and a tree of arrays.
+    """
+
+    opt: AbstractTransformation[State]
+    every_k_schedule: Steps | AbstractSchedule = eqx.field(converter=_every_k)
+    use_grad_mean: bool = eqx.field(converter=flag("use_grad_mean"), static=True, default=True)
+    should_skip_update_fn: ShouldSkipUpdateFunction | None = None
+    accumulator_dtype: np.dtype | None = eqx.field(
+        converter=inexact_dtype("accumulator_dtype"), static=True, default=None
+    )
+
+    def __check_init__(self) -> None:
+        check_transformation("opt", self.opt)
+        fn = self.should_skip_update_fn
+        if fn is not None and (not callable(fn) or isinstance(fn, type)):
+            raise TypeError(f"`should_skip_update_fn` must be a function or None; got {fn!r}")
+
+    def init_state(self, params: Params, context: Context) -> MultiStepsState[State]:
+        # From shapes alone: what the function returns may be a parameter itself, not to be shared.
+        skip_state = jax.eval_shape(lambda p: self._skips(p, zero_count(), p)[1], params)
+        return MultiStepsState(
+            zero_count(),
+            zero_count(),
+            self.opt.init_state(params, context),
+            zeros_like(params, self.accumulator_dtype),
+            jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), skip_state),
+            jnp.zeros((), bool),
+        )
+
+    def transform(
+        self,
+        updates: Updates,
+        state: MultiStepsState[State],
+        params: Params | None,
+        context: Context,
+    ) -> tuple[Updates, MultiStepsState[State]]:
+        check_state(self.opt, state.inner_opt_state, "state.inner_opt_state")
+        # A negative number asks for a flush: see there.
+        flushes = state.mini_step < 0
+        mini_step = jnp.where(flushes, ~state.mini_step, state.mini_step)
+        skips, skip_state = self._skips(updates, state.gradient_step, params)
+        if jax.tree.structure(skip_state) != jax.tree.structure(state.skip_state):
+            raise _check.structure_error(
+                skip_state, state.skip_state, "skip_state", "state.skip_state"
+            )
+        drops = flushes | skips
+        taken = jnp.where(drops, mini_step, increment(mini_step))
+        closes = jnp.where(flushes, mini_step > 0, ~skips & (taken >= self._k(state.gradient_step)))
+
+        new = MultiStepsState(
+            jnp.where(closes, 0, taken),
+            state.gradient_step,
+            state.inner_opt_state,
+            state.acc_grads,
+            jax.tree.map(
+                lambda x, old: jnp.where(flushes, old, x.astype(old.dtype)),
+                skip_state,
+                state.skip_state,
+            ),
+            state.updated,
+        )
+        scalars, options = (mini_step, drops, closes), (self.use_grad_mean,)
+        rule = Rule(_accumulate, new, trees=("acc_grads",), scalars=scalars, options=options)
+        collected, (new,) = run((rule,), updates, params)
+        emits = closes & all_finite(collected)
+        updates, inner_opt_state = apply_when(
+            emits, self.opt, collected, state.inner_opt_state, params, context
+        )
+        gradient_step = jnp.where(emits, increment(state.gradient_step), state.gradient_step)
+        return updates, dataclasses.replace(
+            new, gradient_step=gradient_step, inner_opt_state=inner_opt_state, updated=emits
+        )
+
+    def has_updated(self, state: MultiStepsState[Any]) -> Bool[Array, ""]:
+        """Gives whether the call that returned this state moved the parameters.
+
+        **Arguments:**
+
+        - `state`: what `init`, `update` or `flush` returned.
+        """
+        check_state(self, state, "state")
+        return state.updated
+
+    def flush(
+        self,
+        state: MultiStepsState[State],
+        params: PyTree = None,
+        *,
+        value: Any = None,
+        grad: PyTree = None,
+        value_fn: Function | None = None,
+        key: Any = None,
+        **extra: Any,
+    ) -> tuple[PyTree, MultiStepsState[State]]:
+        """Closes the window early, for when the data run out before the last one is full.
+
+        The step is taken with the mean, or the sum, of the gradients that there are. With none, the
+        updates are zero and the state stays as it is.
+
+        **Arguments:**
+
+        - `state`: what the last `update` returned.
+        - `params`, `value`, `grad`, `value_fn`, `key`, `**extra`: as in `update`.
+
+        **Returns:**
+
+        The updates, for every parameter, and the new state.
+        """
+        check_state(self, state, "state")
+        # By the same compiled program as `update`, which is told by a negative number of mini-steps
+        # to close the window, and then looks at no gradient; any tree of the right kind will do.
+        asked = dataclasses.replace(state, mini_step=~state.mini_step)
+        unused = state.acc_grads if params is None else eqx.filter(params, _check.is_inexact)
+        return self.update(
+            unused, asked, params, value=value, grad=grad, value_fn=value_fn, key=key, **extra
+        )
+
+    def _k(self, gradient_step: Count) -> Count:
+        if not isinstance(self.every_k_schedule, AbstractSchedule):
+            return jnp.asarray(self.every_k_schedule)
+        # Windows of less than one mini-batch are of one: the first of them closes any window.
+        return jnp.round(self.every_k_schedule(gradient_step)).astype(np.int32)
+
+    def _skips(
+        self, updates: Updates, gradient_step: Count, params: Params | None
+    ) -> tuple[Bool[Array, ""], PyTree]:
+        if self.should_skip_update_fn is None:
+            return jnp.asarray(False), ()
+        answer: Any = self.should_skip_update_fn(updates, gradient_step, params)
+        # A boolean alone is understood too.
+        pair: Any = answer if isinstance(answer, tuple) and len(answer) == 2 else (answer, ())
+        skips, kept = pair
+        if isinstance(skips, bool):
+            skips = jnp.asarray(skips)
+        if not _check.is_array(skips) or skips.dtype != bool or skips.shape != ():
+            raise TypeError(
+                "`should_skip_update_fn` must return one boolean, and a tree of arrays; it "
+                f"returned {_check.describe(skips)}"
+            )
+        return jnp.asarray(skips), as_arrays(kept)

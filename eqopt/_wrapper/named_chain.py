@@ -1,0 +1,87 @@
+"""Transformations one after the other, by name."""
+
+from collections import Counter
+from typing import Any
+
+import equinox as eqx
+
+from .. import _check
+from .._links import transform_links
+from .._objective import Context
+from .._transformation import AbstractTransformation, check_transformation
+from .._types import Params, Updates
+
+
+class NamedChainState(eqx.Module):
+    """The state of [`eqopt.NamedChain`][].
+
+    **Arguments:**
+
+    - `states`: the states of the links, by name.
+    """
+
+    states: dict[str, Any]
+
+
+class NamedChain(AbstractTransformation[NamedChainState]):
+    r"""Applies transformations one after the other, as [`eqopt.Chain`][], and calls them by name.
+
+    `NamedChain(clip=ClipByGlobalNorm(1.0), adam=Adam(1e-3))`, or with pairs,
+    `NamedChain(("clip", ClipByGlobalNorm(1.0)), ("adam", Adam(1e-3)))`. A link is
+    `opt.links["clip"]`, and its state `state.states["clip"]`.
+
+    **Arguments:**
+
+    - `*pairs`, `**links`: the names and the transformations, the first to be applied first; the
+        pairs before the others.
+
+    Raises a `ValueError` if a name is given twice.
+    """
+
+    links: dict[str, AbstractTransformation[Any]]
+    # The order in which they are applied. A dictionary that is a PyTree forgets its own.
+    names: tuple[str, ...] = eqx.field(static=True)
+
+    def __init__(
+        self, *pairs: tuple[str, AbstractTransformation[Any]], **links: AbstractTransformation[Any]
+    ) -> None:
+        for i, pair in enumerate(pairs):
+            if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str)):
+                raise TypeError(
+                    f"`pairs[{i}]` must be a pair of a name and a transformation; got "
+                    f"{_check.describe(pair)}"
+                )
+        every = [*pairs, *links.items()]
+        for name, link in every:
+            check_transformation(f"links['{name}']", link)
+        self.names = tuple(name for name, _ in every)
+        if twice := [name for name, num in Counter(self.names).items() if num > 1]:
+            raise ValueError("names must differ; given more than once: " + _listed(twice))
+        self.links = dict(every)
+
+    def init_state(self, params: Params, context: Context) -> NamedChainState:
+        return NamedChainState(
+            {name: self.links[name].init_state(params, context) for name in self.names}
+        )
+
+    def transform(
+        self,
+        updates: Updates,
+        state: NamedChainState,
+        params: Params | None,
+        context: Context,
+    ) -> tuple[Updates, NamedChainState]:
+        if state.states.keys() != self.links.keys():
+            raise ValueError(
+                f"`state.states` has {_listed(sorted(state.states)) or 'nothing'}; the chain has "
+                f"{_listed(sorted(self.links)) or 'no links'}"
+            )
+        links = [self.links[name] for name in self.names]
+        states = [state.states[name] for name in self.names]
+        where = [f"state.states['{name}']" for name in self.names]
+        updates, states = transform_links(links, states, where, updates, params, context)
+        return updates, NamedChainState(dict(zip(self.names, states, strict=True)))
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)

@@ -1,0 +1,162 @@
+"""Averaging in place of a schedule."""
+
+from typing import Generic
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Inexact, PyTree
+
+from .. import _check, _kernel
+from .._arithmetic import cast, minus, plus, real_dtype, times, wider
+from .._eval_params import AbstractEvalState, fitting
+from .._hyperparameter import inexact_dtype, real
+from .._kernel import Rule
+from .._objective import Context
+from .._schedule.base import AbstractSchedule, as_real, scheduled_real, value_at
+from .._transformation import AbstractTransformation, check_state, check_transformation
+from .._tree import increment, zero_count, zeros_like
+from .._types import Count, Params, Scalar, State, Updates
+
+# The rule has three points: y, which is the parameters; z, where the base optimizer is; and x, the
+# average of that. Each follows from the other two. optax keeps z, and x = (y - (1 - b1) z) / b1,
+# which does not exist for b1 = 0. Kept here is the gap d = x - z: then z = y - b1 d, and
+# x = y + (1 - b1) d, with no division, and no cancellation for any b1. If something else moves y,
+# then x and z move along.
+
+
+class ScheduleFreeState(AbstractEvalState, Generic[State]):
+    r"""The state of [`eqopt.ScheduleFree`][].
+
+    **Arguments:**
+
+    - `count`: the number of steps taken, int32 of shape `()`.
+    - `b1`: the $\beta$ of the last step, of shape `()`.
+    - `weight_sum`: the sum of the weights $w$, of shape `()`.
+    - `max_lr`: the largest learning rate so far, of shape `()`.
+    - `base_optimizer_state`: the state of the base optimizer.
+    - `gap`: the difference $d = x - z$, like the parameters.
+    """
+
+    count: Count
+    b1: Float[Array, ""]
+    weight_sum: Float[Array, ""]
+    max_lr: Float[Array, ""]
+    base_optimizer_state: State
+    gap: PyTree
+
+    def eval_params(self, params: Params) -> Params:
+        gap, rest = fitting(self.gap, params, "state.gap"), 1 - self.b1
+        return jax.tree.map(
+            lambda y, d: None if y is None or d is None else _averaged(y, d, rest),
+            params,
+            gap,
+            is_leaf=_check.is_none,
+        )
+
+
+@jax.jit
+@_check.typed
+def _averaged(
+    y: Inexact[Array, "*shape"], gap: Inexact[Array, "*shape"], rest: Float[Array, ""]
+) -> Inexact[Array, "*shape"]:
+    dtype = wider(y.dtype, gap.dtype)
+    x = plus(cast(y, dtype), times(cast(rest, real_dtype(dtype)), cast(gap, dtype)))
+    return cast(x, y.dtype)
+
+
+@_check.typed
+def _average(
+    update: Inexact[Array, "*shape"],
+    gap: Inexact[Array, "*shape"],
+    rest: Float[Array, ""],
+    old_b1: Float[Array, ""],
+    b1: Float[Array, ""],
+) -> tuple[Inexact[Array, "*shape"], Inexact[Array, "*shape"]]:
+    new = times(rest, minus(gap, update))
+    return plus(update, minus(times(b1, new), times(old_b1, gap))), new
+
+
+class ScheduleFree(AbstractTransformation[ScheduleFreeState[State]], Generic[State]):
+    r"""Averages the points of a base optimizer, in place of a learning rate that falls, and
+    replaces its momentum by an interpolation.
+
+    The parameters are $y$, at which gradients are taken. The base optimizer's updates $u$ move $z$,
+    and $x$ is the average:
+
+    $$z_{t+1} = z_t + u_t, \qquad x_{t+1} = (1 - c_t)\, x_t + c_t\, z_{t+1}, \qquad
+    y_{t+1} = (1 - \beta)\, z_{t+1} + \beta\, x_{t+1},$$
+
+    with $c_t = w_t / \sum_{s \le t} w_s$ and $w_t = (\max_{s \le t} \gamma_s)^r$. To evaluate, use
+    $x$, which [`eqopt.eval_params`][] gives.
+
+    !!! note
+        The learning rate $\gamma_t$ is that of the base optimizer at the same step, as in the
+        authors' own code. optax is one step ahead with it.
+
+    **Arguments:**
+
+    - `base_optimizer`: the optimizer that gives $u$, without momentum of its own: `SGD`, or `Adam`
+        with a `b1` of 0.
+    - `learning_rate`: the rate $\gamma_t \ge 0$ of the base optimizer, a number or a schedule
+        (constant but for a warmup); here it is only for the weights.
+    - `b1`: the factor $\beta$, in $[0, 1)$.
+    - `weight_lr_power`: the power $r \ge 0$ of the largest learning rate so far.
+    - `state_dtype`: the dtype in which $x - z$ is kept; `None` is the parameter's, and float32 for
+        half precision.
+
+    ??? cite "Reference"
+        Defazio, Yang, Mehta, Mishchenko, Khaled and Cutkosky, *The road less scheduled*, NeurIPS
+        2024, equations 3 to 5 and, for the weights, 23 (arXiv 2405.15682).
+    """
+
+    base_optimizer: AbstractTransformation[State]
+    learning_rate: Scalar | AbstractSchedule = eqx.field(
+        converter=scheduled_real("learning_rate", at_least=0)
+    )
+    b1: Scalar = eqx.field(converter=real("b1", at_least=0, below=1), default=0.9)
+    weight_lr_power: Scalar = eqx.field(converter=real("weight_lr_power", at_least=0), default=2.0)
+    state_dtype: np.dtype | None = eqx.field(
+        converter=inexact_dtype("state_dtype"), static=True, default=None
+    )
+
+    def __check_init__(self) -> None:
+        check_transformation("base_optimizer", self.base_optimizer)
+
+    def init_state(self, params: Params, context: Context) -> ScheduleFreeState[State]:
+        return ScheduleFreeState(
+            zero_count(),
+            # Made by an operation: a compiled program passes on what it was given.
+            jnp.copy(as_real(self.b1)),
+            jnp.zeros_like(as_real(self.b1)),
+            jnp.zeros_like(as_real(self.b1)),
+            self.base_optimizer.init_state(params, context),
+            zeros_like(params, self.state_dtype),
+        )
+
+    def transform(
+        self,
+        updates: Updates,
+        state: ScheduleFreeState[State],
+        params: Params | None,
+        context: Context,
+    ) -> tuple[Updates, ScheduleFreeState[State]]:
+        check_state(self.base_optimizer, state.base_optimizer_state, "state.base_optimizer_state")
+        updates, base_state = self.base_optimizer.transform(
+            updates, state.base_optimizer_state, params, context
+        )
+        max_lr = jnp.maximum(state.max_lr, value_at(self.learning_rate, state.count))
+        weight = max_lr ** as_real(self.weight_lr_power)
+        weight_sum = state.weight_sum + weight
+        # While the rate is 0 there is nothing to average. The division is guarded twice, so that
+        # its derivative is finite too. `1 - c`, of which the first is exactly 0.
+        some = weight_sum > 0
+        rest = jnp.where(some, state.weight_sum / jnp.where(some, weight_sum, 1), 1)
+        b1 = jnp.copy(as_real(self.b1))
+        new = ScheduleFreeState(
+            increment(state.count), b1, weight_sum, max_lr, base_state, state.gap
+        )
+        rule = Rule(_average, new, trees=("gap",), scalars=(rest, state.b1, b1))
+        updates, (new,) = _kernel.run((rule,), updates, params)
+        return updates, new

@@ -1,0 +1,114 @@
+"""Complex parameters as pairs of real ones."""
+
+from typing import Generic
+
+import equinox as eqx
+from jax import lax
+from jaxtyping import Array, Float, PyTree
+
+from .. import _check
+from .._arithmetic import is_complex
+from .._eval_params import AbstractEvalState
+from .._form import AbstractForm, eval_params_in, init_in, transform_in
+from .._objective import Context
+from .._transformation import AbstractTransformation, check_state, check_transformation
+from .._types import Params, State, Updates
+
+
+class _Pair(eqx.Module):
+    real: Float[Array, "*shape"] | None
+    imag: Float[Array, "*shape"] | None
+
+
+class _Split(AbstractForm):
+    """Which leaves, in order, are complex. Static."""
+
+    is_complex: tuple[bool, ...] = eqx.field(static=True)
+
+    def pack(self, tree: PyTree) -> PyTree:
+        leaves, treedef = _check.flatten(tree)
+        return treedef.unflatten(
+            [_split(x) if pair else x for x, pair in zip(leaves, self.is_complex, strict=True)]
+        )
+
+    def unpack(self, packed: PyTree, like: PyTree) -> PyTree:
+        _, treedef = _check.flatten(like)
+        leaves = treedef.flatten_up_to(packed)
+        return treedef.unflatten(
+            [_merged(x) if pair else x for x, pair in zip(leaves, self.is_complex, strict=True)]
+        )
+
+
+def _split(x: Array | None) -> _Pair:
+    return _Pair(None, None) if x is None else _Pair(lax.real(x), lax.imag(x))
+
+
+def _merged(pair: _Pair) -> Array | None:
+    if pair.real is None or pair.imag is None:
+        return None
+    # Not `real + 1j * imag`, in which an infinite part makes a NaN of the other.
+    return lax.complex(pair.real, pair.imag)
+
+
+class SplitRealAndImaginaryState(AbstractEvalState, Generic[State]):
+    """The state of [`eqopt.SplitRealAndImaginary`][].
+
+    **Arguments:**
+
+    - `inner_state`: the state of the inner transformation, in which a complex parameter is a pair.
+    - `split`: which parameters are complex. Static.
+    """
+
+    inner_state: State
+    split: _Split
+
+    def eval_params(self, params: Params) -> Params:
+        return eval_params_in(self.split, params, self.inner_state)
+
+
+class SplitRealAndImaginary(
+    AbstractTransformation[SplitRealAndImaginaryState[State]], Generic[State]
+):
+    r"""Applies a transformation to the real and imaginary parts of complex parameters.
+
+    A parameter $x + iy$ is to `inner` a pair of real ones, $x$ and $y$, and so are its update, its
+    part of `grad`, and of every extra argument that is a tree of inexact arrays like the
+    parameters. The objective `value_fn` is a function of such pairs. Real parameters stay as they
+    are.
+
+    Gradients are taken exactly as `jax.grad` returns them; the parts are the derivatives by $x$ and
+    by $y$.
+
+    **Arguments:**
+
+    - `inner`: the transformation.
+    """
+
+    inner: AbstractTransformation[State]
+
+    def __check_init__(self) -> None:
+        check_transformation("inner", self.inner)
+
+    def init_state(self, params: Params, context: Context) -> SplitRealAndImaginaryState[State]:
+        leaves, _ = _check.flatten(params)
+        split = _Split(tuple(x is not None and is_complex(x) for x in leaves))
+        return SplitRealAndImaginaryState(init_in(split, self.inner, params, context), split)
+
+    def transform(
+        self,
+        updates: Updates,
+        state: SplitRealAndImaginaryState[State],
+        params: Params | None,
+        context: Context,
+    ) -> tuple[Updates, SplitRealAndImaginaryState[State]]:
+        check_state(self.inner, state.inner_state, "state.inner_state")
+        split = state.split
+        leaves, _ = _check.flatten(updates)
+        if len(leaves) != len(split.is_complex):
+            raise ValueError(
+                f"`state` was made for {len(split.is_complex)} leaves; `updates` has {len(leaves)}"
+            )
+        out, inner_state = transform_in(
+            split, self.inner, updates, state.inner_state, params, context
+        )
+        return out, SplitRealAndImaginaryState(inner_state, split)
