@@ -31,9 +31,9 @@ def install(session: nox.Session, *groups: str, editable: bool = True) -> None:
     session.install(*wanted, *(["-e", "."] if editable else ["."]))
 
 
-def pytest(session: nox.Session, *arguments: str, x64: bool) -> None:
+def pytest(session: nox.Session, *arguments: str, x64: bool, cache: bool = True) -> None:
     """Runs the tests in one float width, on two processes."""
-    env = {**COMPILED, "EQOPT_X64": str(int(x64))}
+    env = {**(COMPILED if cache else {}), "EQOPT_X64": str(int(x64))}
     session.run("python", "-m", "pytest", "-n", "2", *arguments, env=env)
 
 
@@ -98,7 +98,8 @@ def oldest(session: nox.Session) -> None:
     floors = [floor(Requirement(x)) for x in PYPROJECT["project"]["dependencies"]]
     groups = nox.project.dependency_groups(PYPROJECT, "tests")
     session.install(*groups, *floors, "-e", ".")
-    pytest(session, *session.posargs, x64=False)
+    # The oldest `jaxlib` dies now and then of reading a program that was kept.
+    pytest(session, *session.posargs, x64=False, cache=False)
 
 
 def floor(requirement: Requirement) -> str:

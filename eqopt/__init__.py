@@ -140,7 +140,11 @@ from ._transform.basic import (
     SetToZero as SetToZero,
     Stateless as Stateless,
 )
-from ._transform.clip import Clip as Clip, ClipByGlobalNorm as ClipByGlobalNorm
+from ._transform.clip import (
+    Clip as Clip,
+    ClipByGlobalNorm as ClipByGlobalNorm,
+    Normalize as Normalize,
+)
 from ._transform.conjugate_gradient import (
     AbstractConjugacy as AbstractConjugacy,
     ConjugacyProducts as ConjugacyProducts,
@@ -227,6 +231,7 @@ from ._wrapper.multi_steps import (
 from ._wrapper.named_chain import NamedChain as NamedChain, NamedChainState as NamedChainState
 from ._wrapper.param_ema import ParamEMA as ParamEMA, ParamEMAState as ParamEMAState
 from ._wrapper.partition import Partition as Partition, PartitionState as PartitionState
+from ._wrapper.sam import SAM as SAM, SAMState as SAMState
 from ._wrapper.schedule_free import (
     ScheduleFree as ScheduleFree,
     ScheduleFreeState as ScheduleFreeState,

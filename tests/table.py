@@ -165,6 +165,7 @@ ROWS = [
             {"norm": eqopt.global_norm, "average": eqopt.MeasureWithEMA(eqopt.global_norm, 0.7)}
         ),
     ),
+    Row("Normalize", eqopt.Normalize),
     Row("Snapshot", lambda: eqopt.Snapshot("norm", eqopt.global_norm)),
     Row(
         "Chain",
@@ -197,6 +198,7 @@ ROWS = [
         lambda: eqopt.SplitRealAndImaginary(eqopt.Adam(0.05, 0.8, 0.95)),
         descends=True,
     ),
+    Row("SAM", lambda: eqopt.SAM(eqopt.Trace(0.7), eqopt.Scale(-0.04)), needs_params=True),
     Row("Scheduled", lambda: _scheduled(eqopt.Trace(0.7))),
     _optimizer("Lookahead", lambda: eqopt.Lookahead(eqopt.SGD(0.05, 0.7), 2, 0.6)),
     # A long period: what is reset counts from 0 again.
@@ -304,6 +306,7 @@ test_lookahead Lookahead
 test_minimize BFGS LBFGS
 test_multi_steps ApplyEvery MultiSteps
 test_monitor Monitor Snapshot
+test_sam Normalize SAM
 test_named_chain NamedChain
 test_nonlinear_cg NonlinearCG ScaleByNonlinearCG
 test_partition Freeze Partition SelectiveTransform
@@ -334,6 +337,7 @@ WRAPPERS = [
     Wrapper("MultiSteps", lambda inner: eqopt.MultiSteps(inner, 1)),
     Wrapper("Lookahead", lambda inner: eqopt.Lookahead(inner, 2, 0.6)),
     Wrapper("ParamEMA", lambda inner: eqopt.ParamEMA(inner, 0.8)),
+    Wrapper("SAM", lambda inner: eqopt.SAM(inner, eqopt.Identity(), 1)),
     Wrapper("ScheduleFree", lambda inner: eqopt.ScheduleFree(inner, 0.05, 0.8)),
 ]
 

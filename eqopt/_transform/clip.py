@@ -82,3 +82,24 @@ class ClipByGlobalNorm(AbstractTransformation[EmptyState]):
         rule = Rule(_shrink, state, scalars=(factor,))
         updates, _ = _kernel.run((rule,), updates, params)
         return updates, state
+
+
+class Normalize(AbstractTransformation[EmptyState]):
+    r"""Divides the updates by their norm, over all leaves together: $u \leftarrow u / \|u\|$.
+
+    The norm is taken in float32 at least. Updates that are all zero stay so, and updates whose norm
+    is not finite become zero.
+    """
+
+    def init_state(self, params: Params, context: Context) -> EmptyState:
+        return EmptyState()
+
+    def transform(
+        self, updates: Updates, state: EmptyState, params: Params | None, context: Context
+    ) -> tuple[Updates, EmptyState]:
+        norm = global_norm(updates)
+        some = (norm > 0) & jnp.isfinite(norm)
+        factor = jnp.where(some, 1 / jnp.where(some, norm, jnp.ones_like(norm)), 0)
+        rule = Rule(_shrink, state, scalars=(factor,))
+        updates, _ = _kernel.run((rule,), updates, params)
+        return updates, state
