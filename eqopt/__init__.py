@@ -221,6 +221,7 @@ from ._wrapper.freeze import (
 )
 from ._wrapper.lookahead import Lookahead as Lookahead, LookaheadState as LookaheadState
 from ._wrapper.masked import Masked as Masked, MaskedState as MaskedState
+from ._wrapper.mechanize import Mechanize as Mechanize, MechanizeState as MechanizeState
 from ._wrapper.multi_steps import (
     MultiSteps as MultiSteps,
     MultiStepsState as MultiStepsState,

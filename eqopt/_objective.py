@@ -195,13 +195,16 @@ def _strong(x: jax.Array) -> jax.Array:
 def as_arrays(tree: PyTree, name: str = "aux") -> PyTree:
     """What a function returns as a state can hold it; a `TypeError` names what is no number."""
     leaves, treedef = jax.tree.flatten(tree)
+    arrays: list[jax.Array] = []
     for i, x in enumerate(leaves):
-        if not isinstance(x, (*_check.ARRAYS, bool, int, float, complex)):
+        try:  # of what JAX makes of a number on the way, not every version has a public type
+            arrays.append(_strong(jnp.asarray(x)))
+        except (TypeError, ValueError):
             raise TypeError(
                 f"`{_check.paths(name, tree)[i]}` is {_check.describe(x)}; it is kept in the "
                 "state, which can keep arrays and numbers only"
-            )
-    return treedef.unflatten([_strong(jnp.asarray(x)) for x in leaves])
+            ) from None
+    return treedef.unflatten(arrays)
 
 
 def _is_pair(x: Any) -> bool:

@@ -1,6 +1,9 @@
-"""What must be settled before JAX is imported."""
+"""What must be settled before JAX is imported, and programs that are forgotten in time."""
 
 import os
+from pathlib import Path
+
+import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "agg")
@@ -16,3 +19,20 @@ os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 # otherwise, and everything else runs as fast as on one (measured).
 _FLAGS = os.environ.get("XLA_FLAGS", "")
 os.environ["XLA_FLAGS"] = f"{_FLAGS} --xla_force_host_platform_device_count=8".strip()
+
+# A compiled program takes up to hundreds of mappings of memory, of which Linux gives a process
+# 65,530. It dies of one more, wherever it is.
+_MAPPINGS, _MAX_MAPPINGS, _EVERY = Path("/proc/self/maps"), 20_000, 25
+_num_tests = 0
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown() -> None:
+    global _num_tests
+    _num_tests += 1
+    if _num_tests % _EVERY or not _MAPPINGS.exists():
+        return
+    if _MAPPINGS.read_text().count("\n") > _MAX_MAPPINGS:
+        import jax
+
+        jax.clear_caches()

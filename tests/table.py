@@ -198,6 +198,7 @@ ROWS = [
         lambda: eqopt.SplitRealAndImaginary(eqopt.Adam(0.05, 0.8, 0.95)),
         descends=True,
     ),
+    _optimizer("Mechanize", lambda: eqopt.Mechanize(eqopt.SGD(0.5), 0.02, 1e-6, 1e-3, 3)),
     Row("SAM", lambda: eqopt.SAM(eqopt.Trace(0.7), eqopt.Scale(-0.04)), needs_params=True),
     Row("Scheduled", lambda: _scheduled(eqopt.Trace(0.7))),
     _optimizer("Lookahead", lambda: eqopt.Lookahead(eqopt.SGD(0.05, 0.7), 2, 0.6)),
@@ -303,6 +304,7 @@ test_eval_params ParamEMA
 test_hager_zhang ScaleByHagerZhangLinesearch
 test_linesearches ScaleByBacktrackingLinesearch ScaleByZoomLinesearch ScaleByWolfeLinesearch
 test_lookahead Lookahead
+test_mechanize Mechanize
 test_minimize BFGS LBFGS
 test_multi_steps ApplyEvery MultiSteps
 test_monitor Monitor Snapshot
@@ -337,6 +339,7 @@ WRAPPERS = [
     Wrapper("MultiSteps", lambda inner: eqopt.MultiSteps(inner, 1)),
     Wrapper("Lookahead", lambda inner: eqopt.Lookahead(inner, 2, 0.6)),
     Wrapper("ParamEMA", lambda inner: eqopt.ParamEMA(inner, 0.8)),
+    Wrapper("Mechanize", eqopt.Mechanize),
     Wrapper("SAM", lambda inner: eqopt.SAM(inner, eqopt.Identity(), 1)),
     Wrapper("ScheduleFree", lambda inner: eqopt.ScheduleFree(inner, 0.05, 0.8)),
 ]

@@ -1,0 +1,147 @@
+"""A learning rate that is learned."""
+
+from typing import Any, Generic
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Inexact, PyTree
+
+from .. import _check
+from .._arithmetic import cast, minus, over, real_dtype, safe_sqrt, times, wider
+from .._check import typed
+from .._eval_params import fitting
+from .._hyperparameter import float_dtype, real, size
+from .._objective import Context, need_params
+from .._transformation import AbstractTransformation, check_state, check_transformation
+from .._tree import copies, global_norm, increment, inner, select, where_given, zero_count
+from .._types import Count, Params, Scalar, State, Updates
+
+
+@typed
+class MechanizeState(eqx.Module, Generic[State]):
+    """The state of [`eqopt.Mechanize`][].
+
+    **Arguments:**
+
+    - `base_optimizer_state`: the state of the base optimizer.
+    - `count`: the number of steps taken, int32 of shape `()`.
+    - `r`, `m`, `v`, `s`: for each decay the reward, the largest gain, the sum of the squared gains,
+        and the scale, of shape `(num_betas,)`.
+    - `x0`: the parameters at the first step.
+    """
+
+    base_optimizer_state: State
+    count: Count
+    r: Float[Array, " betas"]
+    m: Float[Array, " betas"]
+    v: Float[Array, " betas"]
+    s: Float[Array, " betas"]
+    x0: PyTree
+
+
+class Mechanize(AbstractTransformation[MechanizeState[State]], Generic[State]):
+    r"""Learns the scale of a base optimizer's updates, which replaces the tuned learning rate.
+
+    With $u_t$ the updates of the base optimizer, $\Delta_t = \Delta_{t-1} - u_t$ and
+    $\theta_{t+1} = \theta_0 - \Delta_t \sum_i s_{t,i}$. The scales are learned from the gain
+    $h_t = \langle g_t + \lambda \sum_i s_{t-1,i} \frac{\|g_t\|}{\|\theta_t\|} \theta_t,\,
+    \Delta_{t-1} \rangle$, for each of the decays $\beta_i = 1 - 10^{-i}$:
+
+    $$m_t = \max(\beta m_{t-1}, |h_t| + \epsilon), \quad v_t = \beta^2 v_{t-1} + h_t^2, \quad
+    r_t = \beta r_{t-1} + s_{t-1}\,\mathrm{clip}(h_t, \pm m_{t-1}), \quad
+    s_t = \frac{s_0 m_t / n + \max(0, r_t)}{\sqrt{v_t} + \epsilon}.$$
+
+    A schedule of the base optimizer's learning rate keeps its shape; let its peak be 1.
+
+    !!! warning
+        It must see the updates as they are applied: it goes around the whole optimizer, or last
+        into a chain. Parameters that are changed in any other way are taken for its own doing.
+
+    **Arguments:**
+
+    - `base_optimizer`: the base optimizer.
+    - `weight_decay`: the factor $\lambda \ge 0$, which has nothing to do with the base optimizer's
+        decay.
+    - `eps`: $\epsilon > 0$, against division by zero.
+    - `s_init`: the scale $s_0 > 0$ to begin with.
+    - `num_betas`: the number $n$ of decays, at least 1.
+
+    ??? cite "Reference"
+        Cutkosky, Defazio and Mehta, *Mechanic: a learning rate tuner*, NeurIPS 2023, algorithm 1
+        (arXiv 2306.00144); with the gain clipped, as in optax.
+    """
+
+    base_optimizer: AbstractTransformation[State]
+    weight_decay: Scalar = eqx.field(converter=real("weight_decay", at_least=0), default=1e-2)
+    eps: Scalar = eqx.field(converter=real("eps", above=0), default=1e-8)
+    s_init: Scalar = eqx.field(converter=real("s_init", above=0), default=1e-6)
+    num_betas: int = eqx.field(converter=size("num_betas"), static=True, default=6)
+
+    def __check_init__(self) -> None:
+        check_transformation("base_optimizer", self.base_optimizer)
+
+    def init_state(self, params: Params, context: Context) -> MechanizeState[State]:
+        zeros = jnp.zeros(self.num_betas, float_dtype())
+        return MechanizeState(
+            self.base_optimizer.init_state(params, context),
+            zero_count(),
+            zeros,
+            jnp.zeros_like(zeros),
+            jnp.zeros_like(zeros),
+            jnp.full_like(zeros, jnp.asarray(self.s_init)),
+            copies(params),
+        )
+
+    def transform(
+        self,
+        updates: Updates,
+        state: MechanizeState[State],
+        params: Params | None,
+        context: Context,
+    ) -> tuple[Updates, MechanizeState[State]]:
+        check_state(self.base_optimizer, state.base_optimizer_state, "state.base_optimizer_state")
+        params = need_params(params, self)
+        dtype = float_dtype()
+        decay, eps, s_init = (
+            jnp.asarray(x).astype(dtype) for x in (self.weight_decay, self.eps, self.s_init)
+        )
+        steps, base_state = self.base_optimizer.transform(
+            updates, state.base_optimizer_state, params, context
+        )
+        # From where training begins, which need not be where `init` was.
+        now = jax.tree.map(lambda x, old: cast(x, old.dtype), params, state.x0)
+        x0 = select(state.count == 0, now, fitting(state.x0, params, "state.x0"))
+        # What the base optimizer has moved in all, had its scale been 1. Not kept, for it can be
+        # seen from the parameters.
+        total = jnp.sum(state.s)
+        moved = jax.tree.map(lambda a, b: _divided(minus(a, b), total + eps), x0, now)
+
+        norms = global_norm(updates).astype(dtype), global_norm(params).astype(dtype)
+        pull = decay * total * norms[0] / (norms[1] + eps)
+        gain = _gain(updates, moved) + pull * _gain(where_given(updates, now), moved)
+        betas = 1 - 0.1 ** jnp.arange(1, self.num_betas + 1, dtype=dtype)
+        m = jnp.maximum(betas * state.m, jnp.abs(gain) + eps)
+        v = jnp.square(betas) * state.v + jnp.square(gain)
+        r = betas * state.r + jnp.clip(gain, -state.m, state.m) * state.s
+        s = (s_init / self.num_betas * m + jnp.maximum(r, 0)) / (safe_sqrt(v) + eps)
+        scale = jnp.sum(s)
+
+        def step(u: Any, start: Any, x: Any, d: Any) -> Any:
+            if u is None:
+                return None
+            own = wider(u.dtype, x.dtype)
+            change = minus(cast(d, own), cast(u, own))
+            target = minus(cast(start, own), times(cast(scale, real_dtype(own)), change))
+            return minus(target, cast(x, own))
+
+        out = jax.tree.map(step, steps, x0, now, moved, is_leaf=_check.is_none)
+        return out, MechanizeState(base_state, increment(state.count), r, m, v, s, x0)
+
+
+def _divided(x: Inexact[Array, "*shape"], by: Float[Array, ""]) -> Inexact[Array, "*shape"]:
+    return over(x, cast(by, real_dtype(x.dtype)))
+
+
+def _gain(updates: Updates, moved: PyTree) -> Float[Array, ""]:
+    return inner(updates, where_given(updates, moved)).astype(float_dtype())
