@@ -237,6 +237,7 @@ def test_flushing_the_last_short_window(use_grad_mean: bool):
         return x[start:stop].mean(0) if use_grad_mean else x[start:stop].sum(0)
 
     expected = jax.tree.map(lambda x: 0.5 * window(x, 0, 3) + window(x, 3, 5), gradients)
+    # Ten times: the mean is taken as a recurrence, five times rounded, and not as NumPy's.
     assert_near(jax.tree.map(np.asarray, updates), expected, 10 * TOLERANCE)
 
     again, after = opt.flush(state, params)

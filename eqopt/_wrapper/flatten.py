@@ -143,6 +143,9 @@ class Flatten(AbstractTransformation[FlattenState[State]], Generic[State]):
     A part of the state is as large as all parameters of its dtype. In explicit sharding mode it is
     whole on every device.
 
+    A line search inside works, but what it remembers is of vectors, and `step` evaluates the
+    objective afresh: outside, in a chain with the wrapper, it saves that evaluation.
+
     **Arguments:**
 
     - `inner`: the transformation.

@@ -79,6 +79,9 @@ class SplitRealAndImaginary(
     Gradients are taken exactly as `jax.grad` returns them; the parts are the derivatives by $x$ and
     by $y$.
 
+    A line search inside works, but what it remembers is of pairs, and `step` evaluates the
+    objective afresh: outside, in a chain with the wrapper, it saves that evaluation.
+
     **Arguments:**
 
     - `inner`: the transformation.
