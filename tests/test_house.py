@@ -179,8 +179,11 @@ def test_words_are_found(write: Callable[..., Path], line: str):
     assert house.word_faults(write(f"'''{line}'''\ngetattr(x, 'y')")) == []
 
 
-@pytest.mark.parametrize("word", ["type: ignore", "pyright: basic", "noqa: E501", "fmt: skip"])
-def test_silencing_comments_are_found(write: Callable[..., Path], word: str):
+@pytest.mark.parametrize(
+    ("tool", "order"), [("type", "ignore"), ("pyright", "basic"), ("noqa", "E501"), ("fmt", "skip")]
+)
+def test_silencing_comments_are_found(write: Callable[..., Path], tool: str, order: str):
+    word = f"{tool}: {order}"
     assert len(house.comment_faults(write(f"x = 1  # {word}"))) == 1
     assert house.comment_faults(write(f"x = '# {word}'  # the word `{word}`")) == []
 

@@ -1,0 +1,101 @@
+"""The one table of every concrete transformation: the laws run over it; it is complete by test."""
+
+import dataclasses
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+import pytest
+
+import eqopt
+from eqopt import AbstractTransformation
+from tests.table import optimizers, transforms, wrappers
+from tests.table.row import Row, Transformation, Wrapper
+
+ROWS = [*transforms.ROWS, *wrappers.ROWS, *optimizers.ROWS]
+WRAPPERS = wrappers.WRAPPERS
+
+# Classes that optax cannot judge, and the file in which something else does.
+_ORACLES = """
+test_apply_if_finite ApplyIfFinite
+test_conditional ConditionallyMask ConditionallyTransform
+test_flatten Flatten SplitRealAndImaginary
+test_from_optax FromOptax
+test_eval_params ParamEMA
+test_hager_zhang ScaleByHagerZhangLinesearch
+test_linesearches ScaleByBacktrackingLinesearch ScaleByZoomLinesearch ScaleByWolfeLinesearch
+test_lookahead Lookahead
+test_mechanize Mechanize
+test_minimize BFGS LBFGS
+test_multi_steps ApplyEvery MultiSteps
+test_monitor Monitor Snapshot
+test_sam Normalize SAM
+test_named_chain NamedChain
+test_nonlinear_cg NonlinearCG ScaleByNonlinearCG
+test_partition Freeze Partition SelectiveTransform
+test_polyak PolyakSGD ScaleByPolyak
+test_reduce_on_plateau ReduceOnPlateau
+test_schedule_free ScheduleFree ScheduleFreeAdamW ScheduleFreeSGD
+test_quasi_newton ScaleByBFGS ScaleByLBFGS
+"""
+OTHER_ORACLES = {x: file for file, *xs in map(str.split, _ORACLES.split("\n")[1:-1]) for x in xs}
+
+# Adam with a bfloat16 average has a hyper-parameter's worth of rounding noise; no derivative of it
+# can be checked by differences.
+ROUNDED = {"ScaleByAdam-mu_dtype"}
+
+
+def _name(row: Row | Wrapper) -> str:
+    return row.name
+
+
+every_differentiable = pytest.mark.parametrize(
+    "row", [r for r in ROWS if r.differentiable], ids=_name
+)
+every = pytest.mark.parametrize("row", ROWS, ids=_name)
+every_optimizer = pytest.mark.parametrize("row", [r for r in ROWS if r.descends], ids=_name)
+every_wrapper = pytest.mark.parametrize("wrapper", WRAPPERS, ids=_name)
+
+
+def concrete_classes() -> set[type[Transformation]]:
+    """Every concrete transformation that is defined anywhere in the package."""
+    modules = [
+        importlib.import_module(info.name)
+        for info in pkgutil.walk_packages(eqopt.__path__, "eqopt.")
+    ]
+    return {
+        x
+        for module in modules
+        for x in vars(module).values()
+        if isinstance(x, type)
+        and issubclass(x, AbstractTransformation)
+        and not inspect.isabstract(x)
+        and x.__module__.startswith("eqopt.")
+    }
+
+
+def holds_transformations(transformation: Transformation) -> bool:
+    """Whether one of the fields is a transformation, or several."""
+    values = [getattr(transformation, f.name) for f in dataclasses.fields(transformation)]
+    values = [list(v.values()) if isinstance(v, dict) else v for v in values]
+    inner = [x for v in values for x in (v if isinstance(v, tuple | list) else (v,))]
+    return any(isinstance(x, AbstractTransformation) for x in inner)
+
+
+def numbers(module: eqx.Module) -> list[str]:
+    """The names of the fields that hold one number each."""
+    return [f.name for f in dataclasses.fields(module) if _is_number(getattr(module, f.name))]
+
+
+def _is_number(x: Any) -> bool:
+    return isinstance(x, np.ndarray | np.generic | jax.Array) and x.shape == ()
+
+
+def tuned(module: Any, change: Callable[[Any], Any]) -> Any:
+    """Changes every number in an optimizer, those of its schedules too."""
+    return jax.tree.map(lambda x: change(x) if _is_number(x) else x, module)

@@ -1,0 +1,39 @@
+"""The rows of the named optimizers."""
+
+import eqopt
+from tests.table.row import a_value, direction, MATRICES, optimizer, Row, search
+
+ROWS = [
+    direction("LBFGS", lambda: eqopt.LBFGS(0.05, 3, linesearch=None), descends=True),
+    direction("BFGS", lambda: eqopt.BFGS(0.05, linesearch=None), descends=True),
+    search("NonlinearCG", eqopt.NonlinearCG),
+    Row(
+        "PolyakSGD",
+        lambda: eqopt.PolyakSGD(0.05, 0.5, 0.1, 1e-3),
+        descends=True,
+        needs=a_value,
+    ),
+    Row("ScheduleFreeSGD", lambda: eqopt.ScheduleFreeSGD(0.05, b1=0.8), descends=True),
+    optimizer("ScheduleFreeSGD-warmup", lambda: eqopt.ScheduleFreeSGD(0.05, 3, 0.8, 0.01)),
+    optimizer("ScheduleFreeAdamW", lambda: eqopt.ScheduleFreeAdamW(0.05, 3, 0.8, 0.95, 1e-6, 0.01)),
+    Row("SGD", lambda: eqopt.SGD(0.05), descends=True),
+    Row("SGD-momentum", lambda: eqopt.SGD(0.05, 0.7, nesterov=True), descends=True),
+    Row("Adam", lambda: eqopt.Adam(0.05, 0.8, 0.95, 1e-6), descends=True),
+    Row("Adam-schedule", lambda: eqopt.Adam(eqopt.Linear(0.05, 0.01, 4)), descends=True),
+    Row("AdamW", lambda: eqopt.AdamW(0.05, 0.8, 0.95), descends=True, needs_params=True),
+    Row(
+        "AdamW-mask",
+        lambda: eqopt.AdamW(0.05, weight_decay=0.01, mask=MATRICES),
+        descends=True,
+        needs_params=True,
+    ),
+    Row("NAdam", lambda: eqopt.NAdam(0.05, 0.8, 0.95), descends=True),
+    Row("NAdamW", lambda: eqopt.NAdamW(0.05, 0.8, 0.95), descends=True, needs_params=True),
+    Row("Lion", lambda: eqopt.Lion(0.05, 0.8, 0.95), descends=True, needs_params=True),
+    Row("RMSProp", lambda: eqopt.RMSProp(0.05, 0.8), descends=True),
+    Row(
+        "RMSProp-centered",
+        lambda: eqopt.RMSProp(0.05, 0.8, centered=True, momentum=0.7),
+        descends=True,
+    ),
+]

@@ -1,0 +1,128 @@
+"""The rows of wrappers and combinators, and how each goes around anything."""
+
+from typing import Any
+
+import optax
+
+import eqopt
+from tests.table.row import MATRICES, optimizer, Row, Transformation, Wrapper
+
+
+def odd(step: Any) -> Any:
+    """For `ConditionallyTransform`."""
+    return step % 2 == 1
+
+
+def first(step: Any) -> Any:
+    """For `ConditionallyMask`."""
+    return step == 0
+
+
+def _last_step_size(chain: Any) -> Any:
+    return chain.links[-1].step_size
+
+
+def scheduled(inner: Transformation) -> Transformation:
+    """One whose last link follows a schedule."""
+    return eqopt.Scheduled(
+        eqopt.Chain(inner, eqopt.Scale(1.0)), _last_step_size, eqopt.Linear(0.5, 0.25, 4)
+    )
+
+
+def _partition() -> Transformation:
+    return eqopt.Partition({MATRICES: eqopt.AdamW(0.05, 0.8, 0.95), ...: eqopt.SGD(0.03, 0.7)})
+
+
+# One object: functions that are made anew would be compiled anew. Without `eps_root`, optax has no
+# derivative at zero.
+_ADAM_OF_OPTAX = optax.adam(0.05, 0.8, 0.95, eps_root=1e-8)
+
+ROWS = [
+    Row(
+        "Chain",
+        lambda: eqopt.Chain(
+            eqopt.ClipByGlobalNorm(0.6), eqopt.Trace(0.7), eqopt.ScaleByLearningRate(0.05)
+        ),
+        descends=True,
+    ),
+    Row("FromOptax", lambda: eqopt.from_optax(_ADAM_OF_OPTAX), descends=True),
+    Row("Masked", lambda: eqopt.Masked(eqopt.Adam(0.05), MATRICES)),
+    Row("Partition", _partition, descends=True, needs_params=True),
+    Row("Freeze", lambda: eqopt.Freeze(eqopt.ByPath("branch.w"))),
+    Row(
+        "SelectiveTransform",
+        lambda: eqopt.SelectiveTransform(eqopt.Adam(0.05), eqopt.ByPath("nowhere")),
+        descends=True,
+    ),
+    Row("Flatten", lambda: eqopt.Flatten(eqopt.Adam(0.05, 0.8, 0.95)), descends=True),
+    Row(
+        "NamedChain",
+        lambda: eqopt.NamedChain(
+            ("trace", eqopt.Trace(0.7)),
+            clip=eqopt.ClipByGlobalNorm(0.6),
+            rate=eqopt.ScaleByLearningRate(0.05),
+        ),
+        descends=True,
+    ),
+    Row(
+        "SplitRealAndImaginary",
+        lambda: eqopt.SplitRealAndImaginary(eqopt.Adam(0.05, 0.8, 0.95)),
+        descends=True,
+    ),
+    optimizer("Mechanize", lambda: eqopt.Mechanize(eqopt.SGD(0.5), 0.02, 1e-6, 1e-3, 3)),
+    Row("SAM", lambda: eqopt.SAM(eqopt.Trace(0.7), eqopt.Scale(-0.04)), needs_params=True),
+    Row("Scheduled", lambda: scheduled(eqopt.Trace(0.7))),
+    optimizer("Lookahead", lambda: eqopt.Lookahead(eqopt.SGD(0.05, 0.7), 2, 0.6)),
+    # A long period: what is reset counts from 0 again.
+    optimizer("Lookahead-reset", lambda: eqopt.Lookahead(eqopt.Adam(0.05), 7, 0.6, True)),
+    optimizer("ParamEMA", lambda: eqopt.ParamEMA(eqopt.SGD(0.05, 0.7), 0.8)),
+    Row(
+        "ScheduleFree",
+        lambda: eqopt.ScheduleFree(eqopt.SGD(0.05), eqopt.Linear(0.04, 0.05, 4), 0.8, 1.5),
+        descends=True,
+    ),
+    Row("ApplyEvery", lambda: eqopt.ApplyEvery(2)),
+    Row("ApplyIfFinite", lambda: eqopt.ApplyIfFinite(eqopt.Adam(0.05), 2), descends=True),
+    Row(
+        "ApplyIfFinite-skip",
+        lambda: eqopt.ApplyIfFinite(eqopt.Trace(0.7), 2, eqopt.skip_update),
+    ),
+    Row("ConditionallyTransform", lambda: eqopt.ConditionallyTransform(eqopt.Trace(0.7), odd)),
+    Row("ConditionallyMask", lambda: eqopt.ConditionallyMask(eqopt.Trace(0.7), odd)),
+    # The second call, which most laws look at, closes the window.
+    Row("MultiSteps", lambda: eqopt.MultiSteps(eqopt.Trace(0.7), 2)),
+    Row(
+        "MultiSteps-sum-skip",
+        lambda: eqopt.MultiSteps(
+            eqopt.Trace(0.7),
+            eqopt.Linear(2.0, 3.0, 4),
+            use_grad_mean=False,
+            should_skip_update_fn=eqopt.skip_not_finite,
+        ),
+    ),
+]
+
+# Those within which anything may stand; laws about what is passed on run over these.
+WRAPPERS = [
+    Wrapper("Chain", lambda inner: eqopt.Chain(eqopt.Clip(0.4), inner, eqopt.Scale(1.0))),
+    Wrapper("Masked", lambda inner: eqopt.Masked(inner, eqopt.ByPath("**"))),
+    Wrapper("Partition", lambda inner: eqopt.Partition({"all": inner}, "all")),
+    Wrapper(
+        "SelectiveTransform", lambda inner: eqopt.SelectiveTransform(inner, eqopt.ByPath("nowhere"))
+    ),
+    Wrapper("Flatten", eqopt.Flatten),
+    Wrapper(
+        "NamedChain", lambda inner: eqopt.NamedChain(("inner", inner), another=eqopt.Scale(1.0))
+    ),
+    Wrapper("SplitRealAndImaginary", eqopt.SplitRealAndImaginary),
+    Wrapper("Scheduled", scheduled),
+    Wrapper("ApplyIfFinite", lambda inner: eqopt.ApplyIfFinite(inner, 2)),
+    Wrapper("ConditionallyTransform", lambda inner: eqopt.ConditionallyTransform(inner, first)),
+    Wrapper("ConditionallyMask", lambda inner: eqopt.ConditionallyMask(inner, first)),
+    Wrapper("MultiSteps", lambda inner: eqopt.MultiSteps(inner, 1)),
+    Wrapper("Lookahead", lambda inner: eqopt.Lookahead(inner, 2, 0.6)),
+    Wrapper("ParamEMA", lambda inner: eqopt.ParamEMA(inner, 0.8)),
+    Wrapper("Mechanize", eqopt.Mechanize),
+    Wrapper("SAM", lambda inner: eqopt.SAM(inner, eqopt.Identity(), 1)),
+    Wrapper("ScheduleFree", lambda inner: eqopt.ScheduleFree(inner, 0.05, 0.8)),
+]
