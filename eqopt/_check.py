@@ -116,6 +116,12 @@ def listed(faults: list[str]) -> str:
     return "\n".join([*shown, *([f"... and {more} more"] if more else [])])
 
 
+def check_num_leaves(leaves: list[Any], expected: int, name: str) -> None:
+    """Refuses a tree that has not as many leaves as that for which a state was made."""
+    if len(leaves) != expected:
+        raise ValueError(f"`state` was made for {expected} leaves; `{name}` has {len(leaves)}")
+
+
 def structure_error(tree: Any, reference: Any, name: str, reference_name: str) -> ValueError:
     """Explains why `tree` has not the structure of `reference`."""
     faults: list[str] = []

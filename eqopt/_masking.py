@@ -4,7 +4,6 @@ import dataclasses
 from typing import Any
 
 import equinox as eqx
-import jax
 from jaxtyping import PyTree
 
 from . import _check
@@ -19,8 +18,7 @@ Chosen = tuple[bool, ...]
 def hide(tree: PyTree, chosen: Chosen, *, name: str = "updates") -> PyTree:
     """The tree, with `None` for what is not chosen; a `ValueError` if it has other leaves."""
     leaves, treedef = _check.flatten(tree)
-    if len(leaves) != len(chosen):
-        raise ValueError(f"`state` was made for {len(chosen)} leaves; `{name}` has {len(leaves)}")
+    _check.check_num_leaves(leaves, len(chosen), name)
     return treedef.unflatten([x if c else None for x, c in zip(leaves, chosen, strict=True)])
 
 
@@ -43,8 +41,8 @@ def transform_part(
     context: Context,
     *,
     mask_extra: bool = False,
-) -> tuple[list[Any], Any]:
-    """Applies a transformation to the chosen updates; gives their leaves, `None` for the others."""
+) -> tuple[Updates, Any]:
+    """Applies a transformation to the chosen updates; the others pass unchanged."""
     hidden = hide(updates, chosen)
     if mask_extra:
         extra = {
@@ -57,7 +55,10 @@ def transform_part(
         None if params is None else hide(params, chosen, name="params"),
         narrow(context, params, chosen),
     )
-    return jax.tree.structure(hidden, is_leaf=_check.is_none).flatten_up_to(out), inner_state
+    leaves, treedef = _check.flatten(updates)
+    transformed = treedef.flatten_up_to(out)
+    merged = [a if c else b for a, b, c in zip(transformed, leaves, chosen, strict=True)]
+    return treedef.unflatten(merged), inner_state
 
 
 def is_like(x: Any, tree: PyTree) -> bool:

@@ -11,12 +11,11 @@ import numpy as np
 from jaxtyping import PyTree
 
 from . import _check
-from ._arithmetic import cast, wider
 from ._hyperparameter import flag, inexact_dtype, real
 from ._objective import as_arrays, Context
 from ._transform.average import EMA, EMAState
 from ._transformation import AbstractTransformation, EmptyState
-from ._tree import blank_like
+from ._tree import blank_like, widened
 from ._types import Params, Scalar, State, Updates
 
 Measure = Callable[[Updates], PyTree]
@@ -157,7 +156,8 @@ class Monitor(AbstractTransformation[MonitorState]):
                 _check_measure(f"measures[{name!r}]", measure)
 
     def init_state(self, params: Params, context: Context) -> MonitorState:
-        updates = _widened(params)
+        # So that the dtypes of what is measured do not depend on the place in the chain.
+        updates = widened(params)
         states = {name: m.init(updates) for name, m in self._measures().items()}
         taken = {
             name: m.take(updates, states[name], params, context)[0]
@@ -168,7 +168,7 @@ class Monitor(AbstractTransformation[MonitorState]):
     def transform(
         self, updates: Updates, state: MonitorState, params: Params | None, context: Context
     ) -> tuple[Updates, MonitorState]:
-        seen = _widened(updates)
+        seen = widened(updates)
         taken, states = {}, {}
         for name, measure in self._measures().items():
             found, states[name] = measure.take(seen, state.measure_states[name], params, context)
@@ -245,11 +245,6 @@ def _check_measure(name: str, measure: Any) -> None:
         raise TypeError(
             f"`{name}` must be a function of the updates; got {_check.describe(measure)}"
         )
-
-
-def _widened(tree: PyTree) -> PyTree:
-    # So that the dtypes of what is measured do not depend on the place in the chain.
-    return jax.tree.map(lambda x: cast(x, wider(x.dtype)), tree)
 
 
 def _like_before(name: str, found: PyTree, before: PyTree) -> PyTree:

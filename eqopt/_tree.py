@@ -107,6 +107,11 @@ def round_like(updates: PyTree, reference: PyTree) -> PyTree:
     )
 
 
+def widened(tree: PyTree) -> PyTree:
+    """The leaves in the dtype to compute in: float32 for half precision."""
+    return jax.tree.map(lambda x: cast(x, wider(x.dtype)), tree)
+
+
 def where_given(updates: PyTree, tree: PyTree) -> PyTree:
     """The tree, without what has no gradient."""
     return jax.tree.map(lambda u, x: None if u is None else x, updates, tree, is_leaf=_is_none)

@@ -131,16 +131,30 @@ def test_two_opaque_steps_are_four_transparent_ones():
     assert_close(run(True, 2), run(False, 4), 1e-12 if X64 else 1e-5)
 
 
-def test_a_nan_where_the_adversary_went_is_not_carried_over():
-    # In optax the two are blended by arithmetic, and NaN times 0 stays.
-    opt = eqopt.ApplyIfFinite(eqopt.SAM(eqopt.SGD(0.1), _radius(1.0)), 5)
+def _down(updates: Any, params: Any) -> Any:
+    return -0.1 * updates
+
+
+def _nan_above_two(updates: Any, params: Any) -> Any:
+    return -0.1 * jnp.where(updates > 2, jnp.nan, updates)
+
+
+def _nan_below_two(updates: Any, params: Any) -> Any:
+    return -0.1 * jnp.where(updates < 2, jnp.nan, updates)
+
+
+@pytest.mark.parametrize(
+    ("real", "adversarial"), [(_down, _nan_above_two), (_nan_below_two, _down)]
+)
+def test_a_nan_of_the_one_that_does_not_step_is_not_carried_over(real: Any, adversarial: Any):
+    # In optax both are computed and blended by arithmetic, and NaN times 0 stays.
+    opt = eqopt.SAM(eqopt.Stateless(real), eqopt.Stateless(adversarial))
     params = jnp.ones(2, FLOAT)
     state = opt.init(params)
-    grads = [params, jnp.full(2, jnp.nan, FLOAT), params]
-    for grad in grads:
-        updates, state = opt.update(grad, state, params)
+    for grad, expected in ((1.0, 1.1), (3.0, 0.7)):
+        updates, state = opt.update(jnp.full(2, grad, FLOAT), state, params)
         params = eqopt.apply_updates(params, updates)
-    np.testing.assert_allclose(params, 0.9, rtol=1e-6)
+        np.testing.assert_allclose(params, expected, rtol=1e-6)
 
 
 def test_gradients_are_averaged_over_a_batch():

@@ -119,8 +119,7 @@ def subtrees(state: Any, kind: type) -> list[Any]:
     """The trees within a state that are of the parameters' own type."""
 
     def found(x: Any) -> bool:
-        # A dictionary of states by name is not one of parameters, which have a branch.
-        return isinstance(x, kind) and not (isinstance(x, dict) and "branch" not in x)
+        return isinstance(x, kind)
 
     return [x for x in jax.tree.leaves(state, is_leaf=found) if found(x)]
 

@@ -9,12 +9,21 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, PyTree
 
-from .._arithmetic import cast, is_complex
+from .._arithmetic import is_complex
 from .._check import typed
 from .._hyperparameter import flag, float_dtype, real
 from .._objective import Context, need_params
 from .._transformation import AbstractTransformation
-from .._tree import increment, or_else, placed_like, replicated, where_given, zero_count, zeros_like
+from .._tree import (
+    increment,
+    or_else,
+    placed_like,
+    replicated,
+    round_like,
+    where_given,
+    zero_count,
+    zeros_like,
+)
 from .._types import Count, Params, Scalar, Updates
 from .base import (
     AbstractSecant,
@@ -117,7 +126,7 @@ class ScaleByBFGS(AbstractTransformation[ScaleByBFGSState]):
             num_pairs > 0,
         )
         num_pairs = jnp.where(used, num_pairs, 0)
-        past = jax.tree.map(lambda x, old: cast(x, old.dtype), params, state.params)
+        past = round_like(params, state.params)
         state = ScaleByBFGSState(increment(state.count), num_pairs, past, latest, value, matrix)
         return where_given(updates, direction), state
 

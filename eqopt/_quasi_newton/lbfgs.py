@@ -18,6 +18,7 @@ from .._tree import (
     increment,
     inner,
     or_else,
+    round_like,
     select,
     stack_like,
     where_given,
@@ -174,8 +175,8 @@ class ScaleByLBFGS(AbstractTransformation[ScaleByLBFGSState]):
         state = ScaleByLBFGSState(
             increment(state.count),
             jnp.where(stored, increment(state.num_pairs), state.num_pairs),
-            jax.tree.map(lambda x, old: cast(x, old.dtype), params, state.params),
-            jax.tree.map(lambda x, old: cast(x, old.dtype), grad, state.updates),
+            round_like(params, state.params),
+            round_like(grad, state.updates),
             value,
             jax.tree.map(put, state.diff_params_memory, pair.s),
             jax.tree.map(put, state.diff_updates_memory, pair.y),

@@ -54,8 +54,7 @@ class ConditionallyTransform(
     )
 
     def __check_init__(self) -> None:
-        check_transformation("inner", self.inner)
-        _check_function(self.should_transform_fn)
+        _check_fields(self)
 
     def init_state(self, params: Params, context: Context) -> ConditionallyTransformState[State]:
         return ConditionallyTransformState(self.inner.init_state(params, context), zero_count())
@@ -67,11 +66,7 @@ class ConditionallyTransform(
         params: Params | None,
         context: Context,
     ) -> tuple[Updates, ConditionallyTransformState[State]]:
-        check_state(self.inner, state.inner_state, "state.inner_state")
-        condition = _ask(self.should_transform_fn, state.step, context, self.forward_extra_args)
-        updates, inner_state = apply_when(
-            condition, self.inner, updates, state.inner_state, params, context, pass_on=True
-        )
+        updates, inner_state = _transform(self, updates, state, params, context, pass_on=True)
         return updates, ConditionallyTransformState(inner_state, increment(state.step))
 
 
@@ -112,8 +107,7 @@ class ConditionallyMask(AbstractTransformation[ConditionallyMaskState[State]], G
     )
 
     def __check_init__(self) -> None:
-        check_transformation("inner", self.inner)
-        _check_function(self.should_transform_fn)
+        _check_fields(self)
 
     def init_state(self, params: Params, context: Context) -> ConditionallyMaskState[State]:
         return ConditionallyMaskState(zero_count(), self.inner.init_state(params, context))
@@ -125,17 +119,31 @@ class ConditionallyMask(AbstractTransformation[ConditionallyMaskState[State]], G
         params: Params | None,
         context: Context,
     ) -> tuple[Updates, ConditionallyMaskState[State]]:
-        check_state(self.inner, state.inner_state, "state.inner_state")
-        condition = _ask(self.should_transform_fn, state.step, context, self.forward_extra_args)
-        updates, inner_state = apply_when(
-            condition, self.inner, updates, state.inner_state, params, context
-        )
+        updates, inner_state = _transform(self, updates, state, params, context, pass_on=False)
         return updates, ConditionallyMaskState(increment(state.step), inner_state)
 
 
-def _check_function(value: Any) -> None:
-    if not callable(value) or isinstance(value, type):
-        raise TypeError(f"`should_transform_fn` must be a function of the step; got {value!r}")
+def _check_fields(self: ConditionallyTransform[Any] | ConditionallyMask[Any]) -> None:
+    check_transformation("inner", self.inner)
+    fn = self.should_transform_fn
+    if not callable(fn) or isinstance(fn, type):
+        raise TypeError(f"`should_transform_fn` must be a function of the step; got {fn!r}")
+
+
+def _transform(
+    self: ConditionallyTransform[Any] | ConditionallyMask[Any],
+    updates: Updates,
+    state: ConditionallyTransformState[Any] | ConditionallyMaskState[Any],
+    params: Params | None,
+    context: Context,
+    *,
+    pass_on: bool,
+) -> tuple[Updates, Any]:
+    check_state(self.inner, state.inner_state, "state.inner_state")
+    condition = _ask(self.should_transform_fn, state.step, context, self.forward_extra_args)
+    return apply_when(
+        condition, self.inner, updates, state.inner_state, params, context, pass_on=pass_on
+    )
 
 
 def _ask(fn: Function, step: Count, context: Context, forward: bool) -> Bool[Array, ""]:

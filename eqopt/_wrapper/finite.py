@@ -14,7 +14,7 @@ from .._cache import LinesearchState
 from .._hyperparameter import steps
 from .._objective import Context
 from .._transformation import AbstractTransformation, check_state, check_transformation
-from .._tree import all_finite, increment, select, zero_count
+from .._tree import all_finite, blank_like, increment, select, zero_count
 from .._types import Count, Params, State, Steps, Updates
 
 
@@ -144,11 +144,7 @@ class ApplyIfFinite(AbstractTransformation[ApplyIfFiniteState[State]], Generic[S
             jnp.where(finite, state.total_notfinite, increment(state.total_notfinite)),
             select(sound, inner_state, state.inner_state),
         )
-        return select(finite | accepted, out, _zeros(out)), new
-
-
-def _zeros(updates: Updates) -> Updates:
-    return jax.tree.map(jnp.zeros_like, updates)
+        return select(finite | accepted, out, blank_like(out)), new
 
 
 def _stays_finite(old: Any, new: Any) -> Bool[Array, ""]:

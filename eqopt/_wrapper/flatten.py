@@ -183,10 +183,7 @@ class Flatten(AbstractTransformation[FlattenState[State]], Generic[State]):
 
 def _check_fits(layout: _Layout, updates: Updates) -> None:
     leaves, _ = _check.flatten(updates)
-    if len(leaves) != len(layout.shapes):
-        raise ValueError(
-            f"`state` was made for {len(layout.shapes)} leaves; `updates` has {len(leaves)}"
-        )
+    _check.check_num_leaves(leaves, len(layout.shapes), "updates")
     wrong = [
         i
         for i, (x, shape) in enumerate(zip(leaves, layout.shapes, strict=True))

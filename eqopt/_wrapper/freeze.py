@@ -5,7 +5,7 @@ from typing import Any, Generic
 import equinox as eqx
 
 from .. import _check
-from .._masking import hide, narrow, transform_part
+from .._masking import Chosen, hide, narrow, transform_part
 from .._objective import Context
 from .._selector import AbstractSelector, as_selector
 from .._transformation import AbstractTransformation, check_state, check_transformation
@@ -46,10 +46,7 @@ class Freeze(AbstractTransformation[FreezeState]):
     def transform(
         self, updates: Updates, state: FreezeState, params: Params | None, context: Context
     ) -> tuple[Updates, FreezeState]:
-        zeros, _ = _check.flatten(blank_like(hide(updates, state.frozen)))
-        leaves, treedef = _check.flatten(updates)
-        merged = [z if f else u for z, u, f in zip(zeros, leaves, state.frozen, strict=True)]
-        return treedef.unflatten(merged), state
+        return _stopped(updates, state.frozen), state
 
 
 class SelectiveTransformState(eqx.Module, Generic[State]):
@@ -99,19 +96,26 @@ class SelectiveTransform(AbstractTransformation[SelectiveTransformState[State]],
         context: Context,
     ) -> tuple[Updates, SelectiveTransformState[State]]:
         check_state(self.optimizer, state.inner_state, "state.inner_state")
-        inner, inner_state = transform_part(
+        updates, inner_state = transform_part(
             self.optimizer, _others(state.frozen), updates, state.inner_state, params, context
         )
-        zeros, treedef = _check.flatten(blank_like(hide(updates, state.frozen)))
-        merged = [z if f else u for z, u, f in zip(zeros, inner, state.frozen, strict=True)]
-        return treedef.unflatten(merged), SelectiveTransformState(inner_state, state.frozen)
+        stopped = _stopped(updates, state.frozen)
+        return stopped, SelectiveTransformState(inner_state, state.frozen)
 
 
-def _resolved(mask: AbstractSelector, params: Params) -> tuple[bool, ...]:
+def _resolved(mask: AbstractSelector, params: Params) -> Chosen:
     leaves: list[Any]
     leaves, _ = _check.flatten(mask.select(params))
     return tuple(leaves)
 
 
-def _others(chosen: tuple[bool, ...]) -> tuple[bool, ...]:
+def _stopped(updates: Updates, frozen: Chosen) -> Updates:
+    leaves, treedef = _check.flatten(updates)
+    _check.check_num_leaves(leaves, len(frozen), "updates")
+    return treedef.unflatten(
+        [blank_like(u) if f else u for u, f in zip(leaves, frozen, strict=True)]
+    )
+
+
+def _others(chosen: Chosen) -> Chosen:
     return tuple(not c for c in chosen)

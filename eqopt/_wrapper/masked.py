@@ -71,7 +71,7 @@ class Masked(AbstractTransformation[MaskedState[State]], Generic[State]):
         context: Context,
     ) -> tuple[Updates, MaskedState[State]]:
         check_state(self.inner, state.inner_state, "state.inner_state")
-        inner, inner_state = transform_part(
+        updates, inner_state = transform_part(
             self.inner,
             state.chosen,
             updates,
@@ -80,6 +80,4 @@ class Masked(AbstractTransformation[MaskedState[State]], Generic[State]):
             context,
             mask_extra=self.mask_compatible_extra_args,
         )
-        leaves, treedef = _check.flatten(updates)
-        merged = [a if c else b for a, b, c in zip(inner, leaves, state.chosen, strict=True)]
-        return treedef.unflatten(merged), MaskedState(inner_state, state.chosen)
+        return updates, MaskedState(inner_state, state.chosen)

@@ -14,7 +14,16 @@ from .._eval_params import fitting
 from .._hyperparameter import float_dtype, real, size
 from .._objective import Context, need_params
 from .._transformation import AbstractTransformation, check_state, check_transformation
-from .._tree import copies, global_norm, increment, inner, select, where_given, zero_count
+from .._tree import (
+    copies,
+    global_norm,
+    increment,
+    inner,
+    round_like,
+    select,
+    where_given,
+    zero_count,
+)
 from .._types import Count, Params, Scalar, State, Updates
 
 
@@ -110,7 +119,7 @@ class Mechanize(AbstractTransformation[MechanizeState[State]], Generic[State]):
             updates, state.base_optimizer_state, params, context
         )
         # From where training begins, which need not be where `init` was.
-        now = jax.tree.map(lambda x, old: cast(x, old.dtype), params, state.x0)
+        now = round_like(params, state.x0)
         x0 = select(state.count == 0, now, fitting(state.x0, params, "state.x0"))
         # What the base optimizer has moved in all, had its scale been 1. Not kept, for it can be
         # seen from the parameters.

@@ -117,21 +117,18 @@ class Partition(AbstractTransformation[PartitionState]):
         context: Context,
     ) -> tuple[Updates, PartitionState]:
         self._check_state(state)
-        leaves, treedef = _check.flatten(updates)
         inner_states: dict[Any, Any] = {}
         for label, transform in self.transforms.items():
-            chosen = _group(state.labels, label)
-            inner, inner_states[label] = transform_part(
+            updates, inner_states[label] = transform_part(
                 transform,
-                chosen,
+                _group(state.labels, label),
                 updates,
                 state.inner_states[label],
                 params,
                 context,
                 mask_extra=self.mask_compatible_extra_args,
             )
-            leaves = [a if c else b for a, b, c in zip(inner, leaves, chosen, strict=True)]
-        return treedef.unflatten(leaves), PartitionState(inner_states, state.labels)
+        return updates, PartitionState(inner_states, state.labels)
 
     def reset(
         self,

@@ -15,7 +15,17 @@ from .._eval_params import AbstractEvalState, fitting, rounded
 from .._hyperparameter import flag, steps
 from .._objective import Context, need_params
 from .._transformation import AbstractTransformation, check_state, check_transformation
-from .._tree import conj, copies, increment, moved, round_like, select, where_given, zero_count
+from .._tree import (
+    conj,
+    copies,
+    increment,
+    moved,
+    round_like,
+    select,
+    where_given,
+    widened,
+    zero_count,
+)
 from .._types import Count, Params, Steps, Updates
 
 _Outer = TypeVar("_Outer", bound=eqx.Module)
@@ -127,8 +137,8 @@ class SAM(AbstractTransformation[SAMState[_Outer, _Inner]], Generic[_Outer, _Inn
     ) -> tuple[Updates, SAMState[_Outer, _Inner]]:
         # In float32 at least, as all memory is; the parameters that it holds are exact.
         cache = fitting(state.cache, params, "state.cache")
-        cache = select(state.steps_since_sync == 0, jax.tree.map(_like, params, cache), cache)
-        start = jax.tree.map(_like, cache, params)
+        cache = select(state.steps_since_sync == 0, round_like(params, cache), cache)
+        start = round_like(cache, params)
 
         def real() -> tuple[Updates, _Outer, _Inner]:
             out, opt_state = self.optimizer.transform(updates, state.opt_state, start, context)
@@ -140,11 +150,11 @@ class SAM(AbstractTransformation[SAMState[_Outer, _Inner]], Generic[_Outer, _Inn
                 return plus(minus(cast(kept, dtype), cast(x, dtype)), cast(u, dtype))
 
             out = jax.tree.map(back, out, params, cache, is_leaf=_check.is_none)
-            return _widened(out), opt_state, self._adversary_after(state, start)
+            return widened(out), opt_state, self._adversary_after(state, start)
 
         def adversarial() -> tuple[Updates, _Outer, _Inner]:
             out, adv_state = self.adv_optimizer.transform(updates, state.adv_state, params, context)
-            return _widened(_negative(out)), state.opt_state, adv_state
+            return widened(_negative(out)), state.opt_state, adv_state
 
         # Not `==`: the period may have been made shorter on the way.
         last = state.steps_since_sync >= jnp.asarray(self.sync_period) - 1
@@ -186,13 +196,5 @@ class SAM(AbstractTransformation[SAMState[_Outer, _Inner]], Generic[_Outer, _Inn
         return self.adv_optimizer.init_state(params, Context())
 
 
-def _like(x: Array, reference: Array) -> Array:
-    return cast(x, reference.dtype)
-
-
 def _negative(updates: Updates) -> Updates:
     return jax.tree.map(lax.neg, updates)
-
-
-def _widened(updates: Updates) -> Updates:
-    return jax.tree.map(lambda u: cast(u, wider(u.dtype)), updates)

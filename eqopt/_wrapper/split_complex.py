@@ -107,10 +107,7 @@ class SplitRealAndImaginary(
         check_state(self.inner, state.inner_state, "state.inner_state")
         split = state.split
         leaves, _ = _check.flatten(updates)
-        if len(leaves) != len(split.is_complex):
-            raise ValueError(
-                f"`state` was made for {len(split.is_complex)} leaves; `updates` has {len(leaves)}"
-            )
+        _check.check_num_leaves(leaves, len(split.is_complex), "updates")
         out, inner_state = transform_in(
             split, self.inner, updates, state.inner_state, params, context
         )

@@ -16,7 +16,7 @@ from .. import _check
 from .._arithmetic import cast, wider
 from .._objective import accepted, Context, Objective
 from .._transformation import AbstractTransformation
-from .._tree import conj
+from .._tree import conj, widened
 from .._types import Params, TreeDef, Updates
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ class FromOptax(AbstractTransformation[FromOptaxState]):
 
     def init_state(self, params: Params, context: Context) -> FromOptaxState:
         with _lenient():
-            state = self.transformation.init(_widened(params))
+            state = self.transformation.init(widened(params))
         return FromOptaxState(_placed(jax.tree.map(_strong, state), params))
 
     def transform(
@@ -143,7 +143,7 @@ class FromOptax(AbstractTransformation[FromOptaxState]):
         if context.value_fn is not None and params is not None:
             given["value_fn"] = _Value(context.value_fn, params, given)
         extra = {name: x for name, x in given.items() if x is not None}
-        full, wide = _complete(updates, params), _widened(params)
+        full, wide = _complete(updates, params), widened(params)
         with _lenient():
             out, inner = update(full, state.inner_state, wide, **accepted(update, extra))
         inner = _settled(inner, state.inner_state)
@@ -248,14 +248,10 @@ def _lenient() -> Iterator[None]:
         yield
 
 
-def _widened(tree: PyTree) -> PyTree:
-    return jax.tree.map(lambda x: cast(x, wider(x.dtype)), tree)
-
-
 def _complete(updates: PyTree, params: PyTree | None) -> PyTree:
     """Widens the updates as the parameters are, and puts zeros where one has no gradient."""
     if updates is None or params is None:
-        return _widened(updates)
+        return widened(updates)
     leaves, treedef = _check.flatten(updates)
     full = [
         u if p is None else jnp.zeros(p.shape, wider(p.dtype)) if u is None else _wide(u, p)
