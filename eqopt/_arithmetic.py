@@ -89,5 +89,15 @@ def safe_sqrt(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return lax.select(positive, lax.sqrt(lax.select(positive, x, lax.full_like(x, 1))), x)
 
 
+def norm(x: Inexact[Array, "*shape"]) -> Float[Array, ""]:
+    """The 2-norm of all of `x`, with a derivative of 0 at 0."""
+    return safe_sqrt(jnp.sum(abs_sq(x)))
+
+
+def rms(x: Inexact[Array, "*shape"]) -> Float[Array, ""]:
+    """The root of the mean squared modulus, with a derivative of 0 at 0."""
+    return safe_sqrt(jnp.mean(abs_sq(x)))
+
+
 def _complex(x: Array) -> Array:
     return x if is_complex(x) else lax.complex(x, lax.full_like(x, 0))

@@ -33,12 +33,14 @@ class Rule:
         `kernel(update, param, *trees, *scalars)`. Its arrays arrive in one dtype, at least
         float32; what it returns for the trees is cast back to the dtype they are kept in.
     - `state`: the state after the step, but for the trees.
-    - `trees`: names of the fields of `state` that hold one array for each parameter, of its shape.
+    - `trees`: names of the fields of `state` that hold one array for each parameter.
     - `scalars`: numbers of this step (rates, bias corrections), computed once for all leaves.
     - `needs_params`: whether the kernel takes the parameter.
     - `options`: hashable objects that the kernel is given first, before the update.
     - `mask`: a tree of Python booleans like the parameters, or `None`; where it is `False`, the
         rule leaves the update and its trees as they are.
+    - `shapes`: gives, for a parameter's shape, those of its arrays in `trees`, and `None` for an
+        array that is not there; `None` if all have the parameter's shape.
     """
 
     kernel: Callable[..., Any]
@@ -48,6 +50,7 @@ class Rule:
     needs_params: bool = False
     options: tuple[Any, ...] = ()
     mask: PyTree | None = None
+    shapes: Callable[[tuple[int, ...]], tuple[tuple[int, ...] | None, ...]] | None = None
 
     @property
     def program(self) -> tuple[Callable[..., Any], tuple[Any, ...], bool, bool]:
@@ -59,8 +62,8 @@ class Rule:
 # there are trees.
 _Program = tuple[tuple[Callable[..., Any], tuple[Any, ...], bool, bool], ...]
 # Of one leaf: the update, the parameter, and for each rule its trees' arrays; what becomes of them.
-_Leaf = tuple[Array, Array | None, tuple[tuple[Array, ...], ...]]
-_Result = tuple[Array, tuple[tuple[Array, ...], ...]]
+_Leaf = tuple[Array, Array | None, tuple[tuple[Array | None, ...], ...]]
+_Result = tuple[Array, tuple[tuple[Array | None, ...], ...]]
 # Of one leaf: the program, the dtype it runs in, and which of the tuples of scalars it is given.
 _Spec = tuple[_Program, np.dtype, int]
 
@@ -95,8 +98,9 @@ def run(rules: Sequence[Rule], updates: PyTree, params: PyTree | None) -> tuple[
         active = tuple([j for j, mask in enumerate(masks) if mask is None or mask[i]])
         if not active:
             continue
-        arrays = [param_leaves[i], *[column[i] for j in active for column in columns[j]]]
-        # All of one shape, which has been checked.
+        moments = [column[i] for j in active for column in columns[j]]
+        arrays = [param_leaves[i], *[x for x in moments if x is not None]]
+        # Their shapes, which have been checked, and which of them are not there, follow from this.
         key = (active, leaf.shape, leaf.dtype, *[x.dtype for x in arrays])
         if key not in kinds:
             program = tuple([rules[j].program for j in active])
@@ -169,25 +173,25 @@ def _column(
     if own_treedef != treedef:
         raise _check.structure_error(tree, updates, f"state.{name}", "updates")
     if _check.enabled():
-        faults = [
-            f"`{path}` is {_check.describe(x)}; the update has shape {u.shape}"
-            for path, x, u in _mismatches(f"state.{name}", tree, found, leaves)
+        shapes = [None if u is None else u.shape for u in leaves]
+        if rule.shapes is not None:
+            which = rule.trees.index(name)
+            shapes = [None if x is None else rule.shapes(x)[which] for x in shapes]
+        wrong = [
+            i
+            for i, (x, u) in enumerate(zip(found, leaves, strict=True))
+            if u is not None and (None if x is None else x.shape) != shapes[i]
         ]
-        if faults:
+        if wrong:
+            names = _check.paths(f"state.{name}", tree)
+            faults = [
+                f"`{names[i]}` is {_check.describe(found[i])}; the update has shape "
+                f"{leaves[i].shape}"
+                + ("" if rule.shapes is None else f", for which it is {shapes[i]} here")
+                for i in wrong
+            ]
             raise ValueError(_check.listed(faults))
     return found
-
-
-def _mismatches(name: str, tree: PyTree, found: list[Any], leaves: list[Any]) -> list[Any]:
-    wrong = [
-        i
-        for i, (x, u) in enumerate(zip(found, leaves, strict=True))
-        if u is not None and (x is None or x.shape != u.shape)
-    ]
-    if not wrong:
-        return []
-    names = _check.paths(name, tree)
-    return [(names[i], found[i], leaves[i]) for i in wrong]
 
 
 def _compute_dtype(arrays: list[Array]) -> np.dtype:
@@ -216,7 +220,7 @@ def _one(
     dtype: np.dtype,
     update: Array,
     param: Array | None,
-    trees: tuple[tuple[Array, ...], ...],
+    trees: tuple[tuple[Array | None, ...], ...],
     scalars: tuple[tuple[Array, ...], ...],
 ) -> _Result:
     wide = cast(update, dtype)
@@ -224,11 +228,16 @@ def _one(
     for (kernel, options, needs_params, has_trees), own, numbers in zip(
         program, trees, scalars, strict=True
     ):
-        before = [_widen(x, dtype) for x in own]
+        before = [None if x is None else _widen(x, dtype) for x in own]
         values = [wide, *([cast(param, dtype)] if needs_params and param is not None else [])]
         out = kernel(*options, *values, *before, *numbers)
         wide, *after = out if has_trees else (out,)
-        results.append(tuple(cast(new, x.dtype) for new, x in zip(after, own, strict=True)))
+        results.append(
+            tuple(
+                None if x is None else cast(new, x.dtype)
+                for new, x in zip(after, own, strict=True)
+            )
+        )
     return wide, tuple(results)
 
 

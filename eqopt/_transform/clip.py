@@ -6,7 +6,7 @@ from jax import lax
 from jaxtyping import Array, Float, Inexact
 
 from .. import _check, _kernel
-from .._arithmetic import times
+from .._arithmetic import rms, times
 from .._hyperparameter import real
 from .._kernel import Rule
 from .._objective import Context
@@ -47,6 +47,42 @@ class Clip(AbstractLeafwise[EmptyState]):
 def _shrink(update: Inexact[Array, "*shape"], factor: Float[Array, ""]) -> Inexact[Array, "*shape"]:
     # Selected, for `0 * inf` is NaN.
     return jnp.where(factor > 0, times(factor, update), jnp.zeros_like(update))
+
+
+@_check.typed
+def _clip_rms(
+    update: Inexact[Array, "*shape"], threshold: Float[Array, ""]
+) -> Inexact[Array, "*shape"]:
+    size = rms(update)
+    exceeds = size > threshold
+    # The division is guarded twice, so that its derivative is finite where it is not used.
+    factor = jnp.where(exceeds, threshold / jnp.where(exceeds, size, 1), 1)
+    return _shrink(update, jnp.where(jnp.isfinite(size), factor, 0))
+
+
+class ClipByBlockRMS(AbstractLeafwise[EmptyState]):
+    r"""Shrinks the update of each leaf if its root mean square exceeds a limit:
+    $u \leftarrow u \min(1, c \sqrt{n} / \|u\|)$.
+
+    The norm is over one leaf, of $n$ entries, in float32 at least. An update whose norm is not
+    finite has no direction, and becomes zero.
+
+    **Arguments:**
+
+    - `threshold`: the limit $c \ge 0$.
+
+    ??? cite "Reference"
+        Shazeer and Stern, *Adafactor: Adaptive Learning Rates with Sublinear Memory Cost*, ICML
+        2018, section 6 (arXiv 1804.04235).
+    """
+
+    threshold: Scalar = eqx.field(converter=real("threshold", at_least=0))
+
+    def init_state(self, params: Params, context: Context) -> EmptyState:
+        return EmptyState()
+
+    def rule(self, state: EmptyState, params: Params | None, context: Context) -> Rule:
+        return Rule(_clip_rms, state, scalars=(self.threshold,))
 
 
 class ClipByGlobalNorm(AbstractTransformation[EmptyState]):
