@@ -4,9 +4,22 @@ from collections.abc import Sequence
 from typing import Any
 
 from . import _kernel
+from ._nesting import Need, refuse
 from ._objective import Context
 from ._transformation import AbstractLeafwise, AbstractTransformation, check_state
 from ._types import Params, Updates
+
+
+def check_links(
+    owner: AbstractTransformation[Any], links: Sequence[AbstractTransformation[Any]]
+) -> None:
+    """Refuses links in an order that makes no sense."""
+    after = "the links after it change them. Put it last, or around the chain"
+    for link in links[:-1]:
+        # After what transforms a part, a link may be for the other part.
+        refuse(owner, link, {Need.MOVES: after}, of_a_part=False)
+    for link in links[1:]:
+        refuse(owner, link, {Need.GRADIENT: "put it first, or around the chain"})
 
 
 def transform_links(

@@ -35,7 +35,7 @@ FLOORS = (
     ("_cache.py", "_eval_params.py", "_implicit.py", "_ravel.py", "_value_and_grad.py"),
     ("_value_and_grad_from_state.py",),
     ("_transformation.py",),
-    ("_apply_when.py",),
+    ("_apply_when.py", "_nesting.py"),
     ("_links.py", "_masking.py"),
     ("_form.py",),
     ("_linesearch/", "_quasi_newton/", "_transform/", "_wrapper/"),

@@ -173,12 +173,17 @@ def test_complex_parameters_within_another_form(averaging: str):
 
 
 def test_the_outermost_decides():
-    params, state = _after(eqopt.Lookahead(eqopt.ParamEMA(eqopt.SGD(0.3), 0.7), 2, 0.5), tree(), 3)
-    assert same(eqopt.eval_params(params, state), state.slow)
-    assert not same(state.slow, state.fast_state.ema)
     params, state = _after(eqopt.ParamEMA(eqopt.Lookahead(eqopt.SGD(0.3), 2, 0.5), 0.7), tree(), 3)
     assert same(eqopt.eval_params(params, state), state.ema)
     assert same(eqopt.eval_params(params, state.inner_state), state.inner_state.slow)
+
+
+@pytest.mark.parametrize("num_steps", [3, 4])
+def test_an_average_within_sam(num_steps: int):
+    sam = eqopt.SAM(eqopt.ParamEMA(eqopt.SGD(0.3), 0.7), eqopt.SGD(0.1))
+    params, state = _after(sam, tree(), num_steps)
+    assert same(eqopt.eval_params(params, state), state.opt_state.ema)
+    assert int(state.opt_state.count) == num_steps // 2
 
 
 @pytest.mark.parametrize("averaging", _AVERAGING)
@@ -216,11 +221,11 @@ def test_each_for_its_own_leaves():
 
 def test_two_for_one_leaf_is_a_mistake():
     ema = eqopt.ParamEMA(eqopt.Identity(), 0.7)
-    opt = eqopt.Chain(eqopt.SGD(0.3), ema, ema)
+    opt = eqopt.Chain(eqopt.SGD(0.3), eqopt.Masked(ema, eqopt.ByPath("**")), ema)
     params, state = _after(opt, tree())
     with pytest.raises(ValueError, match=r"for `params\['a'\]`, and neither is within the other"):
         eqopt.eval_params(params, state)
-    assert_close(eqopt.eval_params(params, state.states[1]), state.states[1].ema)
+    assert_close(eqopt.eval_params(params, state.states[2]), state.states[2].ema)
 
 
 def test_none_found_gives_the_parameters_back():

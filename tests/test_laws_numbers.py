@@ -288,7 +288,7 @@ def _everything(params: Any) -> dict[str, Any]:
 @every_wrapper
 def test_extra_arguments_reach_the_inside(wrapper: Wrapper):
     params, gradients, tally = tree(), tree(7), Tally()
-    opt = wrapper.wrap(wrapper.wrap(eqopt.Chain(Needy(), Traced(tally))))
+    opt = eqopt.Masked(wrapper.wrap(eqopt.Chain(Needy(), Traced(tally))), eqopt.ByPath("**"))
     given = _everything(params)
     updates, _ = opt.update(gradients, opt.init(params), params, **given)
     (context,) = tally.seen
@@ -302,9 +302,7 @@ def test_extra_arguments_reach_the_inside(wrapper: Wrapper):
         + given["probe"]
         + jax.random.normal(given["key"], (), FLOAT)
     )
-    alone = wrapper.wrap(
-        wrapper.wrap(eqopt.Stateless(lambda u, _: jax.tree.map(lambda x: x * factor, u)))
-    )
+    alone = wrapper.wrap(eqopt.Stateless(lambda u, _: jax.tree.map(lambda x: x * factor, u)))
     expected, _ = alone.update(gradients, alone.init(params), params)
     assert_close(updates, expected, 1e-12 if X64 else 1e-5)
 

@@ -14,8 +14,8 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from .._arithmetic import cast, times, wider
 from .._cache import check_aux_fits, empty_cache, filled, LinesearchState
 from .._hyperparameter import float_dtype, prettily
+from .._nesting import AbstractParticular, Need
 from .._objective import Context, Evaluation, need_params, Whole
-from .._transformation import AbstractTransformation
 from .._tree import blank_like, conj, inner, moved, select
 from .._types import Params, Updates
 
@@ -115,7 +115,7 @@ class Answer(eqx.Module):
 Search = TypeVar("Search", bound=eqx.Module)
 
 
-class AbstractLinesearch(AbstractTransformation[LinesearchState[LinesearchInfo]], Generic[Search]):
+class AbstractLinesearch(AbstractParticular[LinesearchState[LinesearchInfo]], Generic[Search]):
     """A link that decides how far to go along the updates that reach it.
 
     A search is written as a machine over scalars: `start` and `tell`. It never sees a tree. The
@@ -148,6 +148,9 @@ class AbstractLinesearch(AbstractTransformation[LinesearchState[LinesearchInfo]]
     @abc.abstractmethod
     def tell(self, search: Search, trial: Trial) -> tuple[Search, Answer]:
         """The machine after a trial, and its answer."""
+
+    def needs(self) -> frozenset[Need]:
+        return frozenset({Need.OBJECTIVE, Need.STEP})
 
     def init_state(self, params: Params, context: Context) -> LinesearchState[LinesearchInfo]:
         whole = context.whole or Whole(params, context.value_fn)

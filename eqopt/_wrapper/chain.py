@@ -5,7 +5,7 @@ from typing import Any, Generic, overload, TypeVar
 import equinox as eqx
 
 from .. import _check
-from .._links import transform_links
+from .._links import check_links, transform_links
 from .._objective import Context
 from .._transformation import AbstractTransformation, check_transformation
 from .._types import Params, Updates
@@ -89,6 +89,7 @@ class Chain(AbstractTransformation[ChainState[_States]], Generic[_States]):
     def __init__(self, *links: AbstractTransformation[Any]) -> None:
         for i, link in enumerate(links):
             check_transformation(f"links[{i}]", link)
+        check_links(self, links)
         self.links = links
 
     def init_state(self, params: Params, context: Context) -> ChainState[_States]:

@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool
 from .. import _check
 from .._apply_when import apply_when
 from .._hyperparameter import flag
+from .._nesting import Need, refuse
 from .._objective import accepted, Context
 from .._transformation import AbstractTransformation, check_state, check_transformation
 from .._tree import conj, increment, zero_count
@@ -55,6 +56,8 @@ class ConditionallyTransform(
 
     def __check_init__(self) -> None:
         _check_fields(self)
+        why = "at the other steps the updates pass it by. `ConditionallyMask` lets none pass"
+        refuse(self, self.inner, {Need.MOVES: why})
 
     def init_state(self, params: Params, context: Context) -> ConditionallyTransformState[State]:
         return ConditionallyTransformState(self.inner.init_state(params, context), zero_count())

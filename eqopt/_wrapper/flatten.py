@@ -15,6 +15,7 @@ from .. import _check
 from .._arithmetic import cast, wider
 from .._eval_params import AbstractEvalState
 from .._form import AbstractForm, eval_params_in, init_in, transform_in
+from .._nesting import refuse_selectors
 from .._objective import Context
 from .._transformation import AbstractTransformation, check_state, check_transformation
 from .._tree import placed_like, replicated
@@ -157,6 +158,8 @@ class Flatten(AbstractTransformation[FlattenState[State]], Generic[State]):
 
     def __check_init__(self) -> None:
         check_transformation("inner", self.inner)
+        why = "here they are vectors, without paths and dimensions. Put it around"
+        refuse_selectors(self, self.inner, why)
 
     def init_state(self, params: Params, context: Context) -> FlattenState[State]:
         layout = _layout(params)

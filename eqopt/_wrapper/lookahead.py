@@ -16,6 +16,7 @@ from .._cache import Cache
 from .._eval_params import AbstractEvalState, fitting, LookaheadParams, rounded
 from .._hyperparameter import flag, real, steps
 from .._kernel import Rule
+from .._nesting import AbstractParticular, Need, refuse
 from .._objective import Context, need_params
 from .._transformation import AbstractTransformation, check_state, check_transformation
 from .._tree import copies, increment, moved, round_like, where_given, zero_count
@@ -71,7 +72,7 @@ class _Slow(eqx.Module):
     slow: PyTree
 
 
-class Lookahead(AbstractTransformation[LookaheadState[State]], Generic[State]):
+class Lookahead(AbstractParticular[LookaheadState[State]], Generic[State]):
     r"""Lets slow parameters $\phi$ follow the parameters $\theta$ of a fast optimizer, which goes
     on from there.
 
@@ -109,6 +110,11 @@ class Lookahead(AbstractTransformation[LookaheadState[State]], Generic[State]):
 
     def __check_init__(self) -> None:
         check_transformation("fast_optimizer", self.fast_optimizer)
+        why = "at each synchronization the parameters go elsewhere. Put it around `Lookahead`"
+        refuse(self, self.fast_optimizer, {Need.EVALUATED: why, Need.MOVES: why})
+
+    def needs(self) -> frozenset[Need]:
+        return frozenset({Need.MOVES})
 
     def init_state(self, params: Params, context: Context) -> LookaheadState[State]:
         beside = None

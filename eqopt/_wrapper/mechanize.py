@@ -12,6 +12,7 @@ from .._arithmetic import cast, minus, over, real_dtype, safe_sqrt, times, wider
 from .._check import typed
 from .._eval_params import fitting
 from .._hyperparameter import float_dtype, real, size
+from .._nesting import AbstractParticular, Need, refuse
 from .._objective import Context, need_params
 from .._transformation import AbstractTransformation, check_state, check_transformation
 from .._tree import (
@@ -49,7 +50,7 @@ class MechanizeState(eqx.Module, Generic[State]):
     x0: PyTree
 
 
-class Mechanize(AbstractTransformation[MechanizeState[State]], Generic[State]):
+class Mechanize(AbstractParticular[MechanizeState[State]], Generic[State]):
     r"""Learns the scale of a base optimizer's updates, which replaces the tuned learning rate.
 
     With $u_t$ the updates of the base optimizer, $\Delta_t = \Delta_{t-1} - u_t$ and
@@ -89,6 +90,16 @@ class Mechanize(AbstractTransformation[MechanizeState[State]], Generic[State]):
 
     def __check_init__(self) -> None:
         check_transformation("base_optimizer", self.base_optimizer)
+        why = "the updates are scaled, all of them anew at each step. Put it around `Mechanize`"
+        broken = {
+            Need.MOVES: why,
+            Need.REST: why,
+            Need.STEP: "its updates are scaled. It needs no learning rate, learned or not",
+        }
+        refuse(self, self.base_optimizer, broken)
+
+    def needs(self) -> frozenset[Need]:
+        return frozenset({Need.MOVES})
 
     def init_state(self, params: Params, context: Context) -> MechanizeState[State]:
         zeros = jnp.zeros(self.num_betas, float_dtype())

@@ -14,6 +14,7 @@ from .._apply_when import apply_when
 from .._arithmetic import minus, over, plus
 from .._hyperparameter import flag, inexact_dtype, steps
 from .._kernel import Rule, run
+from .._nesting import AbstractParticular, Need, refuse
 from .._objective import as_arrays, Context
 from .._schedule.base import AbstractSchedule, as_schedule
 from .._transformation import AbstractTransformation, check_state, check_transformation
@@ -126,7 +127,7 @@ class MultiStepsState(eqx.Module, Generic[State]):
     updated: Bool[Array, ""]
 
 
-class MultiSteps(AbstractTransformation[MultiStepsState[State]], Generic[State]):
+class MultiSteps(AbstractParticular[MultiStepsState[State]], Generic[State]):
     r"""Collects the gradients of $k$ mini-batches (a window), and then takes one step.
 
     $$\bar g = \frac 1 k \sum_{i=1}^k g_i \quad\text{or}\quad \sum_{i=1}^k g_i$$
@@ -167,9 +168,14 @@ class MultiSteps(AbstractTransformation[MultiStepsState[State]], Generic[State])
 
     def __check_init__(self) -> None:
         check_transformation("opt", self.opt)
+        why = "`value_fn` is the last mini-batch's, and the gradient the mean of all"
+        refuse(self, self.opt, {Need.OBJECTIVE: why})
         fn = self.should_skip_update_fn
         if fn is not None and (not callable(fn) or isinstance(fn, type)):
             raise TypeError(f"`should_skip_update_fn` must be a function or None; got {fn!r}")
+
+    def needs(self) -> frozenset[Need]:
+        return frozenset({Need.REST})
 
     def init_state(self, params: Params, context: Context) -> MultiStepsState[State]:
         # From shapes alone: what the function returns may be a parameter itself, not to be shared.

@@ -6,7 +6,7 @@ from typing import Any
 import equinox as eqx
 
 from .. import _check
-from .._links import transform_links
+from .._links import check_links, transform_links
 from .._objective import Context
 from .._transformation import AbstractTransformation, check_transformation
 from .._types import Params, Updates
@@ -57,6 +57,7 @@ class NamedChain(AbstractTransformation[NamedChainState]):
         self.names = tuple(name for name, _ in every)
         if twice := [name for name, num in Counter(self.names).items() if num > 1]:
             raise ValueError("names must differ; given more than once: " + _listed(twice))
+        check_links(self, [link for _, link in every])
         self.links = dict(every)
 
     def init_state(self, params: Params, context: Context) -> NamedChainState:

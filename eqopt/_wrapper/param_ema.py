@@ -11,6 +11,7 @@ from .. import _check
 from .._arithmetic import cast, minus, plus, times
 from .._eval_params import AbstractEvalState, fitting, rounded
 from .._hyperparameter import flag, inexact_dtype, real
+from .._nesting import AbstractParticular, Need, refuse
 from .._objective import Context, need_params
 from .._transformation import AbstractTransformation, check_state, check_transformation
 from .._tree import add, bias_correction, copies, increment, zero_count
@@ -50,7 +51,7 @@ def _average(
     return plus(ema, times(weight, minus(param, ema)))
 
 
-class ParamEMA(AbstractTransformation[ParamEMAState[State]], Generic[State]):
+class ParamEMA(AbstractParticular[ParamEMAState[State]], Generic[State]):
     r"""Keeps an exponential moving average of the parameters, to evaluate with.
 
     The updates are those of the inner transformation. The average $a_t$, which
@@ -90,6 +91,11 @@ class ParamEMA(AbstractTransformation[ParamEMAState[State]], Generic[State]):
 
     def __check_init__(self) -> None:
         check_transformation("inner", self.inner)
+        why = "they would be averaged, or hidden by the average. Put it around, or leave one out"
+        refuse(self, self.inner, {Need.EVALUATED: why})
+
+    def needs(self) -> frozenset[Need]:
+        return frozenset({Need.MOVES, Need.EVALUATED})
 
     def init_state(self, params: Params, context: Context) -> ParamEMAState[State]:
         inner_state = self.inner.init_state(params, context)

@@ -11,8 +11,9 @@ from jaxtyping import Array, PyTree
 
 from .. import _check
 from .._arithmetic import cast, minus, plus, wider
-from .._eval_params import AbstractEvalState, fitting, rounded
+from .._eval_params import AbstractEvalState, fitting, known, rounded
 from .._hyperparameter import flag, steps
+from .._nesting import AbstractParticular, Need, refuse
 from .._objective import Context, need_params
 from .._transformation import AbstractTransformation, check_state, check_transformation
 from .._tree import (
@@ -51,17 +52,18 @@ class SAMState(AbstractEvalState, Generic[_Outer, _Inner]):
 
     def eval_params(self, params: Params) -> Params:
         if self.cache is None:
-            return jax.tree.map(lambda _: None, params)
+            return known(params, self.opt_state)
         away = self.steps_since_sync > 0
         cache = fitting(self.cache, params, "state.cache")
 
         def real(x: Any, kept: Any) -> Any:
             return x if kept is None else jnp.where(away, rounded(x, kept), x)
 
-        return jax.tree.map(real, params, cache, is_leaf=_check.is_none)
+        params = jax.tree.map(real, params, cache, is_leaf=_check.is_none)
+        return eqx.combine(known(params, self.opt_state), params)
 
 
-class SAM(AbstractTransformation[SAMState[_Outer, _Inner]], Generic[_Outer, _Inner]):
+class SAM(AbstractParticular[SAMState[_Outer, _Inner]], Generic[_Outer, _Inner]):
     r"""Steps by the gradient at a place nearby where the objective is worse, and so to wide minima.
 
     An adversary climbs from the parameters $\theta$ for $k - 1$ steps, its updates negated:
@@ -106,6 +108,15 @@ class SAM(AbstractTransformation[SAMState[_Outer, _Inner]], Generic[_Outer, _Inn
     def __check_init__(self) -> None:
         check_transformation("optimizer", self.optimizer)
         check_transformation("adv_optimizer", self.adv_optimizer)
+        why = "the gradients are those of where the adversary went"
+        refuse(self, self.optimizer, dict.fromkeys((Need.OBJECTIVE, Need.POINT), why))
+        why = "where the adversary goes, nobody stays. It is for the optimizer"
+        refuse(self, self.adv_optimizer, dict.fromkeys(Need, why))
+
+    def needs(self) -> frozenset[Need]:
+        if self.opaque_mode:
+            return frozenset({Need.OBJECTIVE, Need.GRADIENT, Need.POINT})
+        return frozenset({Need.MOVES, Need.EVALUATED, Need.POINT})
 
     def init_state(self, params: Params, context: Context) -> SAMState[_Outer, _Inner]:
         return SAMState(

@@ -13,6 +13,7 @@ from .._arithmetic import cast, minus, plus, real_dtype, times, wider
 from .._eval_params import AbstractEvalState, fitting
 from .._hyperparameter import inexact_dtype, real
 from .._kernel import Rule
+from .._nesting import AbstractParticular, Need, refuse
 from .._objective import Context
 from .._schedule.base import AbstractSchedule, as_real, scheduled_real, value_at
 from .._transformation import AbstractTransformation, check_state, check_transformation
@@ -78,7 +79,7 @@ def _average(
     return plus(update, minus(times(b1, new), times(old_b1, gap))), new
 
 
-class ScheduleFree(AbstractTransformation[ScheduleFreeState[State]], Generic[State]):
+class ScheduleFree(AbstractParticular[ScheduleFreeState[State]], Generic[State]):
     r"""Averages the points of a base optimizer, in place of a learning rate that falls, and
     replaces its momentum by an interpolation.
 
@@ -123,6 +124,11 @@ class ScheduleFree(AbstractTransformation[ScheduleFreeState[State]], Generic[Sta
 
     def __check_init__(self) -> None:
         check_transformation("base_optimizer", self.base_optimizer)
+        why = "its updates move what is averaged, and the parameters move at every step"
+        refuse(self, self.base_optimizer, dict.fromkeys((Need.MOVES, Need.REST, Need.STEP), why))
+
+    def needs(self) -> frozenset[Need]:
+        return frozenset({Need.MOVES, Need.EVALUATED})
 
     def init_state(self, params: Params, context: Context) -> ScheduleFreeState[State]:
         return ScheduleFreeState(

@@ -10,6 +10,7 @@ from .. import _check
 from .._arithmetic import is_complex
 from .._eval_params import AbstractEvalState
 from .._form import AbstractForm, eval_params_in, init_in, transform_in
+from .._nesting import refuse_selectors
 from .._objective import Context
 from .._transformation import AbstractTransformation, check_state, check_transformation
 from .._types import Params, State, Updates
@@ -91,6 +92,8 @@ class SplitRealAndImaginary(
 
     def __check_init__(self) -> None:
         check_transformation("inner", self.inner)
+        why = "here a complex one is two others. Put it around"
+        refuse_selectors(self, self.inner, why)
 
     def init_state(self, params: Params, context: Context) -> SplitRealAndImaginaryState[State]:
         leaves, _ = _check.flatten(params)

@@ -18,14 +18,14 @@ def first(step: Any) -> Any:
     return step == 0
 
 
-def _last_step_size(chain: Any) -> Any:
-    return chain.links[-1].step_size
+def _step_size(chain: Any) -> Any:
+    return chain.links[0].step_size
 
 
 def scheduled(inner: Transformation) -> Transformation:
-    """One whose last link follows a schedule."""
+    """One whose first link follows a schedule."""
     return eqopt.Scheduled(
-        eqopt.Chain(inner, eqopt.Scale(1.0)), _last_step_size, eqopt.Linear(0.5, 0.25, 4)
+        eqopt.Chain(eqopt.Scale(1.0), inner), _step_size, eqopt.Linear(0.5, 0.25, 4)
     )
 
 
@@ -104,16 +104,14 @@ ROWS = [
 
 # Those within which anything may stand; laws about what is passed on run over these.
 WRAPPERS = [
-    Wrapper("Chain", lambda inner: eqopt.Chain(eqopt.Clip(0.4), inner, eqopt.Scale(1.0))),
+    Wrapper("Chain", lambda inner: eqopt.Chain(eqopt.Clip(0.4), eqopt.Scale(1.0), inner)),
     Wrapper("Masked", lambda inner: eqopt.Masked(inner, eqopt.ByPath("**"))),
     Wrapper("Partition", lambda inner: eqopt.Partition({"all": inner}, "all")),
     Wrapper(
         "SelectiveTransform", lambda inner: eqopt.SelectiveTransform(inner, eqopt.ByPath("nowhere"))
     ),
     Wrapper("Flatten", eqopt.Flatten),
-    Wrapper(
-        "NamedChain", lambda inner: eqopt.NamedChain(("inner", inner), another=eqopt.Scale(1.0))
-    ),
+    Wrapper("NamedChain", lambda inner: eqopt.NamedChain(("scale", eqopt.Scale(1.0)), inner=inner)),
     Wrapper("SplitRealAndImaginary", eqopt.SplitRealAndImaginary),
     Wrapper("Scheduled", scheduled),
     Wrapper("ApplyIfFinite", lambda inner: eqopt.ApplyIfFinite(inner, 2)),
