@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ._hyperparameter import settle
 from ._schedule.base import AbstractSchedule
 from ._transformation import (
     AbstractOptimizer,
@@ -60,6 +61,7 @@ def hyperparameters(
         ```
     """
     check_state(transformation, state, "state")
+    transformation = settle(transformation)
     return {found.name: found.value for found in _collect(transformation, state)}
 
 

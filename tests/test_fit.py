@@ -317,6 +317,14 @@ def test_hyperparameters_in_force() -> None:
         eqopt.hyperparameters(eqopt.Adam(0.1), eqopt.EmptyState())
 
 
+def test_hyperparameters_after_an_edit_with_a_number() -> None:
+    params = jnp.ones(2)
+    optimizer = eqopt.Scheduled(eqopt.AdamW(0.1), lambda o: o.weight_decay, eqopt.Constant(0.5))
+    edited = eqx.tree_at(lambda o: (o.inner.b1, o.inner.weight_decay), optimizer, (0.25, 5.0))
+    found = eqopt.hyperparameters(edited, optimizer.init(params))
+    assert found["b1"] == 0.25 and found["weight_decay"] == 0.5
+
+
 def test_pictures() -> None:
     fit = eqopt.fit(loss_fn, OPTIMIZER, make_model(), make_batches())
     figure = eqopt.plot.history(fit.history)

@@ -191,7 +191,7 @@ class ScaleByLBFGS(AbstractTransformation[ScaleByLBFGSState]):
         newest = state.num_pairs - 1
 
         def pair(j: Array) -> tuple[Array, PyTree, PyTree, Array]:
-            i = jnp.mod(newest - j.astype(np.int32), m)
+            i = jnp.mod(newest - jnp.asarray(j, np.int32), m)
 
             def row(memory: Array) -> Array:
                 return lax.dynamic_index_in_dim(memory, i, keepdims=False)
