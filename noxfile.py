@@ -93,6 +93,14 @@ def cutest(session: nox.Session) -> None:
 
 
 @nox.session
+def matrix(session: nox.Session) -> None:
+    """Tests every wrapper around every wrapper around each optimizer: a quarter of an hour."""
+    install(session, "tests")
+    env = {**COMPILED, "EQOPT_MATRIX": "all"}
+    session.run("python", "-m", "pytest", "-n", "2", "tests/test_matrix.py", env=env)
+
+
+@nox.session
 def oldest(session: nox.Session) -> None:
     """Runs the tests with the oldest versions that `pyproject.toml` allows."""
     floors = [floor(Requirement(x)) for x in PYPROJECT["project"]["dependencies"]]

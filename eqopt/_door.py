@@ -1,5 +1,6 @@
 """One compiled call around a whole composition: arrays are data, the rest is static."""
 
+import operator
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -75,11 +76,13 @@ def _static(x: Any) -> Any:
 
 
 _inlined: list[bool] = []
+# The type of JAX's configuration does not tell what attributes it has.
+_disable_jit = operator.attrgetter("jax_disable_jit")
 
 
 def inlined() -> bool:
-    """Whether what is being traced is a part of somebody else's program, who may trace at will."""
-    return bool(_inlined)
+    """Whether what runs is a part of somebody else's program, who may trace at will, or of none."""
+    return bool(_inlined) or bool(_disable_jit(jax.config))
 
 
 def call(function: Callable[..., Any], *args: Any, reuse: bool = True) -> Any:

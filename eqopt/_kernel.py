@@ -234,8 +234,7 @@ def _one(
         wide, *after = out if has_trees else (out,)
         results.append(
             tuple(
-                None if x is None else cast(new, x.dtype)
-                for new, x in zip(after, own, strict=True)
+                None if x is None else cast(new, x.dtype) for new, x in zip(after, own, strict=True)
             )
         )
     return wide, tuple(results)

@@ -187,6 +187,14 @@ class Whole(eqx.Module):
     evaluation: Evaluation[Any] | None = None
 
 
+def at(context: Context, params: PyTree) -> Context:
+    """The context at other parameters than those of the call; it may be of some of them only."""
+    whole = context.whole
+    if whole is not None:
+        whole = Whole(eqx.combine(params, whole.params), whole.objective)
+    return dataclasses.replace(context, whole=whole)
+
+
 def _strong(x: jax.Array) -> jax.Array:
     # A weakly typed parameter has a weakly typed gradient, which would not stay so in a loop.
     return lax.convert_element_type(x, x.dtype) if x.weak_type else x

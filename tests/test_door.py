@@ -34,6 +34,15 @@ def _traced(opt: AbstractTransformation[Any]) -> tuple[Tally, AbstractTransforma
     return tally, eqopt.Chain(opt, Traced(tally))
 
 
+def test_without_compiling_all_is_the_same():
+    # As one debugs. Nothing is compiled, so nobody is warned of compiling too often.
+    opt = eqopt.LBFGS()
+    compiled = opt.step(quadratic, PARAMS, opt.init(PARAMS), 2.0)
+    with jax.disable_jit():
+        for _ in range(5):
+            assert_close(opt.step(quadratic, PARAMS, opt.init(PARAMS), 2.0), compiled)
+
+
 # What never retraces.
 
 

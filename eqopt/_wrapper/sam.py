@@ -14,7 +14,7 @@ from .._arithmetic import cast, minus, plus, wider
 from .._eval_params import AbstractEvalState, fitting, known, rounded
 from .._hyperparameter import flag, steps
 from .._nesting import AbstractParticular, Need, refuse
-from .._objective import Context, need_params
+from .._objective import at, Context, need_params
 from .._transformation import AbstractTransformation, check_state, check_transformation
 from .._tree import (
     conj,
@@ -152,7 +152,9 @@ class SAM(AbstractParticular[SAMState[_Outer, _Inner]], Generic[_Outer, _Inner])
         start = round_like(cache, params)
 
         def real() -> tuple[Updates, _Outer, _Inner]:
-            out, opt_state = self.optimizer.transform(updates, state.opt_state, start, context)
+            out, opt_state = self.optimizer.transform(
+                updates, state.opt_state, start, at(context, start)
+            )
 
             def back(u: Any, x: Any, kept: Any) -> Any:
                 if u is None:
@@ -186,7 +188,9 @@ class SAM(AbstractParticular[SAMState[_Outer, _Inner]], Generic[_Outer, _Inner])
             _: Array, carry: tuple[Updates, _Inner, Params]
         ) -> tuple[Updates, _Inner, Params]:
             gradient, adv_state, point = carry
-            out, adv_state = self.adv_optimizer.transform(gradient, adv_state, point, context)
+            out, adv_state = self.adv_optimizer.transform(
+                gradient, adv_state, point, at(context, point)
+            )
             point = moved(point, round_like(_negative(out), point))
             found = objective.evaluate(point).grad
             if self.batch_axis_name is not None:
