@@ -48,7 +48,13 @@ from ._objective import (
     Objective as Objective,
     Whole as Whole,
 )
+from ._optimizer.adabelief import AdaBelief as AdaBelief
+from ._optimizer.adadelta import Adadelta as Adadelta
+from ._optimizer.adafactor import Adafactor as Adafactor
+from ._optimizer.adagrad import Adagrad as Adagrad
 from ._optimizer.adam import Adam as Adam, AdamW as AdamW, NAdam as NAdam, NAdamW as NAdamW
+from ._optimizer.lamb import LAMB as LAMB
+from ._optimizer.lars import LARS as LARS
 from ._optimizer.lion import Lion as Lion
 from ._optimizer.nonlinear_cg import NonlinearCG as NonlinearCG
 from ._optimizer.polyak import PolyakSGD as PolyakSGD
@@ -123,6 +129,10 @@ from ._selector import (
     TreeSelector as TreeSelector,
     Where as Where,
 )
+from ._transform.adadelta import (
+    ScaleByAdadelta as ScaleByAdadelta,
+    ScaleByAdadeltaState as ScaleByAdadeltaState,
+)
 from ._transform.adam import ScaleByAdam as ScaleByAdam, ScaleByAdamState as ScaleByAdamState
 from ._transform.apply_every import (
     ApplyEvery as ApplyEvery,
@@ -140,8 +150,18 @@ from ._transform.basic import (
     SetToZero as SetToZero,
     Stateless as Stateless,
 )
+from ._transform.belief import (
+    ScaleByBelief as ScaleByBelief,
+    ScaleByBeliefState as ScaleByBeliefState,
+)
+from ._transform.block import (
+    ScaleByParamBlockNorm as ScaleByParamBlockNorm,
+    ScaleByParamBlockRMS as ScaleByParamBlockRMS,
+    ScaleByTrustRatio as ScaleByTrustRatio,
+)
 from ._transform.clip import (
     Clip as Clip,
+    ClipByBlockRMS as ClipByBlockRMS,
     ClipByGlobalNorm as ClipByGlobalNorm,
     Normalize as Normalize,
 )
@@ -156,6 +176,11 @@ from ._transform.conjugate_gradient import (
     ScaleByNonlinearCGState as ScaleByNonlinearCGState,
 )
 from ._transform.decay import AddDecayedWeights as AddDecayedWeights
+from ._transform.factored import (
+    decay_rate_pow as decay_rate_pow,
+    ScaleByFactoredRMS as ScaleByFactoredRMS,
+    ScaleByFactoredRMSState as ScaleByFactoredRMSState,
+)
 from ._transform.learning_rate import (
     ScaleByLearningRate as ScaleByLearningRate,
     ScaleByLearningRateState as ScaleByLearningRateState,
@@ -180,6 +205,7 @@ from ._transform.rms import (
     ScaleByStddev as ScaleByStddev,
     ScaleByStddevState as ScaleByStddevState,
 )
+from ._transform.rss import ScaleByRSS as ScaleByRSS, ScaleByRSSState as ScaleByRSSState
 from ._transformation import (
     AbstractLeafwise as AbstractLeafwise,
     AbstractOptimizer as AbstractOptimizer,

@@ -38,6 +38,9 @@ test_sam Normalize SAM
 test_named_chain NamedChain
 test_nonlinear_cg NonlinearCG ScaleByNonlinearCG
 test_partition Freeze Partition SelectiveTransform
+test_parity_adaptive AdaBelief Adadelta Adafactor Adagrad LAMB LARS
+test_parity_adaptive ClipByBlockRMS ScaleByAdadelta ScaleByBelief ScaleByFactoredRMS
+test_parity_adaptive ScaleByParamBlockNorm ScaleByParamBlockRMS ScaleByRSS ScaleByTrustRatio
 test_polyak PolyakSGD ScaleByPolyak
 test_reduce_on_plateau ReduceOnPlateau
 test_schedule_free ScheduleFree ScheduleFreeAdamW ScheduleFreeSGD

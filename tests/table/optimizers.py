@@ -29,6 +29,41 @@ ROWS = [
     ),
     Row("NAdam", lambda: eqopt.NAdam(0.05, 0.8, 0.95), descends=True),
     Row("NAdamW", lambda: eqopt.NAdamW(0.05, 0.8, 0.95), descends=True, needs_params=True),
+    Row("AdaBelief", lambda: eqopt.AdaBelief(0.05, 0.8, 0.95, 1e-6, 1e-5), descends=True),
+    optimizer("Adadelta", lambda: eqopt.Adadelta(0.5, 0.8, 1e-4, 0.01, MATRICES)),
+    optimizer("Adadelta-default", eqopt.Adadelta),
+    optimizer("Adafactor", lambda: eqopt.Adafactor(0.05, 2, 0.7, 1, clipping_threshold=0.7)),
+    optimizer(
+        "Adafactor-all",
+        lambda: eqopt.Adafactor(
+            eqopt.Linear(0.05, 0.01, 4),
+            2,
+            0.7,
+            1,
+            True,
+            0.6,
+            0.8,
+            None,
+            0.01,
+            1e-6,
+            False,
+            MATRICES,
+        ),
+    ),
+    Row(
+        "Adafactor-bare",
+        lambda: eqopt.Adafactor(
+            decay_offset=1, multiply_by_parameter_scale=False, clipping_threshold=None
+        ),
+        descends=True,
+    ),
+    Row("Adagrad", lambda: eqopt.Adagrad(0.05, 0.2, 1e-6), descends=True),
+    optimizer("LAMB", lambda: eqopt.LAMB(0.05, 0.8, 0.95, 1e-5, 1e-6, 0.01, MATRICES)),
+    optimizer("LARS", lambda: eqopt.LARS(0.5, 0.01, None, 0.02, 1e-6, momentum=0.7)),
+    optimizer(
+        "LARS-masks",
+        lambda: eqopt.LARS(0.05, 0.01, MATRICES, 0.3, 1e-6, MATRICES, 0.7, nesterov=True),
+    ),
     Row("Lion", lambda: eqopt.Lion(0.05, 0.8, 0.95), descends=True, needs_params=True),
     Row("RMSProp", lambda: eqopt.RMSProp(0.05, 0.8), descends=True),
     Row(

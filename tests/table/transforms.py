@@ -14,6 +14,11 @@ def double(updates: Any, params: Any) -> Any:
     return jax.tree.map(lambda u: 2 * u, updates)
 
 
+def constant_decay(step: Any, decay_rate: Any) -> Any:
+    """For `ScaleByFactoredRMS`: unlike its own, not 0 in the first step."""
+    return decay_rate
+
+
 ROWS = [
     Row("Identity", eqopt.Identity),
     Row("Scale", lambda: eqopt.Scale(-0.3), descends=True),
@@ -48,6 +53,24 @@ ROWS = [
         # The variance after one step is 0, and all of the denominator `eps`.
         lambda: eqopt.ScaleByStddev(0.8, 0.01, bias_correction=True),
     ),
+    Row("ScaleByBelief", lambda: eqopt.ScaleByBelief(0.8, 0.95, 1e-6, 1e-5)),
+    Row("ScaleByBelief-nesterov", lambda: eqopt.ScaleByBelief(0.8, 0.95, nesterov=True)),
+    Row("ScaleByAdadelta", lambda: eqopt.ScaleByAdadelta(0.8, 1e-4)),
+    Row("ScaleByRSS", lambda: eqopt.ScaleByRSS(0.2, 1e-6)),
+    Row("ScaleByRSS-outside", lambda: eqopt.ScaleByRSS(0.0, 1e-6, eps_in_sqrt=False)),
+    Row(
+        "ScaleByFactoredRMS",
+        lambda: eqopt.ScaleByFactoredRMS(True, 0.7, 1, 2, 1e-6, constant_decay),
+    ),
+    Row("ScaleByFactoredRMS-pow", lambda: eqopt.ScaleByFactoredRMS(True, 0.7, 1, 2)),
+    Row(
+        "ScaleByFactoredRMS-whole",
+        lambda: eqopt.ScaleByFactoredRMS(False, 0.7, 1, 2, 1e-6, constant_decay),
+    ),
+    Row("ScaleByTrustRatio", lambda: eqopt.ScaleByTrustRatio(0.1, 0.3, 1e-3), needs_params=True),
+    Row("ScaleByTrustRatio-plain", eqopt.ScaleByTrustRatio, needs_params=True),
+    Row("ScaleByParamBlockNorm", lambda: eqopt.ScaleByParamBlockNorm(0.01), needs_params=True),
+    Row("ScaleByParamBlockRMS", lambda: eqopt.ScaleByParamBlockRMS(0.01), needs_params=True),
     Row("AddDecayedWeights", lambda: eqopt.AddDecayedWeights(0.01), needs_params=True),
     Row(
         "AddDecayedWeights-mask",
@@ -55,6 +78,7 @@ ROWS = [
         needs_params=True,
     ),
     Row("Clip", lambda: eqopt.Clip(0.4)),
+    Row("ClipByBlockRMS", lambda: eqopt.ClipByBlockRMS(0.6)),
     Row("ClipByGlobalNorm", lambda: eqopt.ClipByGlobalNorm(0.6)),
     Row(
         "Monitor",

@@ -1,0 +1,55 @@
+"""Adadelta."""
+
+import equinox as eqx
+
+from .._hyperparameter import optional, real
+from .._schedule.base import AbstractSchedule, scheduled_real
+from .._selector import AbstractSelector, as_selector
+from .._transform.adadelta import ScaleByAdadelta, ScaleByAdadeltaState
+from .._transform.decay import AddDecayedWeights
+from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
+from .._transformation import AbstractOptimizer, AbstractTransformation, EmptyState
+from .._types import Scalar
+from .._wrapper.chain import Chain, ChainState
+
+_State = ChainState[tuple[EmptyState, ScaleByAdadeltaState, ScaleByLearningRateState]]
+
+
+class Adadelta(AbstractOptimizer[_State]):
+    """Steps by the gradient, times the ratio of the typical past step to the typical gradient.
+
+    It is a chain of [`eqopt.AddDecayedWeights`][], [`eqopt.ScaleByAdadelta`][] and
+    [`eqopt.ScaleByLearningRate`][].
+
+    !!! note
+        Without a rate it is the paper's method, and descends. optax's `adadelta()` leaves out the
+        sign along with the rate, and climbs.
+
+    **Arguments:**
+
+    - `learning_rate`: the rate, a number or a schedule, not negative; the paper has none, which
+        is 1.
+    - `rho`: the decay of both averages, in $[0, 1)$.
+    - `eps`: added to both averages under the root, positive.
+    - `weight_decay`: the decay, not negative. It comes before the averages, as the gradient of a
+        penalty.
+    - `weight_decay_mask`: what decays: a selector, a function from the parameters to booleans, or a
+        tree of booleans; `None` is everything.
+    """
+
+    learning_rate: Scalar | AbstractSchedule = eqx.field(
+        converter=scheduled_real("learning_rate", at_least=0), default=1.0
+    )
+    rho: Scalar = eqx.field(converter=real("rho", at_least=0, below=1), default=0.9)
+    eps: Scalar = eqx.field(converter=real("eps", above=0), default=1e-6)
+    weight_decay: Scalar = eqx.field(converter=real("weight_decay", at_least=0), default=0.0)
+    weight_decay_mask: AbstractSelector | None = eqx.field(
+        converter=optional(as_selector), default=None
+    )
+
+    def compose(self) -> AbstractTransformation[_State]:
+        return Chain(
+            AddDecayedWeights(self.weight_decay, self.weight_decay_mask),
+            ScaleByAdadelta(self.rho, self.eps),
+            ScaleByLearningRate(self.learning_rate),
+        )

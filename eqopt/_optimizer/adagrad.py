@@ -1,0 +1,41 @@
+"""Adagrad."""
+
+import equinox as eqx
+
+from .._hyperparameter import real
+from .._schedule.base import AbstractSchedule, scheduled_real
+from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
+from .._transform.rss import ScaleByRSS, ScaleByRSSState
+from .._transformation import AbstractOptimizer, AbstractTransformation
+from .._types import Scalar
+from .._wrapper.chain import Chain, ChainState
+
+_State = ChainState[tuple[ScaleByRSSState, ScaleByLearningRateState]]
+
+
+class Adagrad(AbstractOptimizer[_State]):
+    """Divides the gradient by the root of the sum of all its squares so far.
+
+    It is a chain of [`eqopt.ScaleByRSS`][] and [`eqopt.ScaleByLearningRate`][]. The sum only grows,
+    so the steps shrink, as one over the root of their number.
+
+    **Arguments:**
+
+    - `learning_rate`: the rate, a number or a schedule, not negative.
+    - `initial_accumulator_value`: the sum to begin with, not negative.
+    - `eps`: added to the sum under the root, not negative.
+    """
+
+    learning_rate: Scalar | AbstractSchedule = eqx.field(
+        converter=scheduled_real("learning_rate", at_least=0)
+    )
+    initial_accumulator_value: Scalar = eqx.field(
+        converter=real("initial_accumulator_value", at_least=0), default=0.1
+    )
+    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-7)
+
+    def compose(self) -> AbstractTransformation[_State]:
+        return Chain(
+            ScaleByRSS(self.initial_accumulator_value, self.eps),
+            ScaleByLearningRate(self.learning_rate),
+        )

@@ -1,0 +1,79 @@
+"""LARS."""
+
+from typing import Any
+
+import equinox as eqx
+
+from .._hyperparameter import flag, optional, real
+from .._schedule.base import AbstractSchedule, scheduled_real
+from .._selector import AbstractSelector, as_selector
+from .._transform.average import Trace, TraceState
+from .._transform.block import ScaleByTrustRatio
+from .._transform.decay import AddDecayedWeights
+from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
+from .._transformation import AbstractOptimizer, AbstractTransformation, EmptyState
+from .._types import Scalar
+from .._wrapper.chain import Chain, ChainState
+from .._wrapper.masked import Masked, MaskedState
+
+_Ratio = EmptyState | MaskedState[EmptyState]
+_State = ChainState[tuple[EmptyState, _Ratio, ScaleByLearningRateState, TraceState]]
+
+
+class LARS(AbstractOptimizer[_State]):
+    """Steps by the gradient, by a length in proportion to that of each parameter, with momentum.
+
+    It is a chain of [`eqopt.AddDecayedWeights`][], [`eqopt.ScaleByTrustRatio`][] (in
+    [`eqopt.Masked`][], if there is a mask), [`eqopt.ScaleByLearningRate`][] and [`eqopt.Trace`][].
+
+    !!! note
+        As in optax, the ratio is to the norm of gradient and decay together; in the paper, to the
+        sum of their norms. The momentum comes after the learning rate, as in the paper.
+
+    **Arguments:**
+
+    - `learning_rate`: the rate, a number or a schedule, not negative.
+    - `weight_decay`: the decay, not negative. It is added to the gradient.
+    - `weight_decay_mask`: what decays: a selector, a function from the parameters to booleans, or a
+        tree of booleans; `None` is everything.
+    - `trust_coefficient`: the length of a step, over that of the parameter, at a rate of 1; not
+        negative.
+    - `eps`: added to the gradient's norm, not negative.
+    - `trust_ratio_mask`: whose steps are scaled so, as for `weight_decay_mask`. The rest, often
+        biases and the weights of normalization, steps by the plain gradient.
+    - `momentum`: the momentum's factor, in $[0, 1]$.
+    - `nesterov`: whether the momentum is Nesterov's.
+
+    ??? cite "Reference"
+        You, Gitman and Ginsburg, *Large Batch Training of Convolutional Networks*, 2017,
+        algorithm 1 (arXiv 1708.03888).
+    """
+
+    learning_rate: Scalar | AbstractSchedule = eqx.field(
+        converter=scheduled_real("learning_rate", at_least=0)
+    )
+    weight_decay: Scalar = eqx.field(converter=real("weight_decay", at_least=0), default=0.0)
+    weight_decay_mask: AbstractSelector | None = eqx.field(
+        converter=optional(as_selector), default=None
+    )
+    trust_coefficient: Scalar = eqx.field(
+        converter=real("trust_coefficient", at_least=0), default=1e-3
+    )
+    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=0.0)
+    trust_ratio_mask: AbstractSelector | None = eqx.field(
+        converter=optional(as_selector), default=None
+    )
+    momentum: Scalar = eqx.field(converter=real("momentum", at_least=0, at_most=1), default=0.9)
+    nesterov: bool = eqx.field(converter=flag("nesterov"), static=True, default=False)
+
+    def compose(self) -> AbstractTransformation[_State]:
+        scaling = ScaleByTrustRatio(trust_coefficient=self.trust_coefficient, eps=self.eps)
+        ratio: AbstractTransformation[Any] = (
+            scaling if self.trust_ratio_mask is None else Masked(scaling, self.trust_ratio_mask)
+        )
+        return Chain(
+            AddDecayedWeights(self.weight_decay, self.weight_decay_mask),
+            ratio,
+            ScaleByLearningRate(self.learning_rate),
+            Trace(self.momentum, self.nesterov),
+        )

@@ -1,0 +1,108 @@
+"""AdaBelief's rescaling by how far the gradient is from its average."""
+
+import equinox as eqx
+from jaxtyping import Array, Float, Inexact, PyTree
+
+from .. import _check
+from .._arithmetic import abs_sq, minus, mix, over, plus, safe_sqrt
+from .._hyperparameter import flag, real
+from .._kernel import Rule
+from .._objective import Context
+from .._transformation import AbstractLeafwise
+from .._tree import bias_correction, increment, zero_count, zeros_like
+from .._types import Count, Params, Scalar
+
+
+@_check.typed
+def _belief(
+    update: Inexact[Array, "*shape"],
+    mu: Inexact[Array, "*shape"],
+    nu: Float[Array, "*shape"],
+    b1: Float[Array, ""],
+    b2: Float[Array, ""],
+    eps: Float[Array, ""],
+    eps_root: Float[Array, ""],
+    mu_weight: Float[Array, ""],
+    nu_weight: Float[Array, ""],
+    next_mu_weight: Float[Array, ""] | None = None,
+) -> tuple[Inexact[Array, "*shape"], Inexact[Array, "*shape"], Float[Array, "*shape"]]:
+    mu = mix(b1, mu, update)
+    nu = plus(mix(b2, nu, abs_sq(minus(update, mu))), eps_root)
+    if next_mu_weight is None:
+        direction = over(mu, mu_weight)
+    else:
+        direction = mix(b1, over(mu, next_mu_weight), over(update, mu_weight))
+    return over(direction, plus(safe_sqrt(over(nu, nu_weight)), eps)), mu, nu
+
+
+@_check.typed
+class ScaleByBeliefState(eqx.Module):
+    """The state of [`eqopt.ScaleByBelief`][].
+
+    **Arguments:**
+
+    - `count`: the number of steps taken, int32 of shape `()`.
+    - `mu`: the average of the gradients, not debiased, like the parameters.
+    - `nu`: the average of the squared moduli of their distances from it, with `eps_root` added at
+        each step, not debiased; real, and at least float32.
+    """
+
+    count: Count
+    mu: PyTree
+    nu: PyTree
+
+
+class ScaleByBelief(AbstractLeafwise[ScaleByBeliefState]):
+    r"""Divides the average gradient by the root of the average squared distance from it.
+
+    $$\begin{aligned}
+    m_t &= \beta_1 m_{t-1} + (1 - \beta_1) g_t, &
+    s_t &= \beta_2 s_{t-1} + (1 - \beta_2) |g_t - m_t|^2 + \bar\epsilon, \\
+    \hat m_t &= m_t / (1 - \beta_1^t), & \hat s_t &= s_t / (1 - \beta_2^t), \\
+    u_t &= \hat m_t \big/ \left(\sqrt{\hat s_t} + \epsilon\right).
+    \end{aligned}$$
+
+    With `nesterov`,
+    $\hat m_t = \beta_1 m_t / (1 - \beta_1^{t+1}) + (1 - \beta_1) g_t / (1 - \beta_1^t)$.
+
+    A gradient that has always been zero gives an update of zero, unless $\epsilon$ and
+    $\bar\epsilon$ are both 0.
+
+    **Arguments:**
+
+    - `b1`: the decay $\beta_1$ of the average gradient, in $[0, 1)$.
+    - `b2`: the decay $\beta_2$ of the average squared distance, in $[0, 1)$.
+    - `eps`: $\epsilon \ge 0$, added to the root.
+    - `eps_root`: $\bar\epsilon \ge 0$, added to the average at each step.
+    - `nesterov`: whether to look ahead, as Nesterov's momentum does.
+
+    !!! note
+        $\bar\epsilon$ is part of $s_t$, and accumulates there, to $\bar\epsilon / (1 - \beta_2)$ in
+        the end. The paper has one number for both; here, as in optax, each has its own.
+
+    ??? cite "Reference"
+        Zhuang, Tang, Ding, Tatikonda, Dvornek, Papademetris and Duncan, *AdaBelief Optimizer:
+        Adapting Stepsizes by the Belief in Observed Gradients*, NeurIPS 2020, algorithm 2
+        (arXiv 2010.07468).
+    """
+
+    b1: Scalar = eqx.field(converter=real("b1", at_least=0, below=1), default=0.9)
+    b2: Scalar = eqx.field(converter=real("b2", at_least=0, below=1), default=0.999)
+    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-16)
+    eps_root: Scalar = eqx.field(converter=real("eps_root", at_least=0), default=1e-16)
+    nesterov: bool = eqx.field(converter=flag("nesterov"), static=True, default=False)
+
+    def init_state(self, params: Params, context: Context) -> ScaleByBeliefState:
+        return ScaleByBeliefState(zero_count(), zeros_like(params), zeros_like(params, real=True))
+
+    def rule(self, state: ScaleByBeliefState, params: Params | None, context: Context) -> Rule:
+        count = increment(state.count)
+        weights = (bias_correction(self.b1, count), bias_correction(self.b2, count))
+        if self.nesterov:
+            weights = (*weights, bias_correction(self.b1, increment(count)))
+        return Rule(
+            _belief,
+            ScaleByBeliefState(count, state.mu, state.nu),
+            trees=("mu", "nu"),
+            scalars=(self.b1, self.b2, self.eps, self.eps_root, *weights),
+        )

@@ -1,0 +1,136 @@
+"""Rescaling of each leaf, a *block*, by the size of its parameter."""
+
+import equinox as eqx
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Inexact
+
+from .. import _check
+from .._arithmetic import norm, rms, times
+from .._hyperparameter import real
+from .._kernel import Rule
+from .._objective import Context, need_params
+from .._transformation import AbstractLeafwise, EmptyState
+from .._types import Params, Scalar
+
+
+@_check.typed
+def _trust_ratio(
+    update: Inexact[Array, "*shape"],
+    param: Inexact[Array, "*shape"],
+    min_norm: Float[Array, ""],
+    trust_coefficient: Float[Array, ""],
+    eps: Float[Array, ""],
+) -> Inexact[Array, "*shape"]:
+    param_norm = lax.max(norm(param), min_norm)
+    update_norm = lax.max(norm(update), min_norm)
+    # Asked this way, so that a NaN is not taken for zero. The division is guarded twice, so that
+    # its derivative is finite where it is not used.
+    zero = (param_norm == 0) | (update_norm == 0)
+    ratio = trust_coefficient * param_norm / jnp.where(zero, 1, update_norm + eps)
+    return times(jnp.where(zero, 1, ratio), update)
+
+
+class ScaleByTrustRatio(AbstractLeafwise[EmptyState]):
+    r"""Makes the update of each leaf as long as its parameter, times a factor.
+
+    $$u \leftarrow \eta\, \frac{\max(\|\theta\|, n)}{\max(\|u\|, n) + \epsilon}\; u$$
+
+    with the norms over one leaf each, in float32 at least. Where a norm is 0, the ratio is 1, and
+    $\eta$ is left out with it: parameters that start at zero would never move otherwise, and an
+    update of zero stays zero.
+
+    **Arguments:**
+
+    - `min_norm`: the least norm $n \ge 0$.
+    - `trust_coefficient`: the factor $\eta \ge 0$.
+    - `eps`: $\epsilon \ge 0$, added to the norm of the update.
+
+    Raises a `ValueError` if `update` is given no parameters.
+
+    ??? cite "Reference"
+        You, Gitman and Ginsburg, *Large Batch Training of Convolutional Networks*, 2017, equation 6
+        (arXiv 1708.03888).
+    """
+
+    min_norm: Scalar = eqx.field(converter=real("min_norm", at_least=0), default=0.0)
+    trust_coefficient: Scalar = eqx.field(
+        converter=real("trust_coefficient", at_least=0), default=1.0
+    )
+    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=0.0)
+
+    def init_state(self, params: Params, context: Context) -> EmptyState:
+        return EmptyState()
+
+    def rule(self, state: EmptyState, params: Params | None, context: Context) -> Rule:
+        need_params(params, self)
+        scalars = (self.min_norm, self.trust_coefficient, self.eps)
+        return Rule(_trust_ratio, state, scalars=scalars, needs_params=True)
+
+
+@_check.typed
+def _by_norm(
+    update: Inexact[Array, "*shape"],
+    param: Inexact[Array, "*shape"],
+    min_scale: Float[Array, ""],
+) -> Inexact[Array, "*shape"]:
+    return times(lax.max(norm(param), min_scale), update)
+
+
+class ScaleByParamBlockNorm(AbstractLeafwise[EmptyState]):
+    r"""Multiplies the update of each leaf by the norm of its parameter:
+    $u \leftarrow \max(\|\theta\|, c)\, u$.
+
+    The norm is over one leaf, in float32 at least.
+
+    **Arguments:**
+
+    - `min_scale`: the least factor $c \ge 0$. With 0, parameters that are all zero stay so.
+
+    Raises a `ValueError` if `update` is given no parameters.
+    """
+
+    min_scale: Scalar = eqx.field(converter=real("min_scale", at_least=0), default=1e-3)
+
+    def init_state(self, params: Params, context: Context) -> EmptyState:
+        return EmptyState()
+
+    def rule(self, state: EmptyState, params: Params | None, context: Context) -> Rule:
+        need_params(params, self)
+        return Rule(_by_norm, state, scalars=(self.min_scale,), needs_params=True)
+
+
+@_check.typed
+def _by_rms(
+    update: Inexact[Array, "*shape"],
+    param: Inexact[Array, "*shape"],
+    min_scale: Float[Array, ""],
+) -> Inexact[Array, "*shape"]:
+    return times(lax.max(rms(param), min_scale), update)
+
+
+class ScaleByParamBlockRMS(AbstractLeafwise[EmptyState]):
+    r"""Multiplies the update of each leaf by the root mean square of its parameter:
+    $u \leftarrow \max(\|\theta\| / \sqrt{n}, c)\, u$.
+
+    The norm is over one leaf, of $n$ entries, in float32 at least.
+
+    **Arguments:**
+
+    - `min_scale`: the least factor $c \ge 0$. With 0, parameters that are all zero stay so.
+
+    Raises a `ValueError` if `update` is given no parameters.
+
+    ??? cite "Reference"
+        Shazeer and Stern, *Adafactor: Adaptive Learning Rates with Sublinear Memory Cost*, ICML
+        2018, section 8 (arXiv 1804.04235).
+    """
+
+    min_scale: Scalar = eqx.field(converter=real("min_scale", at_least=0), default=1e-3)
+
+    def init_state(self, params: Params, context: Context) -> EmptyState:
+        return EmptyState()
+
+    def rule(self, state: EmptyState, params: Params | None, context: Context) -> Rule:
+        need_params(params, self)
+        return Rule(_by_rms, state, scalars=(self.min_scale,), needs_params=True)

@@ -1,0 +1,322 @@
+"""The adaptive and layerwise optimizers equal optax's, and the papers' formulas."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import eqopt
+from eqopt import AbstractOptimizer, AbstractTransformation, ByNdim, Context
+from tests.test_parity import (
+    ADAM,
+    between,
+    DECAY,
+    falling,
+    Hyper,
+    power,
+    RATE,
+    Row,
+    towards_one,
+    trajectory,
+)
+from tests.toolbox import FLOAT, X64
+from tests.trees import assert_near, conj, is_matrix, random_array, random_like, random_tree
+
+TOLERANCE = 1e-12 if X64 else 5e-6
+NUM_STEPS, NUM_DRAWS = (50, 5) if X64 else (12, 2)
+
+# The average may not be the gradient itself, for then the distance between them is rounding error.
+BELIEF = {**ADAM, "b1": towards_one(-2, -0.5)}
+ADADELTA = {"rho": towards_one(-2, 0), "eps": power(-6, -2)}
+RSS = {"initial_accumulator_value": power(-4, 0), "eps": power(-8, -2)}
+TRUST = {"trust_coefficient": power(-3, 0), "eps": power(-6, -1)}
+MIN_SCALE = {"min_scale": power(-3, 1)}
+MOMENTUM = {"momentum": between(0, 0.99)}
+FACTORED = {"decay_rate": between(0.3, 1)}
+EPSILON = {"epsilon": power(-30, -2)}
+ADAFACTOR = {
+    **FACTORED,
+    "eps": power(-30, -2),
+    "clipping_threshold": between(0.2, 2),
+    "learning_rate": power(-3, -1),
+}
+
+
+def row(
+    cls: Any,
+    other: Any,
+    draws: dict[str, Any],
+    *,
+    masks: tuple[str, ...] = (),
+    scheduled: bool = False,
+    real: bool = False,
+    more: set[str] | None = None,
+    **flags: Any,
+) -> Row:
+    """A class and a function of optax that take the same arguments."""
+
+    def build(make: Any, mask: Any, h: Hyper) -> Any:
+        h = {k: falling(x) if scheduled and k == "learning_rate" else x for k, x in h.items()}
+        return make(**h, **flags, **dict.fromkeys(masks, mask))
+
+    words = [x for x in ("momentum", "min_norm", "weight_decay") if x in draws]
+    words += ["schedule"] * scheduled + list(masks)
+    words += [f"{k}={getattr(x, '__name__', x)}" for k, x in flags.items()]
+    return Row(
+        cls,
+        "-".join(words),
+        functools.partial(build, cls, ByNdim(2)),
+        functools.partial(build, other, is_matrix),
+        draws,
+        {*draws, *flags, *masks, *(more or ())},
+        real,
+    )
+
+
+def bounded(step: Any, decay_rate: Any) -> Any:
+    """A decay that stops short of 1, for `decay_rate_fn`."""
+    t = jnp.asarray(step + 1, FLOAT)
+    return jnp.minimum(1 - t**-decay_rate, jnp.asarray(0.8, FLOAT))
+
+
+_BOOLS = (False, True)
+
+ROWS = [
+    *(row(eqopt.ScaleByBelief, optax.scale_by_belief, BELIEF, nesterov=x) for x in _BOOLS),
+    # Of complex gradients, optax averages the complex square, which is no measure of their size.
+    row(eqopt.ScaleByAdadelta, optax.scale_by_adadelta, ADADELTA, real=True),
+    row(eqopt.ScaleByRSS, optax.scale_by_rss, RSS, more={"eps_in_sqrt"}),
+    *(
+        row(
+            eqopt.ScaleByFactoredRMS,
+            optax.scale_by_factored_rms,
+            {**FACTORED, **EPSILON},
+            factored=factored,
+            min_dim_size_to_factor=size,
+            decay_rate_fn=fn,
+            more={"step_offset"},
+        )
+        for factored, size, fn in (
+            (True, 1, bounded),
+            (True, 3, bounded),
+            (False, 1, bounded),
+        )
+    ),
+    row(
+        eqopt.ScaleByFactoredRMS,
+        optax.scale_by_factored_rms,
+        {**FACTORED, **EPSILON},
+        min_dim_size_to_factor=2,
+    ),
+    row(eqopt.ScaleByTrustRatio, optax.scale_by_trust_ratio, TRUST),
+    row(
+        eqopt.ScaleByTrustRatio, optax.scale_by_trust_ratio, {**TRUST, "min_norm": between(0.1, 5)}
+    ),
+    row(eqopt.ScaleByParamBlockNorm, optax.scale_by_param_block_norm, MIN_SCALE),
+    row(eqopt.ScaleByParamBlockRMS, optax.scale_by_param_block_rms, MIN_SCALE),
+    row(eqopt.ClipByBlockRMS, optax.clip_by_block_rms, {"threshold": between(0.2, 2)}),
+    row(eqopt.AdaBelief, optax.adabelief, {**RATE, **BELIEF}),
+    row(eqopt.AdaBelief, optax.adabelief, {**RATE, **BELIEF}, scheduled=True, nesterov=True),
+    row(eqopt.Adadelta, optax.adadelta, {**RATE, **ADADELTA}, real=True),
+    row(
+        eqopt.Adadelta,
+        optax.adadelta,
+        {**RATE, **ADADELTA, **DECAY},
+        scheduled=True,
+        masks=("weight_decay_mask",),
+        real=True,
+    ),
+    row(eqopt.Adagrad, optax.adagrad, {**RATE, **RSS}),
+    row(eqopt.Adagrad, optax.adagrad, {**RATE, **RSS}, scheduled=True),
+    row(eqopt.LAMB, optax.lamb, {**RATE, **ADAM}),
+    row(eqopt.LAMB, optax.lamb, {**RATE, **ADAM, **DECAY}, scheduled=True, masks=("mask",)),
+    row(eqopt.LARS, optax.lars, {**RATE, **TRUST, **MOMENTUM}),
+    row(eqopt.LARS, optax.lars, {**RATE, **TRUST, **MOMENTUM, **DECAY}, nesterov=True),
+    row(
+        eqopt.LARS,
+        optax.lars,
+        {**RATE, **TRUST, **MOMENTUM, **DECAY},
+        scheduled=True,
+        masks=("weight_decay_mask", "trust_ratio_mask"),
+    ),
+    row(eqopt.Adafactor, optax.adafactor, ADAFACTOR, min_dim_size_to_factor=2),
+    row(
+        eqopt.Adafactor,
+        optax.adafactor,
+        {**ADAFACTOR, **MOMENTUM, "weight_decay_rate": power(-4, -2)},
+        scheduled=True,
+        masks=("weight_decay_mask",),
+        # In float32, optax's default, a long run in float64 has not the digits to compare.
+        dtype_momentum=np.dtype(FLOAT),
+        # To an average in a real dtype, optax casts a complex one.
+        real=True,
+        more={"decay_offset"},
+    ),
+    row(
+        eqopt.Adafactor,
+        optax.adafactor,
+        FACTORED,
+        clipping_threshold=None,
+        multiply_by_parameter_scale=False,
+        factored=False,
+    ),
+]
+_every = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+
+
+def problem(row: Row, draw: int, num_steps: int = NUM_STEPS) -> tuple[Hyper, Any, Any]:
+    """Hyper-parameters, parameters and gradients: of the same shapes in each draw."""
+    shapes, rng = np.random.default_rng(len(row.name)), np.random.default_rng(draw)
+    tree = random_tree(shapes, FLOAT)
+    # Axes of equal size, and more of them than two: which are the largest?
+    tree["even"] = random_array(shapes, (3, 4, 4, 3), FLOAT)
+    if not row.real:
+        tree["complex"] = random_array(shapes, (3, 2), np.result_type(FLOAT, np.complex64))
+    hyper = {name: np.asarray(sample(rng), FLOAT) for name, sample in row.draws.items()}
+    return hyper, random_like(rng, tree), random_like(rng, tree, leading=(num_steps,))
+
+
+@_every
+def test_trajectories_equal_those_of_optax(row: Row):
+    @jax.jit
+    def ours(h: Hyper, params: Any, gradients: Any) -> Any:
+        return trajectory(row.ours(h), eqopt.apply_updates, params, gradients)
+
+    @jax.jit
+    def theirs(h: Hyper, params: Any, gradients: Any) -> Any:
+        return trajectory(row.theirs(h), optax.apply_updates, params, conj(gradients))
+
+    for draw in range(NUM_DRAWS):
+        h, params, gradients = problem(row, draw)
+        left = ours(h, params, gradients)
+        with jax.numpy_dtype_promotion("standard"):
+            right = theirs(h, params, gradients)
+        assert_near(left[1], right[1], TOLERANCE)
+        if X64:
+            assert_near(left[0], right[0], TOLERANCE)
+
+
+@pytest.mark.parametrize("cls", dict.fromkeys(row.cls for row in ROWS), ids=lambda x: x.__name__)
+def test_every_field_is_varied(cls: type[AbstractTransformation[Any]]):
+    varied = {name for row in ROWS if row.cls is cls for name in row.fields}
+    assert {f.name for f in dataclasses.fields(cls)} == varied
+
+
+@eqx.filter_jit
+def _alone(link: AbstractTransformation[Any], updates: Any, state: Any, params: Any) -> Any:
+    return link.transform(updates, state, params, Context())
+
+
+@pytest.mark.parametrize(
+    "row", [x for x in ROWS if issubclass(x.cls, AbstractOptimizer)], ids=lambda row: row.name
+)
+def test_an_optimizer_is_its_links_one_by_one(row: Row):
+    h, params, gradients = problem(row, 0, 3)
+    opt = row.ours(h)
+    assert isinstance(opt, AbstractOptimizer)
+    chain = opt.compose()
+    assert isinstance(chain, eqopt.Chain)
+    state = opt.init(params)
+    states = list(state.states)
+    # Sums over a leaf are added up in another order where they are fused with what is summed; and
+    # in an average of updates of either sign, what they differ by is more of what is left.
+    tolerance = 128 * float(jnp.finfo(FLOAT).eps)
+    for t in range(3):
+        gradient = jax.tree.map(lambda x, t=t: jnp.asarray(x[t]), gradients)
+        updates, state = opt.update(gradient, state, params)
+        alone = conj(gradient)
+        for i, link in enumerate(chain.links):
+            alone, states[i] = _alone(link, alone, states[i], params)
+        assert_near(updates, alone, tolerance)
+
+
+# The papers' own formulas, in NumPy and float64.
+
+_PAPER = 1e-12 if X64 else 2e-5
+
+
+def run(opt: Any, params: Any, gradients: Any) -> Any:
+    """The parameters after each step."""
+
+    @eqx.filter_jit
+    def steps(opt: Any) -> Any:
+        return trajectory(opt, eqopt.apply_updates, params, gradients)[1]
+
+    return steps(opt)
+
+
+def _numbers(*shape: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(len(shape))
+    return rng.standard_normal(shape).astype(FLOAT), rng.standard_normal((20, *shape)).astype(FLOAT)
+
+
+def test_adadelta_is_that_of_the_paper():
+    x, gradients = _numbers(3, 2)
+    found = run(eqopt.Adadelta(rho=0.95, eps=1e-4), x, gradients)
+    x, e_g, e_x = x.astype(np.float64), np.zeros((3, 2)), np.zeros((3, 2))
+    for g, ours in zip(gradients.astype(np.float64), found, strict=True):
+        e_g = 0.95 * e_g + 0.05 * g**2
+        step = -np.sqrt(e_x + 1e-4) / np.sqrt(e_g + 1e-4) * g
+        e_x = 0.95 * e_x + 0.05 * step**2
+        x = x + step
+        np.testing.assert_allclose(ours, x, rtol=_PAPER, atol=_PAPER)
+
+
+def test_adadelta_without_a_rate_descends():
+    w = jnp.asarray([1.0, -2.0], FLOAT)
+    opt = eqopt.Adadelta()
+    updates, _ = opt.update(w, opt.init(w), w)
+    # The first step: G = g^2 / 10 and X = 0.
+    expected = -np.sqrt(1e-6) / np.sqrt(0.1 * np.asarray(w) ** 2 + 1e-6) * np.asarray(w)
+    np.testing.assert_allclose(updates, expected, rtol=1e-12 if X64 else 1e-6)
+    tx = optax.adadelta()
+    climbing: Any = tx.update(w, tx.init(w), w)[0]
+    np.testing.assert_allclose(climbing, -expected, rtol=1e-12 if X64 else 1e-6)
+
+
+def test_lamb_is_that_of_the_paper():
+    x, gradients = _numbers(4, 3)
+    found = run(eqopt.LAMB(0.1, 0.8, 0.9, 1e-6, weight_decay=0.05), x, gradients)
+    x, m, v = x.astype(np.float64), np.zeros((4, 3)), np.zeros((4, 3))
+    for t, (g, ours) in enumerate(zip(gradients.astype(np.float64), found, strict=True), 1):
+        m, v = 0.8 * m + 0.2 * g, 0.9 * v + 0.1 * g**2
+        r = (m / (1 - 0.8**t)) / (np.sqrt(v / (1 - 0.9**t)) + 1e-6) + 0.05 * x
+        x = x - 0.1 * np.linalg.norm(x) / np.linalg.norm(r) * r
+        np.testing.assert_allclose(ours, x, rtol=_PAPER, atol=_PAPER)
+
+
+def test_lars_without_decay_is_that_of_the_paper():
+    x, gradients = _numbers(4, 3)
+    found = run(eqopt.LARS(0.5, trust_coefficient=0.1), x, gradients)
+    x, v = x.astype(np.float64), np.zeros((4, 3))
+    for g, ours in zip(gradients.astype(np.float64), found, strict=True):
+        v = 0.9 * v + 0.5 * 0.1 * np.linalg.norm(x) / np.linalg.norm(g) * g
+        x = x - v
+        np.testing.assert_allclose(ours, x, rtol=_PAPER, atol=_PAPER)
+
+
+def test_adagrad_outside_of_the_root_is_torchs():
+    x, gradients = _numbers(4)
+    found = run(
+        eqopt.Chain(eqopt.ScaleByRSS(0.0, 1e-3, eps_in_sqrt=False), eqopt.Scale(-0.1)), x, gradients
+    )
+    squares = np.cumsum(gradients.astype(np.float64) ** 2, 0)
+    expected = x - np.cumsum(0.1 * gradients / (np.sqrt(squares) + 1e-3), 0)
+    np.testing.assert_allclose(found, expected, rtol=_PAPER, atol=_PAPER)
+
+
+def test_factored_rms_is_exact_where_the_squares_have_rank_one():
+    """Adafactor's approximation is the whole average there: the updates are the signs."""
+    rng = np.random.default_rng(0)
+    g = np.outer(rng.standard_normal(4), rng.standard_normal(3)).astype(FLOAT)
+    opt = eqopt.ScaleByFactoredRMS(min_dim_size_to_factor=2)
+    state = opt.init(g)
+    for _ in range(3):
+        updates, state = opt.update(g, state)
+        np.testing.assert_allclose(updates, np.sign(g), rtol=1e-12 if X64 else 1e-5)
