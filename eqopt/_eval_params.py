@@ -10,7 +10,7 @@ from jaxtyping import PyTree
 
 from . import _check, _door
 from ._arithmetic import cast
-from ._types import Model, Params
+from ._types import Model, Params, Tree
 
 
 class AbstractEvalState(eqx.Module):
@@ -47,7 +47,7 @@ class LookaheadParams(eqx.Module, Generic[Model]):
     slow: Model
 
     @classmethod
-    def init_synced(cls, params: Model) -> "LookaheadParams[Model]":
+    def init_synced(cls, params: Tree) -> "LookaheadParams[Tree]":
         """Gives a model twice, its arrays copied.
 
         **Arguments:**
@@ -55,7 +55,9 @@ class LookaheadParams(eqx.Module, Generic[Model]):
         - `params`: the model: any PyTree.
         """
         # Copied, so that both may be donated.
-        return cls(params, jax.tree.map(lambda x: x.copy() if _door.is_array(x) else x, params))
+        return LookaheadParams(
+            params, jax.tree.map(lambda x: x.copy() if _door.is_array(x) else x, params)
+        )
 
     def gradient(self, tree: PyTree) -> PyTree:
         """Takes a gradient at the fast parameters for one that says nothing of the slow ones."""

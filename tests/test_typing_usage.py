@@ -10,16 +10,23 @@ from jaxtyping import Array
 import eqopt
 from eqopt import (
     AbstractTransformation,
+    ApplyIfFiniteState,
     Chain,
     ChainState,
     EmptyState,
     Evaluation,
+    FlattenState,
+    LookaheadState,
     Masked,
     MaskedState,
+    MultiStepsState,
+    ParamEMAState,
+    SAMState,
     ScaleByAdamState,
     ScaleByLearningRateState,
     Scheduled,
     ScheduledState,
+    SplitRealAndImaginaryState,
     TraceState,
 )
 from tests.toolbox import FLOAT
@@ -132,3 +139,27 @@ def test_a_state_can_be_named():
     opt = eqopt.ScaleByAdam()
     model, state = train_step(opt, MODEL, opt.init(MODEL))
     assert type(model) is eqx.nn.MLP and int(state.count) == 1
+
+
+def test_wrappers_are_typed_by_what_is_in_them():
+    adam = eqopt.ScaleByAdam()
+    finite = eqopt.ApplyIfFinite(eqopt.ParamEMA(adam, 0.9), 5)
+    state = finite.init(MODEL)
+    assert_type(state, ApplyIfFiniteState[ParamEMAState[ScaleByAdamState]])
+    assert_type(state.inner_state.inner_state.count, Array)
+    assert isinstance(state.inner_state.inner_state, ScaleByAdamState)
+    assert_type(eqopt.eval_params(MODEL, state), eqx.nn.MLP)
+
+    collected = eqopt.MultiSteps(eqopt.Lookahead(adam, 5, 0.5), 4)
+    assert_type(collected.init(MODEL), MultiStepsState[LookaheadState[ScaleByAdamState]])
+
+    sam = eqopt.SAM(adam, eqopt.Scale(0.1))
+    assert_type(sam.init(MODEL), SAMState[ScaleByAdamState, EmptyState])
+    assert isinstance(sam.init(MODEL).opt_state, ScaleByAdamState)
+
+    flat = eqopt.Flatten(eqopt.SplitRealAndImaginary(adam))
+    assert_type(flat.init(MODEL), FlattenState[SplitRealAndImaginaryState[ScaleByAdamState]])
+
+    pair = eqopt.LookaheadParams.init_synced(MODEL)
+    assert_type(pair.slow, eqx.nn.MLP)
+    assert type(pair.slow) is eqx.nn.MLP
