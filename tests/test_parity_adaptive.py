@@ -1,35 +1,36 @@
 """The adaptive and layerwise optimizers equal optax's, and the papers' formulas."""
 
-import dataclasses
-import functools
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 import eqopt
-from eqopt import AbstractOptimizer, AbstractTransformation, ByNdim, Context
-from tests.test_parity import (
+from eqopt import AbstractOptimizer, AbstractTransformation
+from tests.parity import (
     ADAM,
     between,
+    BOOLS,
+    compare,
     DECAY,
-    falling,
-    Hyper,
+    fields_not_varied,
+    one_by_one,
     power,
     RATE,
     Row,
+    row,
     towards_one,
     trajectory,
 )
 from tests.toolbox import FLOAT, X64
-from tests.trees import assert_near, conj, is_matrix, random_array, random_like, random_tree
+from tests.trees import assert_near
 
-TOLERANCE = 1e-12 if X64 else 5e-6
 NUM_STEPS, NUM_DRAWS = (50, 5) if X64 else (12, 2)
+# Axes of equal size, and more of them than two: which are the largest?
+SHAPES = {"even": (3, 4, 4, 3)}
 
 # The average may not be the gradient itself, for then the distance between them is rounding error.
 BELIEF = {**ADAM, "b1": towards_one(-2, -0.5)}
@@ -48,50 +49,17 @@ ADAFACTOR = {
 }
 
 
-def row(
-    cls: Any,
-    other: Any,
-    draws: dict[str, Any],
-    *,
-    masks: tuple[str, ...] = (),
-    scheduled: bool = False,
-    real: bool = False,
-    more: set[str] | None = None,
-    **flags: Any,
-) -> Row:
-    """A class and a function of optax that take the same arguments."""
-
-    def build(make: Any, mask: Any, h: Hyper) -> Any:
-        h = {k: falling(x) if scheduled and k == "learning_rate" else x for k, x in h.items()}
-        return make(**h, **flags, **dict.fromkeys(masks, mask))
-
-    words = [x for x in ("momentum", "min_norm", "weight_decay") if x in draws]
-    words += ["schedule"] * scheduled + list(masks)
-    words += [f"{k}={getattr(x, '__name__', x)}" for k, x in flags.items()]
-    return Row(
-        cls,
-        "-".join(words),
-        functools.partial(build, cls, ByNdim(2)),
-        functools.partial(build, other, is_matrix),
-        draws,
-        {*draws, *flags, *masks, *(more or ())},
-        real,
-    )
-
-
 def bounded(step: Any, decay_rate: Any) -> Any:
     """A decay that stops short of 1, for `decay_rate_fn`."""
     t = jnp.asarray(step + 1, FLOAT)
     return jnp.minimum(1 - t**-decay_rate, jnp.asarray(0.8, FLOAT))
 
 
-_BOOLS = (False, True)
-
 ROWS = [
-    *(row(eqopt.ScaleByBelief, optax.scale_by_belief, BELIEF, nesterov=x) for x in _BOOLS),
+    *(row(eqopt.ScaleByBelief, optax.scale_by_belief, BELIEF, nesterov=x) for x in BOOLS),
     # Of complex gradients, optax averages the complex square, which is no measure of their size.
     row(eqopt.ScaleByAdadelta, optax.scale_by_adadelta, ADADELTA, real=True),
-    row(eqopt.ScaleByRSS, optax.scale_by_rss, RSS, more={"eps_in_sqrt"}),
+    row(eqopt.ScaleByRSS, optax.scale_by_rss, RSS, elsewhere=("eps_in_sqrt",)),
     *(
         row(
             eqopt.ScaleByFactoredRMS,
@@ -100,7 +68,7 @@ ROWS = [
             factored=factored,
             min_dim_size_to_factor=size,
             decay_rate_fn=fn,
-            more={"step_offset"},
+            elsewhere=("step_offset",),
         )
         for factored, size, fn in (
             (True, 1, bounded),
@@ -122,27 +90,39 @@ ROWS = [
     row(eqopt.ScaleByParamBlockRMS, optax.scale_by_param_block_rms, MIN_SCALE),
     row(eqopt.ClipByBlockRMS, optax.clip_by_block_rms, {"threshold": between(0.2, 2)}),
     row(eqopt.AdaBelief, optax.adabelief, {**RATE, **BELIEF}),
-    row(eqopt.AdaBelief, optax.adabelief, {**RATE, **BELIEF}, scheduled=True, nesterov=True),
+    row(
+        eqopt.AdaBelief,
+        optax.adabelief,
+        {**RATE, **BELIEF},
+        scheduled="learning_rate",
+        nesterov=True,
+    ),
     row(eqopt.Adadelta, optax.adadelta, {**RATE, **ADADELTA}, real=True),
     row(
         eqopt.Adadelta,
         optax.adadelta,
         {**RATE, **ADADELTA, **DECAY},
-        scheduled=True,
+        scheduled="learning_rate",
         masks=("weight_decay_mask",),
         real=True,
     ),
     row(eqopt.Adagrad, optax.adagrad, {**RATE, **RSS}),
-    row(eqopt.Adagrad, optax.adagrad, {**RATE, **RSS}, scheduled=True),
+    row(eqopt.Adagrad, optax.adagrad, {**RATE, **RSS}, scheduled="learning_rate"),
     row(eqopt.LAMB, optax.lamb, {**RATE, **ADAM}),
-    row(eqopt.LAMB, optax.lamb, {**RATE, **ADAM, **DECAY}, scheduled=True, masks=("mask",)),
+    row(
+        eqopt.LAMB,
+        optax.lamb,
+        {**RATE, **ADAM, **DECAY},
+        scheduled="learning_rate",
+        masks=("mask",),
+    ),
     row(eqopt.LARS, optax.lars, {**RATE, **TRUST, **MOMENTUM}),
     row(eqopt.LARS, optax.lars, {**RATE, **TRUST, **MOMENTUM, **DECAY}, nesterov=True),
     row(
         eqopt.LARS,
         optax.lars,
         {**RATE, **TRUST, **MOMENTUM, **DECAY},
-        scheduled=True,
+        scheduled="learning_rate",
         masks=("weight_decay_mask", "trust_ratio_mask"),
     ),
     row(eqopt.Adafactor, optax.adafactor, ADAFACTOR, min_dim_size_to_factor=2),
@@ -150,13 +130,13 @@ ROWS = [
         eqopt.Adafactor,
         optax.adafactor,
         {**ADAFACTOR, **MOMENTUM, "weight_decay_rate": power(-4, -2)},
-        scheduled=True,
+        scheduled="learning_rate",
         masks=("weight_decay_mask",),
         # In float32, optax's default, a long run in float64 has not the digits to compare.
         dtype_momentum=np.dtype(FLOAT),
         # To an average in a real dtype, optax casts a complex one.
         real=True,
-        more={"decay_offset"},
+        elsewhere=("decay_offset",),
     ),
     row(
         eqopt.Adafactor,
@@ -170,69 +150,24 @@ ROWS = [
 _every = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 
 
-def problem(row: Row, draw: int, num_steps: int = NUM_STEPS) -> tuple[Hyper, Any, Any]:
-    """Hyper-parameters, parameters and gradients: of the same shapes in each draw."""
-    shapes, rng = np.random.default_rng(len(row.name)), np.random.default_rng(draw)
-    tree = random_tree(shapes, FLOAT)
-    # Axes of equal size, and more of them than two: which are the largest?
-    tree["even"] = random_array(shapes, (3, 4, 4, 3), FLOAT)
-    if not row.real:
-        tree["complex"] = random_array(shapes, (3, 2), np.result_type(FLOAT, np.complex64))
-    hyper = {name: np.asarray(sample(rng), FLOAT) for name, sample in row.draws.items()}
-    return hyper, random_like(rng, tree), random_like(rng, tree, leading=(num_steps,))
-
-
 @_every
 def test_trajectories_equal_those_of_optax(row: Row):
-    @jax.jit
-    def ours(h: Hyper, params: Any, gradients: Any) -> Any:
-        return trajectory(row.ours(h), eqopt.apply_updates, params, gradients)
-
-    @jax.jit
-    def theirs(h: Hyper, params: Any, gradients: Any) -> Any:
-        return trajectory(row.theirs(h), optax.apply_updates, params, conj(gradients))
-
-    for draw in range(NUM_DRAWS):
-        h, params, gradients = problem(row, draw)
-        left = ours(h, params, gradients)
-        with jax.numpy_dtype_promotion("standard"):
-            right = theirs(h, params, gradients)
-        assert_near(left[1], right[1], TOLERANCE)
-        if X64:
-            assert_near(left[0], right[0], TOLERANCE)
+    compare(row, NUM_STEPS, NUM_DRAWS, SHAPES)
 
 
 @pytest.mark.parametrize("cls", dict.fromkeys(row.cls for row in ROWS), ids=lambda x: x.__name__)
 def test_every_field_is_varied(cls: type[AbstractTransformation[Any]]):
-    varied = {name for row in ROWS if row.cls is cls for name in row.fields}
-    assert {f.name for f in dataclasses.fields(cls)} == varied
-
-
-@eqx.filter_jit
-def _alone(link: AbstractTransformation[Any], updates: Any, state: Any, params: Any) -> Any:
-    return link.transform(updates, state, params, Context())
+    assert fields_not_varied(cls, ROWS) == set()
 
 
 @pytest.mark.parametrize(
     "row", [x for x in ROWS if issubclass(x.cls, AbstractOptimizer)], ids=lambda row: row.name
 )
 def test_an_optimizer_is_its_links_one_by_one(row: Row):
-    h, params, gradients = problem(row, 0, 3)
-    opt = row.ours(h)
-    assert isinstance(opt, AbstractOptimizer)
-    chain = opt.compose()
-    assert isinstance(chain, eqopt.Chain)
-    state = opt.init(params)
-    states = list(state.states)
     # Sums over a leaf are added up in another order where they are fused with what is summed; and
     # in an average of updates of either sign, what they differ by is more of what is left.
     tolerance = 128 * float(jnp.finfo(FLOAT).eps)
-    for t in range(3):
-        gradient = jax.tree.map(lambda x, t=t: jnp.asarray(x[t]), gradients)
-        updates, state = opt.update(gradient, state, params)
-        alone = conj(gradient)
-        for i, link in enumerate(chain.links):
-            alone, states[i] = _alone(link, alone, states[i], params)
+    for (updates, _), (alone, _) in one_by_one(row, 3, SHAPES):
         assert_near(updates, alone, tolerance)
 
 
