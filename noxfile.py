@@ -69,6 +69,7 @@ def docs(session: nox.Session) -> None:
         session.run("mkdocs", *session.posargs)
         return
     pytest(session, "tests/test_docs.py", x64=False)
+    session.run("python", "examples/float16.py")
     session.run(
         "mkdocs",
         "build",

@@ -1,6 +1,7 @@
 """Optimizers for Equinox."""
 
-from . import plot as plot
+from . import flax_optim as flax_optim, plot as plot
+from ._bundle import Optimizer as Optimizer
 from ._cache import Cache as Cache, LinesearchState as LinesearchState
 from ._check import typed as typed
 from ._closure import RecompilationWarning as RecompilationWarning
@@ -65,6 +66,25 @@ from ._optimizer.schedule_free import (
     ScheduleFreeSGD as ScheduleFreeSGD,
 )
 from ._optimizer.sgd import SGD as SGD
+from ._precision.cast import cast_floating as cast_floating
+from ._precision.compensated import (
+    Compensated as Compensated,
+    CompensatedState as CompensatedState,
+)
+from ._precision.dynamic_scale import (
+    DynamicScale as DynamicScale,
+    DynamicScaleResult as DynamicScaleResult,
+    ScaledStep as ScaledStep,
+)
+from ._precision.master_weights import (
+    MasterWeights as MasterWeights,
+    MasterWeightsState as MasterWeightsState,
+)
+from ._precision.stochastic import (
+    apply_updates_stochastically as apply_updates_stochastically,
+    StochasticRounding as StochasticRounding,
+    StochasticRoundingState as StochasticRoundingState,
+)
 from ._progress import (
     AbstractProgress as AbstractProgress,
     RichProgress as RichProgress,
@@ -268,6 +288,7 @@ from ._wrapper.split_complex import (
     SplitRealAndImaginary as SplitRealAndImaginary,
     SplitRealAndImaginaryState as SplitRealAndImaginaryState,
 )
+from ._wrapper.weight_norm import WeightNorm as WeightNorm, WeightNormState as WeightNormState
 from .interop._optax import (
     as_optax as as_optax,
     from_optax as from_optax,

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 
+from ._arithmetic import wider
 from ._types import TreeDef
 
 Annotated = TypeVar("Annotated")
@@ -171,12 +172,21 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:_MAX_FAULTS]) + (f" and {more} more" if more > 0 else "")
 
 
-def fit(updates: Any, params: Any, name: str, *, any_dtype: bool = False) -> Any:
+def fit(
+    updates: Any,
+    params: Any,
+    name: str,
+    *,
+    any_dtype: bool = False,
+    widened: bool = False,
+    reference_name: str = "params",
+) -> Any:
     """Makes a tree like `params` of the user's updates: an array or `None` for each parameter.
 
     What is not trained is dropped, a `None` stands for all that would be below it, and whatever
     else does not fit is an error that names the leaf. Without `params`, the updates are taken at
-    their word, but must be inexact arrays.
+    their word, but must be inexact arrays. With `widened`, those of half-precision parameters may
+    be in float32.
     """
     if params is None:
         leaves, treedef = flatten(updates)
@@ -188,7 +198,7 @@ def fit(updates: Any, params: Any, name: str, *, any_dtype: bool = False) -> Any
         if own != treedef:
             leaves, own = flatten(_extend(updates, params))
             if own != treedef:
-                raise structure_error(updates, params, name, "params")
+                raise structure_error(updates, params, name, reference_name)
     kept: list[Any] = []
     wrong: list[int] = []
     for i, (u, p) in enumerate(zip(leaves, reference, strict=True)):
@@ -199,7 +209,8 @@ def fit(updates: Any, params: Any, name: str, *, any_dtype: bool = False) -> Any
         if p is None or not is_inexact(u) or u.shape != p.shape:
             wrong.append(i)
         elif u.dtype != p.dtype and not (any_dtype and _castable(u, p)):
-            wrong.append(i)
+            if not (widened and u.dtype == wider(p.dtype)):
+                wrong.append(i)
     if wrong and (enabled() or any(not is_inexact(leaves[i]) for i in wrong)):
         names = paths(name, treedef.unflatten(leaves))
         faults = [_fault(names[i], leaves[i], reference[i], against) for i in wrong]

@@ -33,7 +33,7 @@ def init_in(
     form: AbstractForm, inner: AbstractTransformation[Any], params: Params, context: Context
 ) -> Any:
     """The state of a transformation of parameters in another form."""
-    return inner.init_state(form.pack(params), _context_in(form, params, params, context))
+    return inner.init_state(form.pack(params), context_in(form, params, params, context))
 
 
 def transform_in(
@@ -46,7 +46,7 @@ def transform_in(
 ) -> tuple[Updates, Any]:
     """Applies a transformation to updates in another form."""
     packed_params = None if params is None else form.pack(params)
-    inside = _context_in(form, updates, params, context)
+    inside = context_in(form, updates, params, context)
     out, inner_state = inner.transform(form.pack(updates), inner_state, packed_params, inside)
     return form.unpack(out, updates), inner_state
 
@@ -61,9 +61,14 @@ def eval_params_in(form: AbstractForm, params: Params, inner_state: Any) -> Para
     return form.unpack(eqx.combine(found, packed), params)
 
 
-def _context_in(
-    form: AbstractForm, like: PyTree, params: Params | None, context: Context
+def context_in(
+    form: AbstractForm,
+    like: PyTree,
+    params: Params | None,
+    context: Context,
+    packed: PyTree | None = None,
 ) -> Context:
+    """What the context is in another form; the parameters are `packed` there, if that is given."""
     extra = {
         name: form.pack(x) if is_like(x, like) and _is_inexact(x) else x
         for name, x in context.extra.items()
@@ -81,7 +86,7 @@ def _context_in(
         if evaluation is not None:
             raw = _pack_raw(form, evaluation.grad, params)
             evaluation = dataclasses.replace(evaluation, grad=raw)
-        whole = Whole(form.pack(params), objective, evaluation)
+        whole = Whole(form.pack(params) if packed is None else packed, objective, evaluation)
     return Context(context.value, grad, value_fn, context.key, extra, whole)
 
 

@@ -16,6 +16,7 @@ class Need(enum.Enum):
     """What a transformation takes for granted of those around it."""
 
     MOVES = "takes it that the parameters move by its updates, and by nothing else"
+    EXACT = "takes it that the parameters are, to the last bit, what its updates make of them"
     EVALUATED = "has parameters of its own to evaluate with"
     POINT = "takes gradients at a place of its own choice"
     GRADIENT = "takes gradients by itself, which nothing before it would see"

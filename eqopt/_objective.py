@@ -68,7 +68,8 @@ class Context(eqx.Module):
         found = known[name] if name in known else self.extra.get(name)
         if found is None:
             raise ValueError(
-                f"`{type(owner).__name__}` needs `{name}`: pass it to `update` by keyword"
+                f"`{type(owner).__name__}` needs `{name}`: pass it to `update` by keyword, or use "
+                "`step`"
             )
         return found
 

@@ -85,7 +85,8 @@ class AbstractTransformation(eqx.Module, Generic[State]):
         **Arguments:**
 
         - `updates`: the gradients, exactly as `jax.grad` or `eqx.filter_grad` returns them, also of
-            complex parameters. A leaf, or a whole branch, may be `None`: it gets no update.
+            complex parameters. A leaf, or a whole branch, may be `None`: it gets no update. Those
+            of half-precision parameters may be in float32.
         - `state`: what `init` or the last `update` returned.
         - `params`: the model at which the gradients were taken.
         - `value`, `grad`, `value_fn`, `key`: the objective's value and gradient at `params`, the
@@ -353,7 +354,7 @@ def _transform(
     context: Context,
 ) -> tuple[PyTree, State]:
     check_state(transformation, state, "state")
-    fitted = _check.fit(updates, params, "updates")
+    fitted = _check.fit(updates, params, "updates", widened=True)
     # `jax.grad` gives the conjugate of the direction of ascent. Here, once, for every rule.
     out, state = transformation.transform(conj(fitted), state, params, context)
     return round_like(out, fitted if params is None else params), state

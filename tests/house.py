@@ -18,7 +18,7 @@ from typing import Any
 
 import equinox as eqx
 
-# Imports go to a lower floor, or to `base.py` within a folder.
+# Imports go to a lower floor, or to `base.py` within a folder: `_base.py` in one that is public.
 FLOORS = (
     ("_arithmetic.py", "_bytecode.py", "_interpolation.py", "_types.py"),
     ("_callbacks.py", "_check.py", "_identity.py"),
@@ -38,10 +38,11 @@ FLOORS = (
     ("_apply_when.py", "_nesting.py"),
     ("_links.py", "_masking.py"),
     ("_form.py",),
-    ("_linesearch/", "_quasi_newton/", "_transform/", "_wrapper/"),
+    ("_linesearch/", "_precision/", "_quasi_newton/", "_transform/", "_wrapper/"),
     ("_hyperparameters.py", "_monitor.py", "_optimizer/", "_parts.py"),
-    ("_descent.py", "_fit.py"),
-    ("_minimize.py",),
+    ("_focus.py", "_override.py"),
+    ("_bundle.py", "_descent.py", "_fit.py"),
+    ("_minimize.py", "flax_optim/"),
     ("interop/", "plot.py"),
 )
 MAX_LINES = 400
@@ -91,7 +92,7 @@ def floor_faults(package: Path, floors: Sequence[Sequence[str]]) -> list[str]:
             row = _row(package, target)
             # The package's own `__init__.py` is above everything.
             down = floor_of.get(row, len(floors)) < floor_of.get(own, 0)
-            base = row == own and target.name == "base.py"
+            base = row == own and target.name in ("base.py", "_base.py")
             if not (down or base):
                 where, to = path.relative_to(package), target.relative_to(package)
                 faults.append(f"`{where}` imports `{to}`, which is not below it")

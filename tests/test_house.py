@@ -137,7 +137,7 @@ def write(tmp_path: Path) -> Callable[..., Path]:
     ],
 )
 def test_floors_find_an_import_that_goes_up(write: Callable[..., Path], path: str, line: str):
-    floors = (("a.py",), ("b.py", "c.py", "fam/"), ("d.py",))
+    floors = (("a.py",), ("b.py", "c.py", "fam/", "open/"), ("d.py",))
     tree = {
         "__init__.py": "from .d import x",
         "a.py": "import json\nfrom collections import abc",
@@ -148,6 +148,9 @@ def test_floors_find_an_import_that_goes_up(write: Callable[..., Path], path: st
         "fam/base.py": "from ..a import x",
         "fam/one.py": "from .base import x\nfrom .. import a",
         "fam/two.py": "from pack.fam.base import x",
+        "open/__init__.py": "from ._one import x",
+        "open/_base.py": "from ..a import x",
+        "open/_one.py": "from ._base import x",
     }
     files = [write(text, f"pack/{name}") for name, text in tree.items()]
     package = files[0].parent

@@ -177,7 +177,7 @@ def test_the_parameters_may_be_left_out(row: Row):
 def test_new_numbers_never_retrace(row: Row):
     tally = Tally()
     params, gradients = tree(), tree(7)
-    opt = eqopt.Chain(row.make(), Traced(tally))
+    opt = eqopt.Chain(Traced(tally), row.make())
     state = opt.init(params)
     kinds = [
         opt,

@@ -100,14 +100,16 @@ def is_cache(x: Any) -> bool:
 def test_memory_of_half_precision_is_float32(row: Row, dtype: Any):
     opt = row.make()
     state = jax.eval_shape(opt.init, tree(0, dtype))
-    asked = row.name == "ScaleByAdam-mu_dtype"  # it is there to show that one may ask for less
+    # The first is there to show that one may ask for less. What rounding took away from a number
+    # in half precision is one itself.
+    asked = row.name in ("ScaleByAdam-mu_dtype", "Compensated")
     # A line search's cache holds a gradient and a point, not a memory that grows from many.
     moments = [x for x in jax.tree.leaves(state, is_leaf=is_cache) if not is_cache(x)]
     for x in moments:
         floating = jnp.issubdtype(x.dtype, jnp.floating)
         # In 64 bits some scalars, such as a value of the objective, are in float64.
         wide = floating and x.dtype.itemsize >= 4 and (x.dtype == jnp.float32 or x.ndim <= 1)
-        assert not floating or wide or (asked and x.dtype == jnp.bfloat16)
+        assert not floating or wide or (asked and x.dtype in (jnp.bfloat16, dtype))
 
 
 @every_optimizer

@@ -49,6 +49,7 @@ WRAPPERS: dict[str, Callable[[Transformation], Transformation]] = {
     "SelectiveTransform": lambda x: eqopt.SelectiveTransform(x, ~_SOME),
     "Flatten": eqopt.Flatten,
     "SplitRealAndImaginary": eqopt.SplitRealAndImaginary,
+    "WeightNorm": eqopt.WeightNorm,
     "Scheduled": lambda x: eqopt.Scheduled(
         eqopt.Chain(eqopt.Scale(1.0), x), lambda c: c.links[0].step_size, eqopt.Linear(1.0, 0.5, 4)
     ),
@@ -59,6 +60,9 @@ WRAPPERS: dict[str, Callable[[Transformation], Transformation]] = {
     "Lookahead": lambda x: eqopt.Lookahead(x, 3, 0.6),
     "ParamEMA": lambda x: eqopt.ParamEMA(x, 0.8),
     "Mechanize": lambda x: eqopt.Mechanize(x, s_init=0.1),
+    "MasterWeights": eqopt.MasterWeights,
+    "Compensated": eqopt.Compensated,
+    "StochasticRounding": eqopt.StochasticRounding,
     "SAM": lambda x: eqopt.SAM(x, _ADVERSARY, 3),
     "SAM-opaque": lambda x: eqopt.SAM(x, _ADVERSARY, 2, opaque_mode=True),
     "ScheduleFree": lambda x: eqopt.ScheduleFree(x, 0.05, 0.8),
@@ -72,7 +76,8 @@ BASES: dict[str, Callable[[], Transformation]] = {
 }
 
 # What makes no sense directly within a wrapper; a dash stands for a class's flag.
-_FOLLOWERS = "Lookahead ParamEMA Mechanize SAM ScheduleFree"
+_PRECISE = "MasterWeights Compensated StochasticRounding"
+_FOLLOWERS = f"Lookahead ParamEMA Mechanize SAM ScheduleFree WeightNorm {_PRECISE}"
 _CHOOSERS = "Masked Partition SelectiveTransform"
 REFUSED = {
     "Chain": "SAM-opaque",
@@ -80,13 +85,14 @@ REFUSED = {
     "NamedChain": "SAM-opaque",
     "Flatten": _CHOOSERS,
     "SplitRealAndImaginary": _CHOOSERS,
+    "WeightNorm": f"{_CHOOSERS} {_FOLLOWERS}",
     "Scheduled": "SAM-opaque",
     "ConditionallyTransform": _FOLLOWERS,
     "MultiSteps": "SAM-opaque LBFGS",
     "Lookahead": _FOLLOWERS,
     "ParamEMA": "ParamEMA SAM ScheduleFree",
     "Mechanize": _FOLLOWERS + " MultiSteps LBFGS",
-    "SAM": "SAM SAM-opaque LBFGS",
+    "SAM": f"SAM SAM-opaque LBFGS {_PRECISE}",
     "SAM-opaque": "SAM SAM-opaque LBFGS",
     "ScheduleFree": _FOLLOWERS + " MultiSteps LBFGS",
 }
@@ -145,9 +151,14 @@ def _loss(params: Any, scale: Any) -> Any:
     return sum(jnp.sum(jnp.log1p(jnp.square(scale * x - 0.25))) for x in wide)
 
 
+def _key(scale: Any) -> Any:
+    """Of each step its own, for what rounds at random."""
+    return jax.random.wrap_key_data(jnp.full(2, scale, jnp.float32).view(jnp.uint32))
+
+
 def _run(opt: Transformation, params: Any, state: Any, scales: Any) -> Any:
     def step(carry: Any, scale: Any) -> Any:
-        params, state, evaluation = opt.step(_loss, *carry, scale)
+        params, state, evaluation = opt.step(_loss, *carry, scale, key=_key(scale))
         return (params, state), evaluation.value
 
     return lax.scan(step, (params, state), scales)[0]
@@ -168,7 +179,7 @@ def test_the_laws_hold(outer: str, inner: str, base: str):
         lanes = [(params, opt.init(params)) for params in LANES]
         params, state = lanes[1]
         for scale in SCALES:
-            params, state, _ = opt.step(_loss, params, state, scale)
+            params, state, _ = opt.step(_loss, params, state, scale, key=_key(scale))
     # Compiled, scanned, for two lanes at once, donated, and interrupted in the middle. A scan
     # takes only states that are a fixed point: their shapes and dtypes, weak or not.
     run = jax.jit(jax.vmap(functools.partial(_run, opt), (0, 0, None)), donate_argnums=(0, 1))

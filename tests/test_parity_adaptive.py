@@ -82,7 +82,12 @@ ROWS = [
         {**FACTORED, **EPSILON},
         min_dim_size_to_factor=2,
     ),
-    row(eqopt.ScaleByTrustRatio, optax.scale_by_trust_ratio, TRUST),
+    row(
+        eqopt.ScaleByTrustRatio,
+        optax.scale_by_trust_ratio,
+        TRUST,
+        elsewhere=("weight_decay", "zeros_move"),
+    ),
     row(
         eqopt.ScaleByTrustRatio, optax.scale_by_trust_ratio, {**TRUST, "min_norm": between(0.1, 5)}
     ),

@@ -20,12 +20,14 @@ from eqopt import (
     Masked,
     MaskedState,
     MultiStepsState,
+    Optimizer,
     ParamEMAState,
     SAMState,
     ScaleByAdamState,
     ScaleByLearningRateState,
     Scheduled,
     ScheduledState,
+    SelectiveTransformState,
     SplitRealAndImaginaryState,
     TraceState,
 )
@@ -163,3 +165,31 @@ def test_wrappers_are_typed_by_what_is_in_them():
     pair = eqopt.LookaheadParams.init_synced(MODEL)
     assert_type(pair.slow, eqx.nn.MLP)
     assert type(pair.slow) is eqx.nn.MLP
+
+
+def test_a_bundle_is_typed_by_its_model_and_state():
+    x = jnp.ones(3, FLOAT)
+    optimizer = Optimizer.create(eqopt.ScaleByAdam(), MODEL)
+    assert_type(optimizer, Optimizer[eqx.nn.MLP, ScaleByAdamState])
+    assert_type(optimizer.target, eqx.nn.MLP)
+    assert_type(optimizer.state, ScaleByAdamState)
+    assert_type(optimizer.eval_target, eqx.nn.MLP)
+
+    value, gradients = optimizer.compute_gradient(loss, x)
+    assert_type(value, Array)
+    assert_type(gradients, eqx.nn.MLP)
+    value, aux, gradients = optimizer.compute_gradient(loss_and_size, x, has_aux=True)
+    assert aux == 3 and type(gradients) is eqx.nn.MLP
+
+    optimizer = optimizer.apply_gradient(gradients, b1=0.5)
+    optimizer, value = optimizer.optimize(loss, x)
+    optimizer, evaluation = optimizer.step(loss, x)
+    assert_type(optimizer, Optimizer[eqx.nn.MLP, ScaleByAdamState])
+    assert_type(evaluation, Evaluation[Any])
+    assert_type(optimizer.replace(b1=0.5), Optimizer[eqx.nn.MLP, ScaleByAdamState])
+    assert type(optimizer.target) is eqx.nn.MLP and isinstance(optimizer.state, ScaleByAdamState)
+
+    focused = Optimizer.create(eqopt.ScaleByAdam(), MODEL, eqopt.ByNdim(2))
+    assert_type(focused, Optimizer[eqx.nn.MLP, SelectiveTransformState[ScaleByAdamState]])
+    assert_type(focused.state.inner_state, ScaleByAdamState)
+    assert isinstance(focused.state.inner_state, ScaleByAdamState)

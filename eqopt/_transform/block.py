@@ -6,8 +6,8 @@ from jax import lax
 from jaxtyping import Array, Float, Inexact
 
 from .. import _check
-from .._arithmetic import norm, rms, times
-from .._hyperparameter import real
+from .._arithmetic import norm, plus, rms, times
+from .._hyperparameter import flag, optional, real
 from .._kernel import Rule
 from .._objective import Context, need_params
 from .._transformation import AbstractLeafwise, EmptyState
@@ -16,18 +16,26 @@ from .._types import Params, Scalar
 
 @_check.typed
 def _trust_ratio(
+    zeros_move: bool,
     update: Inexact[Array, "*shape"],
     param: Inexact[Array, "*shape"],
     min_norm: Float[Array, ""],
     trust_coefficient: Float[Array, ""],
     eps: Float[Array, ""],
+    weight_decay: Float[Array, ""] | None = None,
 ) -> Inexact[Array, "*shape"]:
     param_norm = lax.max(norm(param), min_norm)
     update_norm = lax.max(norm(update), min_norm)
     # Asked this way, so that a NaN is not taken for zero. The division is guarded twice, so that
     # its derivative is finite where it is not used.
-    zero = (param_norm == 0) | (update_norm == 0)
-    ratio = trust_coefficient * param_norm / jnp.where(zero, 1, update_norm + eps)
+    zero = update_norm == 0
+    if zeros_move:
+        zero = zero | (param_norm == 0)
+    length = update_norm + eps
+    if weight_decay is not None:
+        update = plus(update, times(weight_decay, param))
+        length = length + weight_decay * param_norm
+    ratio = trust_coefficient * param_norm / jnp.where(zero, 1, length)
     return times(jnp.where(zero, 1, ratio), update)
 
 
@@ -40,11 +48,21 @@ class ScaleByTrustRatio(AbstractLeafwise[EmptyState]):
     $\eta$ is left out with it: parameters that start at zero would never move otherwise, and an
     update of zero stays zero.
 
+    With `weight_decay`, the update is of gradient and decay together, and the ratio is to the sum
+    of their norms, as in the paper:
+
+    $$u \leftarrow \eta\, \frac{\max(\|\theta\|, n)}
+    {\max(\|u\|, n) + \lambda \max(\|\theta\|, n) + \epsilon}\; (u + \lambda \theta).$$
+
     **Arguments:**
 
     - `min_norm`: the least norm $n \ge 0$.
     - `trust_coefficient`: the factor $\eta \ge 0$.
     - `eps`: $\epsilon \ge 0$, added to the norm of the update.
+    - `weight_decay`: the decay $\lambda \ge 0$; `None` is none. (With
+        [`eqopt.AddDecayedWeights`][] before, the ratio is to the norm of the sum, as in optax.)
+    - `zeros_move`: whether a parameter whose norm is 0 has the ratio 1; otherwise it has the ratio
+        0, and stays zero.
 
     Raises a `ValueError` if `update` is given no parameters.
 
@@ -58,6 +76,10 @@ class ScaleByTrustRatio(AbstractLeafwise[EmptyState]):
         converter=real("trust_coefficient", at_least=0), default=1.0
     )
     eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=0.0)
+    weight_decay: Scalar | None = eqx.field(
+        converter=optional(real("weight_decay", at_least=0)), default=None
+    )
+    zeros_move: bool = eqx.field(converter=flag("zeros_move"), static=True, default=True)
 
     def init_state(self, params: Params, context: Context) -> EmptyState:
         return EmptyState()
@@ -65,7 +87,10 @@ class ScaleByTrustRatio(AbstractLeafwise[EmptyState]):
     def rule(self, state: EmptyState, params: Params | None, context: Context) -> Rule:
         need_params(params, self)
         scalars = (self.min_norm, self.trust_coefficient, self.eps)
-        return Rule(_trust_ratio, state, scalars=scalars, needs_params=True)
+        if self.weight_decay is not None:
+            scalars = (*scalars, self.weight_decay)
+        options = (self.zeros_move,)
+        return Rule(_trust_ratio, state, scalars=scalars, needs_params=True, options=options)
 
 
 @_check.typed

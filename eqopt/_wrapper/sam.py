@@ -110,6 +110,9 @@ class SAM(AbstractParticular[SAMState[_Outer, _Inner]], Generic[_Outer, _Inner])
         check_transformation("adv_optimizer", self.adv_optimizer)
         why = "the gradients are those of where the adversary went"
         refuse(self, self.optimizer, dict.fromkeys((Need.OBJECTIVE, Need.POINT), why))
+        if not self.opaque_mode:
+            why = "the way back from where the adversary went is rounded. Put it around"
+            refuse(self, self.optimizer, {Need.EXACT: why})
         why = "where the adversary goes, nobody stays. It is for the optimizer"
         refuse(self, self.adv_optimizer, dict.fromkeys(Need, why))
 

@@ -25,6 +25,7 @@ _ORACLES = """
 test_apply_if_finite ApplyIfFinite
 test_conditional ConditionallyMask ConditionallyTransform
 test_flatten Flatten SplitRealAndImaginary
+test_flax_optim_groups WeightNorm
 test_from_optax FromOptax
 test_eval_params ParamEMA
 test_hager_zhang ScaleByHagerZhangLinesearch
@@ -32,6 +33,7 @@ test_linesearches ScaleByBacktrackingLinesearch ScaleByZoomLinesearch ScaleByWol
 test_lookahead Lookahead
 test_mechanize Mechanize
 test_minimize BFGS LBFGS
+test_mixed_precision Compensated MasterWeights StochasticRounding
 test_multi_steps ApplyEvery MultiSteps
 test_monitor Monitor Snapshot
 test_sam Normalize SAM

@@ -1,6 +1,7 @@
 """The rows of the named optimizers."""
 
 import eqopt
+from eqopt import flax_optim
 from tests.table.row import a_value, direction, MATRICES, optimizer, Row, search
 
 ROWS = [
@@ -70,5 +71,38 @@ ROWS = [
         "RMSProp-centered",
         lambda: eqopt.RMSProp(0.05, 0.8, centered=True, momentum=0.7),
         descends=True,
+    ),
+    Row("flax_optim.GradientDescent", lambda: flax_optim.GradientDescent(0.05), descends=True),
+    optimizer("flax_optim.Momentum", lambda: flax_optim.Momentum(0.05, 0.7, 0.01, True)),
+    optimizer("flax_optim.Adam", lambda: flax_optim.Adam(0.05, 0.8, 0.95, 1e-6, 0.01)),
+    optimizer("flax_optim.AdaBelief", lambda: flax_optim.AdaBelief(0.05, 0.8, 0.95, 1e-5, 0.01)),
+    optimizer("flax_optim.Adadelta", lambda: flax_optim.Adadelta(0.5, 0.8, 1e-4, 0.01)),
+    optimizer(
+        "flax_optim.Adafactor",
+        lambda: flax_optim.Adafactor(0.05, True, True, 0.8, 0.7, 1, 0.6, 0.01, 2, 1e-6, 0.02, None),
+    ),
+    Row(
+        "flax_optim.Adafactor-bare",
+        lambda: flax_optim.Adafactor(0.05, False, False, step_offset=1, clipping_threshold=None),
+        descends=True,
+    ),
+    Row("flax_optim.Adagrad", lambda: flax_optim.Adagrad(0.05, 1e-6), descends=True),
+    optimizer("flax_optim.LAMB", lambda: flax_optim.LAMB(0.05, 0.8, 0.95, 0.01, 1e-5)),
+    optimizer("flax_optim.LARS", lambda: flax_optim.LARS(0.5, 0.7, 0.01, 0.02, 1e-6, True)),
+    Row("flax_optim.RMSProp", lambda: flax_optim.RMSProp(0.05, 0.8, 1e-6), descends=True),
+    Row(
+        "flax_optim.RMSProp-centered",
+        lambda: flax_optim.RMSProp(0.05, 0.8, 0.01, True),
+        descends=True,
+    ),
+    optimizer(
+        "flax_optim.WeightNorm",
+        lambda: flax_optim.WeightNorm(flax_optim.Momentum(0.05, 0.7), 0.01, 1e-5),
+    ),
+    optimizer(
+        "flax_optim.MultiOptimizer",
+        lambda: flax_optim.MultiOptimizer(
+            (MATRICES, flax_optim.Adam(0.05, 0.8, 0.95)), (~MATRICES, flax_optim.Momentum(0.03))
+        ),
     ),
 ]

@@ -66,6 +66,11 @@ def a_value(params: Any) -> dict[str, Any]:
     return {"value": jnp.asarray(2.0)}
 
 
+def a_key(params: Any) -> dict[str, Any]:
+    """What rounds at random."""
+    return {"key": jax.random.key(3)}
+
+
 def search(name: str, make: Callable[[], Transformation]) -> Row:
     """The row of a line search."""
     return Row(name, make, needs_params=True, needs=of_objective, differentiable=False)

@@ -69,6 +69,11 @@ ROWS = [
     ),
     Row("ScaleByTrustRatio", lambda: eqopt.ScaleByTrustRatio(0.1, 0.3, 1e-3), needs_params=True),
     Row("ScaleByTrustRatio-plain", eqopt.ScaleByTrustRatio, needs_params=True),
+    Row(
+        "ScaleByTrustRatio-decay",
+        lambda: eqopt.ScaleByTrustRatio(0.1, 0.3, 1e-3, 0.01, zeros_move=False),
+        needs_params=True,
+    ),
     Row("ScaleByParamBlockNorm", lambda: eqopt.ScaleByParamBlockNorm(0.01), needs_params=True),
     Row("ScaleByParamBlockRMS", lambda: eqopt.ScaleByParamBlockRMS(0.01), needs_params=True),
     Row("AddDecayedWeights", lambda: eqopt.AddDecayedWeights(0.01), needs_params=True),

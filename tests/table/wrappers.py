@@ -5,7 +5,7 @@ from typing import Any
 import optax
 
 import eqopt
-from tests.table.row import MATRICES, optimizer, Row, Transformation, Wrapper
+from tests.table.row import a_key, MATRICES, optimizer, Row, Transformation, Wrapper
 
 
 def odd(step: Any) -> Any:
@@ -76,11 +76,20 @@ ROWS = [
     # A long period: what is reset counts from 0 again.
     optimizer("Lookahead-reset", lambda: eqopt.Lookahead(eqopt.Adam(0.05), 7, 0.6, True)),
     optimizer("ParamEMA", lambda: eqopt.ParamEMA(eqopt.SGD(0.05, 0.7), 0.8)),
+    Row("MasterWeights", lambda: eqopt.MasterWeights(eqopt.AdamW(0.05)), needs_params=True),
+    Row("Compensated", lambda: eqopt.Compensated(eqopt.AdamW(0.05)), needs_params=True),
+    Row(
+        "StochasticRounding",
+        lambda: eqopt.StochasticRounding(eqopt.AdamW(0.05)),
+        needs_params=True,
+        needs=a_key,
+    ),
     Row(
         "ScheduleFree",
         lambda: eqopt.ScheduleFree(eqopt.SGD(0.05), eqopt.Linear(0.04, 0.05, 4), 0.8, 1.5),
         descends=True,
     ),
+    optimizer("WeightNorm", lambda: eqopt.WeightNorm(eqopt.SGD(0.05, 0.7), 0.01, 1e-5)),
     Row("ApplyEvery", lambda: eqopt.ApplyEvery(2)),
     Row("ApplyIfFinite", lambda: eqopt.ApplyIfFinite(eqopt.Adam(0.05), 2), descends=True),
     Row(
@@ -114,6 +123,8 @@ WRAPPERS = [
     Wrapper("NamedChain", lambda inner: eqopt.NamedChain(("scale", eqopt.Scale(1.0)), inner=inner)),
     Wrapper("SplitRealAndImaginary", eqopt.SplitRealAndImaginary),
     Wrapper("Scheduled", scheduled),
+    # What is taken apart has another gradient inside.
+    Wrapper("WeightNorm", lambda inner: eqopt.WeightNorm(inner, mask=eqopt.ByPath("nowhere"))),
     Wrapper("ApplyIfFinite", lambda inner: eqopt.ApplyIfFinite(inner, 2)),
     Wrapper("ConditionallyTransform", lambda inner: eqopt.ConditionallyTransform(inner, first)),
     Wrapper("ConditionallyMask", lambda inner: eqopt.ConditionallyMask(inner, first)),
@@ -121,6 +132,9 @@ WRAPPERS = [
     Wrapper("Lookahead", lambda inner: eqopt.Lookahead(inner, 2, 0.6)),
     Wrapper("ParamEMA", lambda inner: eqopt.ParamEMA(inner, 0.8)),
     Wrapper("Mechanize", eqopt.Mechanize),
+    Wrapper("MasterWeights", eqopt.MasterWeights),
+    Wrapper("Compensated", eqopt.Compensated),
+    Wrapper("StochasticRounding", eqopt.StochasticRounding),
     Wrapper("SAM", lambda inner: eqopt.SAM(inner, eqopt.Identity(), 1)),
     Wrapper("ScheduleFree", lambda inner: eqopt.ScheduleFree(inner, 0.05, 0.8)),
 ]

@@ -1,0 +1,100 @@
+"""Steps of an optimizer that trains a part of a model, or all of it."""
+
+from typing import Any
+
+import equinox as eqx
+from jaxtyping import PyTree
+
+from . import _check, _door
+from ._closure import note_trace
+from ._eval_params import LookaheadParams
+from ._masking import Chosen, hide
+from ._objective import Evaluation, Objective
+from ._selector import AbstractSelector
+from ._transformation import AbstractTransformation, apply_updates, step
+from ._types import Function
+from ._wrapper.freeze import SelectiveTransform
+
+
+def focused(
+    transformation: AbstractTransformation[Any], focus: AbstractSelector | None
+) -> AbstractTransformation[Any]:
+    """The transformation of what is in focus; all else stays."""
+    return transformation if focus is None else SelectiveTransform(transformation, ~focus)
+
+
+def check_focus(focus: AbstractSelector, target: PyTree) -> None:
+    """Refuses a focus in which there is no parameter."""
+    trained, _ = eqx.partition(target, _check.is_inexact)
+    leaves, _ = _check.flatten(trained)
+    chosen, _ = _check.flatten(focus.select(trained))
+    if any(c and x is not None for c, x in zip(chosen, leaves, strict=True)):
+        return
+    names = _check.paths("target", trained)
+    there = [f"`{name}`" for name, x in zip(names, leaves, strict=True) if x is not None]
+    raise ValueError(
+        f"`focus` chooses no parameter: {focus!r}. The parameters are:\n" + _check.listed(there)
+    )
+
+
+# The bodies of the compiled programs. `frozen` is what lies out of focus, if there is a focus: not
+# even a zero is added to it, which would make a zero of a negative zero.
+
+
+def apply_gradient(
+    rule: AbstractTransformation[Any],
+    grads: PyTree,
+    state: Any,
+    target: PyTree,
+    frozen: Chosen | None,
+) -> tuple[PyTree, Any]:
+    trained, _ = eqx.partition(target, _check.is_inexact)
+    if isinstance(trained, LookaheadParams):
+        grads = trained.gradient(grads)
+    grads = _check.fit(grads, trained, "grads", reference_name="target")
+    updates, state = rule.update(grads, state, target)
+    if frozen is not None:
+        updates = hide(updates, _others(frozen))
+    return apply_updates(target, updates), state
+
+
+def gradient(
+    fn: Function,
+    target: PyTree,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    has_aux: bool,
+    frozen: Chosen | None,
+) -> Evaluation[Any]:
+    if not _door.inlined():
+        note_trace(fn, _door.signature((target, args, kwargs)))
+    trained, rest = eqx.partition(target, _check.is_inexact)
+    if frozen is not None:
+        rest = eqx.combine(hide(trained, frozen, name="target"), rest)
+        trained = hide(trained, _others(frozen))
+    return Objective(fn, rest, args, kwargs, has_aux).evaluate(trained)
+
+
+def take_step(
+    rule: AbstractTransformation[Any],
+    fn: Function,
+    target: PyTree,
+    state: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    has_aux: bool,
+    frozen: Chosen | None,
+) -> tuple[PyTree, Any, Evaluation[Any]]:
+    if not _door.inlined():
+        note_trace(fn, _door.signature((rule, target, state, args, kwargs)))
+    moved, state, evaluation = step(rule, fn, target, state, args, kwargs, has_aux)
+    if frozen is not None:
+        trained, _ = eqx.partition(target, _check.is_inexact)
+        moved = eqx.combine(hide(trained, frozen, name="target"), moved)
+        grad = hide(evaluation.grad, _others(frozen), name="grads")
+        evaluation = Evaluation(evaluation.value, grad, evaluation.aux)
+    return moved, state, evaluation
+
+
+def _others(chosen: Chosen) -> Chosen:
+    return tuple(not c for c in chosen)

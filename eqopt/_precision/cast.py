@@ -1,0 +1,60 @@
+"""Models in another precision."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from .. import _check
+from .._arithmetic import cast
+from .._hyperparameter import inexact_dtype
+from .._selector import AbstractSelector, as_selector
+from .._types import Model
+
+
+def cast_floating(model: Model, dtype: Any, where: AbstractSelector | Any = None) -> Model:
+    """Casts the floating-point arrays of a model to another dtype.
+
+    Complex arrays, integers, PRNG keys, functions and all else stay as they are. It can be
+    differentiated: the gradient of a float32 model that is cast within the loss is in float32.
+
+    ```python
+    import equinox as eqx, eqopt, jax, jax.numpy as jnp
+
+    model = eqx.nn.MLP(2, 1, 8, 1, key=jax.random.key(0))
+    half = eqopt.cast_floating(model, jnp.bfloat16)
+    weights = eqopt.cast_floating(model, jnp.bfloat16, eqopt.ByNdim(2))  # the biases stay
+    ```
+
+    **Arguments:**
+
+    - `model`: any PyTree.
+    - `dtype`: a real floating-point dtype.
+    - `where`: which of them to cast: a selector, a function from the model's floating-point arrays
+        to booleans, or a tree of booleans; `None` is all.
+
+    **Returns:**
+
+    A model of the same type.
+
+    **Raises:** a `TypeError` if `dtype` is not real and floating-point.
+    """
+    new = inexact_dtype("dtype")(dtype)
+    if new is None or not jnp.issubdtype(new, jnp.floating):
+        raise TypeError(f"`dtype` must be a real floating-point dtype; got {dtype!r}")
+    floating, rest = eqx.partition(model, _is_floating)
+    if where is None:
+        return eqx.combine(jax.tree.map(lambda x: cast(x, new), floating), rest)
+    chosen = as_selector(where).select(floating)
+    chosen = jax.tree.map(
+        lambda x, mine: cast(x, new) if x is not None and mine else x,
+        floating,
+        chosen,
+        is_leaf=_check.is_none,
+    )
+    return eqx.combine(chosen, rest)
+
+
+def _is_floating(x: Any) -> bool:
+    return _check.is_array(x) and jnp.issubdtype(x.dtype, jnp.floating)

@@ -1,0 +1,351 @@
+"""Loss scaling, so that gradients in float16 do not underflow."""
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Generic, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import wadler_lindig as wl
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from .. import _check, _door
+from .._arithmetic import cast, over, real_dtype, wider
+from .._closure import hoist, note_trace, opaque
+from .._hyperparameter import optional, prettily, real, settle, steps
+from .._objective import accepted, Context, Evaluation, Objective, Whole
+from .._transformation import AbstractTransformation, check_state
+from .._tree import all_finite, conj, increment, moved, round_like
+from .._types import Function, Model, Scalar, State, Steps
+from .._value_and_grad import value_and_grad
+
+_MAX = np.finfo(np.float32).max
+_TINY = np.finfo(np.float32).tiny
+
+
+def _float32(name: str) -> Callable[[Any], Any]:
+    # Whatever the width of hyper-parameters: a scale is a power of two, and is kept in a state.
+    convert = real(name, above=0)
+    return lambda value: convert(value).astype(np.float32)
+
+
+class DynamicScaleResult(NamedTuple):
+    """What the functions that [`eqopt.DynamicScale.value_and_grad`][] makes return.
+
+    - `dynamic_scale`: the scale to go on with.
+    - `finite`: whether all gradients are finite, a boolean of shape `()`.
+    - `aux`: the value, or `(value, aux)` with `has_aux`.
+    - `grad`: the gradients, no longer scaled, in float32 or wider.
+    """
+
+    dynamic_scale: "DynamicScale"
+    finite: Bool[Array, ""]
+    aux: Any
+    grad: PyTree
+
+
+class ScaledStep(NamedTuple, Generic[Model, State]):
+    """What [`eqopt.DynamicScale.scaled_step`][] returns.
+
+    - `dynamic_scale`: the scale to go on with.
+    - `finite`: whether all gradients were finite, a boolean of shape `()`. If not, model and state
+        are as they were.
+    - `model`: the new model.
+    - `state`: the new state.
+    - `evaluation`: the [`eqopt.Evaluation`][] at the model that was given: the value as the
+        objective returned it, and the gradients no longer scaled, in float32 or wider.
+    """
+
+    dynamic_scale: "DynamicScale"
+    finite: Bool[Array, ""]
+    model: Model
+    state: State
+    evaluation: Evaluation[Any]
+
+
+class DynamicScale(eqx.Module):
+    """Scales the loss, so that its gradients do not underflow in float16, and finds the scale.
+
+    Numbers below $6 \\cdot 10^{-8}$ are zero in float16, and many gradients are. The loss is
+    multiplied by a scale before it is differentiated, and the gradients divided by it afterwards,
+    in float32. A scale that is too large makes some of them overflow. That step is to be skipped,
+    and the scale is multiplied by `backoff_factor`; after more than `growth_interval` steps in a
+    row without an overflow it is multiplied by `growth_factor`.
+
+    `scaled_step` does the whole step; `value_and_grad` leaves it to you to skip. Both return the
+    scale to go on with.
+
+    ```python
+    import equinox as eqx, eqopt, jax, jax.numpy as jnp
+
+
+    def loss_fn(model, x, y):
+        return jnp.mean((jax.vmap(model)(x) - y) ** 2)
+
+
+    model = eqx.nn.MLP(2, 1, 8, 1, dtype=jnp.float16, key=jax.random.key(0))
+    x, y = jnp.ones((4, 2), jnp.float16), jnp.ones((4, 1), jnp.float16)
+    opt = eqopt.MasterWeights(eqopt.AdamW(1e-3))
+    state, scale = opt.init(model), eqopt.DynamicScale()
+    for _ in range(3):
+        scale, finite, model, state, evaluation = scale.scaled_step(
+            opt, loss_fn, model, state, x, y
+        )
+    ```
+
+    !!! note
+        bfloat16 has the range of float32, and needs no scale.
+
+    **Arguments:**
+
+    - `growth_factor`: by what the scale grows, at least 1.
+    - `backoff_factor`: by what it shrinks, in $(0, 1]$.
+    - `growth_interval`: how many steps without overflow come before the one at which it grows.
+    - `fin_steps`: how many there have been since it last changed, int32 of shape `()`.
+    - `scale`: the scale, float32 of shape `()`.
+    - `minimum_scale`: the least that it shrinks to; `None` for no limit.
+    """
+
+    growth_factor: Scalar = eqx.field(converter=real("growth_factor", at_least=1), default=2.0)
+    backoff_factor: Scalar = eqx.field(
+        converter=real("backoff_factor", above=0, at_most=1), default=0.5
+    )
+    growth_interval: Steps = eqx.field(converter=steps("growth_interval"), default=2000)
+    fin_steps: Int[Array | np.ndarray | np.number[Any], ""] = eqx.field(
+        converter=steps("fin_steps"), default=0
+    )
+    scale: Float[Array | np.ndarray | np.number[Any], ""] = eqx.field(
+        converter=_float32("scale"), default=65536.0
+    )
+    minimum_scale: Float[Array | np.ndarray | np.number[Any], ""] | None = eqx.field(
+        converter=optional(_float32("minimum_scale")), default=_TINY
+    )
+
+    def value_and_grad(
+        self,
+        fun: Function,
+        argnums: int | Sequence[int] = 0,
+        has_aux: bool = False,
+        axis_name: Hashable | None = None,
+    ) -> Callable[..., DynamicScaleResult]:
+        """Gives a function that computes value and gradient of `fun`, scaled on the way.
+
+        It is [`eqopt.value_and_grad`][] for whole models, and does what flax's method of that name
+        does. Parameters, and the optimizer's state, are to be kept where the gradients turn out not
+        to be finite:
+
+        ```python
+        import equinox as eqx, eqopt, jax, jax.numpy as jnp
+
+        opt = eqopt.SGD(0.1)
+        params = jnp.ones(3, jnp.float16)
+        state, scale = opt.init(params), eqopt.DynamicScale()
+
+
+        @jax.jit
+        def train_step(scale, params, state):
+            scale, finite, loss, grads = scale.value_and_grad(lambda p: jnp.sum(p**2))(params)
+            updates, new_state = opt.update(grads, state, params)
+            keep = lambda new, old: jnp.where(finite, new, old)
+            params = jax.tree.map(keep, eqopt.apply_updates(params, updates), params)
+            return scale, params, jax.tree.map(keep, new_state, state), loss
+        ```
+
+        !!! warning
+            The loss is scaled in its own dtype, as in flax. Where that overflows in float16, the
+            value that is returned is NaN, though the loss may be finite.
+
+        **Arguments:**
+
+        - `fun`, `argnums`, `has_aux`: as in [`eqopt.value_and_grad`][].
+        - `axis_name`: the name of a `vmap` or `shard_map` axis over which the gradients are
+            averaged, before it is asked whether they are finite; or `None`.
+
+        **Returns:**
+
+        A function with the arguments of `fun` that returns a
+        [`DynamicScaleResult`][eqopt.DynamicScaleResult], a tuple
+        `(dynamic_scale, finite, value, grad)`, with `(value, aux)` for the value with `has_aux`.
+        The gradients are in float32, or in their own dtype where that is wider.
+        """
+        return eqx.module_update_wrapper(
+            _ScaledValueAndGrad(self, fun, argnums, has_aux, axis_name)
+        )
+
+    def scaled_step(
+        self,
+        optimizer: AbstractTransformation[State],
+        fn: Function,
+        model: Model,
+        state: State,
+        /,
+        *args: Any,
+        has_aux: bool = False,
+        axis_name: Hashable | None = None,
+        **kwargs: Any,
+    ) -> ScaledStep[Model, State]:
+        """Does a whole step of training in one compiled program, with the loss scaled.
+
+        If a gradient overflows, model and state are returned as they were, and the optimizer is not
+        computed. Otherwise it is given the gradients in float32.
+
+        **Arguments:**
+
+        - `optimizer`: the optimizer.
+        - `fn`: the objective, called `fn(model, *args, **kwargs)`.
+        - `model`: the model.
+        - `state`: what the optimizer's `init`, or the last step, returned.
+        - `*args`, `has_aux`, `**kwargs`: as in [`step`][eqopt.AbstractTransformation.step].
+        - `axis_name`: as in `value_and_grad`.
+
+        **Returns:**
+
+        A [`ScaledStep`][eqopt.ScaledStep], a tuple `(dynamic_scale, finite, model, state,
+        evaluation)`.
+        """
+        hoisted = hoist(fn)
+        return _door.call(
+            _scaled_step,
+            settle(self),
+            settle(optimizer),
+            hoisted,
+            model,
+            state,
+            _door.numbers_are_data(args),
+            _door.numbers_are_data(kwargs),
+            has_aux,
+            axis_name,
+            reuse=not opaque(hoisted),
+        )
+
+    def unscale(self, grads: PyTree, axis_name: Hashable | None = None) -> PyTree:
+        """Divides gradients by the scale, in float32 or wider."""
+
+        def divided(g: Array) -> Array:
+            wide = cast(g, wider(g.dtype))
+            return over(wide, jnp.asarray(self.scale, real_dtype(wide.dtype)))
+
+        grads = jax.tree.map(divided, grads)
+        return grads if axis_name is None else lax.pmean(grads, axis_name)
+
+    def after(self, finite: Bool[Array, ""]) -> "DynamicScale":
+        """Gives the scale to go on with after a step whose gradients were finite, or were not."""
+        scale = jnp.asarray(self.scale, np.float32)
+        # Not `==`, as in flax: the interval may have been made shorter on the way.
+        grows = jnp.asarray(self.fin_steps) >= jnp.asarray(self.growth_interval)
+        larger = lax.min(lax.mul(scale, jnp.asarray(self.growth_factor, np.float32)), _MAX)
+        smaller = lax.mul(scale, jnp.asarray(self.backoff_factor, np.float32))
+        if self.minimum_scale is not None:
+            smaller = lax.max(smaller, jnp.asarray(self.minimum_scale, np.float32))
+        new = jnp.where(finite, jnp.where(grows, larger, scale), smaller)
+        num_steps = increment(jnp.asarray(self.fin_steps, np.int32))
+        num_steps = jnp.where(grows | ~finite, 0, num_steps)
+        return eqx.tree_at(lambda s: (s.scale, s.fin_steps), self, (new, num_steps))
+
+    def __pdoc__(self, **kwargs: Any) -> wl.AbstractDoc:
+        return prettily(self, **kwargs)
+
+    def __repr__(self) -> str:
+        return eqx.tree_pformat(self, width=120)
+
+
+class _Scaled(eqx.Module):
+    """A function whose value is scaled in its dtype, and whose aux also holds the value itself."""
+
+    fun: Function
+    scale: Any
+    has_aux: bool = eqx.field(static=True)
+
+    @property
+    def __wrapped__(self) -> Function:
+        return self.fun
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        out = self.fun(*args, **kwargs)
+        if not self.has_aux:
+            return _times(out, self.scale)
+        if not isinstance(out, tuple | list) or len(out) != 2:
+            return out  # for `value_and_grad` to refuse
+        return _times(out[0], self.scale), out[1]
+
+
+def _times(value: Any, scale: Any) -> Any:
+    """The value scaled; as it is, if it is no number, which others will refuse."""
+    if isinstance(value, float):
+        value = jnp.asarray(value)
+    if not _check.is_inexact(value) or not jnp.issubdtype(value.dtype, jnp.floating):
+        return value
+    return jnp.asarray(value) * jnp.asarray(scale).astype(value.dtype)
+
+
+class _ScaledValueAndGrad(eqx.Module):
+    dynamic_scale: DynamicScale
+    fun: Function
+    argnums: int | Sequence[int] = eqx.field(static=True)
+    has_aux: bool = eqx.field(static=True)
+    axis_name: Hashable | None = eqx.field(static=True)
+
+    @property
+    def __wrapped__(self) -> Function:
+        return self.fun
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> DynamicScaleResult:
+        own = settle(self.dynamic_scale)
+        scaled = eqx.module_update_wrapper(_Scaled(self.fun, own.scale, self.has_aux))
+        out, grads = value_and_grad(scaled, self.argnums, self.has_aux)(*args, **kwargs)
+        value, aux = out if self.has_aux else (out, None)
+        value = value / jnp.asarray(own.scale).astype(value.dtype)
+        grads = own.unscale(grads, self.axis_name)
+        finite = all_finite(grads)
+        out = (value, aux) if self.has_aux else value
+        return DynamicScaleResult(own.after(finite), finite, out, grads)
+
+
+def _scaled_step(
+    dynamic_scale: DynamicScale,
+    optimizer: AbstractTransformation[Any],
+    fn: Function,
+    model: PyTree,
+    state: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    has_aux: bool,
+    axis_name: Hashable | None,
+) -> ScaledStep[Any, Any]:
+    if not _door.inlined():
+        given = (dynamic_scale, optimizer, model, state, args, kwargs, has_aux, axis_name)
+        note_trace(fn, _door.signature(given))
+    check_state(optimizer, state, "state")
+    trained, rest = eqx.partition(model, _check.is_inexact)
+    objective = Objective(fn, rest, args, accepted(fn, kwargs), has_aux)
+
+    def scaled(trained: PyTree) -> tuple[Any, Any]:
+        value, aux = objective(trained)
+        return _times(value, dynamic_scale.scale), (value, aux)
+
+    # Within `jax.shard_map`, JAX's own sums over devices, as it does in `step`; a mean is of what
+    # each device has for itself.
+    with_grad = jax.value_and_grad if axis_name is None else value_and_grad
+    (_, (value, aux)), grads = with_grad(scaled, has_aux=True)(trained)
+    grads = dynamic_scale.unscale(grads, axis_name)
+    finite = all_finite(grads)
+    evaluation = Evaluation(value, grads, aux)
+    context = Context(
+        value,
+        conj(round_like(grads, trained)),
+        objective,
+        kwargs.get("key"),
+        {name: x for name, x in kwargs.items() if name != "key"},
+        Whole(trained, objective),
+    )
+
+    def applied() -> tuple[PyTree, Any]:
+        updates, new = optimizer.transform(conj(grads), state, trained, context)
+        return moved(trained, round_like(updates, trained)), new
+
+    # Selected, and never blended. What is skipped is not computed.
+    trained, state = lax.cond(finite, applied, lambda: (trained, state))
+    model = eqx.combine(trained, rest)
+    return ScaledStep(dynamic_scale.after(finite), finite, model, state, evaluation)

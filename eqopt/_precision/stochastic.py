@@ -1,0 +1,166 @@
+"""Updates that arrive in the mean."""
+
+from typing import Any, Generic
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, PyTree
+
+from .. import _check, _door
+from .._arithmetic import cast, is_complex, wider
+from .._nesting import AbstractParticular, Need
+from .._objective import Context, need_params
+from .._transformation import AbstractTransformation, check_state, check_transformation
+from .._tree import add, narrowed, placed_like
+from .._types import Model, Params, State, Updates
+
+
+@jax.jit
+@_check.typed
+def _land(
+    param: Float[Array, "*shape"], update: Float[Array, "*shape"], key: Any
+) -> Float[Array, "*shape"]:
+    """The sum, rounded at random to one of its two neighbors in the parameter's dtype."""
+    dtype = wider(param.dtype, update.dtype)
+    total = lax.add(cast(param, dtype), cast(update, dtype))
+    nearest = narrowed(total, param.dtype)
+    rest = lax.sub(total, cast(nearest, dtype))
+    infinity = jnp.full_like(nearest, np.inf)
+    toward = lax.select(lax.gt(rest, lax.full_like(rest, 0)), infinity, lax.neg(infinity))
+    other = lax.nextafter(nearest, toward)
+    # Beyond the largest number the gap is infinite, and the chance 0.
+    chance = lax.div(rest, lax.sub(cast(other, dtype), cast(nearest, dtype)))
+    draw = placed_like(jax.random.uniform(key, param.shape, dtype), param)
+    return lax.select(lax.lt(draw, chance) & jnp.isfinite(nearest), other, nearest)
+
+
+def _is_half(x: Array) -> bool:
+    return wider(x.dtype) != x.dtype and not is_complex(x)
+
+
+class StochasticRoundingState(eqx.Module, Generic[State]):
+    """The state of [`eqopt.StochasticRounding`][].
+
+    **Arguments:**
+
+    - `inner_state`: the state of the inner transformation.
+    """
+
+    inner_state: State
+
+
+class StochasticRounding(AbstractParticular[StochasticRoundingState[State]], Generic[State]):
+    r"""Rounds half-precision parameters at random, so that the updates arrive in the mean.
+
+    The sum $s = \theta + u$ of parameter and update is between two neighbors $a \le s < b$ in the
+    parameter's dtype. The parameter becomes
+
+    $$b \text{ with probability } \frac{s - a}{b - a}, \quad\text{else } a,$$
+
+    whose expectation is $s$. To the nearest, an update of less than half the distance would be lost
+    every time. It costs no memory, and adds noise to the parameters.
+
+    `update` must be given a PRNG `key`, a new one at each step; `fit(..., key=key)` does it, and
+    `step(..., key=key)` hands it to the objective as well, if that takes one. Parameters in float32
+    or wider are rounded to the nearest, and want no key.
+
+    !!! note
+        The updates are in the parameters' dtype. Where a parameter more than doubles, or becomes
+        less than half of what it was, in a single step, the update is itself rounded, to the
+        nearest.
+
+    !!! warning
+        It must see the updates as they are applied: it goes around the whole optimizer, or last
+        into a chain.
+
+    **Arguments:**
+
+    - `inner`: the transformation.
+
+    Raises a `ValueError` if there are half-precision parameters and no `key`.
+
+    ??? cite "Reference"
+        Gupta, Agrawal, Gopalakrishnan and Narayanan, *Deep learning with limited numerical
+        precision*, ICML 2015, section 3.1 (arXiv 1502.02551); with bfloat16, Zamirai et al.,
+        *Revisiting bfloat16 training*, 2020, algorithm 2 (arXiv 2010.06192).
+    """
+
+    inner: AbstractTransformation[State]
+
+    def __check_init__(self) -> None:
+        check_transformation("inner", self.inner)
+
+    def needs(self) -> frozenset[Need]:
+        return frozenset({Need.MOVES, Need.EXACT})
+
+    def init_state(self, params: Params, context: Context) -> StochasticRoundingState[State]:
+        return StochasticRoundingState(self.inner.init_state(params, context))
+
+    def transform(
+        self,
+        updates: Updates,
+        state: StochasticRoundingState[State],
+        params: Params | None,
+        context: Context,
+    ) -> tuple[Updates, StochasticRoundingState[State]]:
+        check_state(self.inner, state.inner_state, "state.inner_state")
+        params = need_params(params, self)
+        out, inner_state = self.inner.transform(updates, state.inner_state, params, context)
+        leaves, treedef = _check.flatten(params)
+        changes: list[Any] = treedef.flatten_up_to(out)
+        # The objective, and what is inside, may have made use of the key itself.
+        keys = _Keys(context, self)
+        for i, (x, u) in enumerate(zip(leaves, changes, strict=True)):
+            if u is not None and _is_half(x):
+                dtype = wider(x.dtype)
+                target = cast(_land(x, u, keys.of(i)), dtype)
+                changes[i] = narrowed(lax.sub(target, cast(x, dtype)), x.dtype)
+        return treedef.unflatten(changes), StochasticRoundingState(inner_state)
+
+
+class _Keys:
+    """A key for each leaf, from the one that the user gave; an error only once one is asked for."""
+
+    def __init__(self, context: Context, owner: object) -> None:
+        self.context, self.owner = context, owner
+
+    def of(self, index: int) -> Any:
+        key = jax.random.fold_in(self.context.need("key", self.owner), 0x5EED)
+        return jax.random.fold_in(key, index)
+
+
+def apply_updates_stochastically(model: Model, updates: PyTree, key: Any) -> Model:
+    """Adds updates to a model, each sum rounded at random to a number of the parameter's dtype.
+
+    Half-precision parameters arrive where the updates take them in the mean (see
+    [`eqopt.StochasticRounding`][]); for all others it is [`eqopt.apply_updates`][].
+
+    **Arguments:**
+
+    - `model`: the model: any PyTree.
+    - `updates`: like the model, with an array of the parameter's shape for each inexact array to be
+        changed, and `None` for everything that is to stay as it is.
+    - `key`: a PRNG key, a new one for each call.
+
+    **Returns:**
+
+    The new model, of the same type.
+
+    **Raises:** a `ValueError` or `TypeError` that names the leaf that does not fit.
+    """
+    arrays, rest = eqx.partition(model, _door.is_array)
+    return eqx.combine(_door.call(_apply, arrays, _door.drop_statics(updates), key), rest)
+
+
+def _apply(model: PyTree, updates: PyTree, key: Any) -> PyTree:
+    leaves, treedef = _check.flatten(model)
+    trained = treedef.unflatten([x if _check.is_inexact(x) else None for x in leaves])
+    changes, _ = _check.flatten(_check.fit(updates, trained, "updates", any_dtype=True))
+    for i, u in enumerate(changes):
+        if u is not None:
+            x = leaves[i]
+            leaves[i] = _land(x, u, jax.random.fold_in(key, i)) if _is_half(x) else add(x, u)
+    return treedef.unflatten(leaves)

@@ -1,0 +1,57 @@
+"""What the optimizers of flax.optim have in common."""
+
+from typing import Any, overload, TypeVar
+
+from jaxtyping import Array, PyTree
+
+from .._bundle import Optimizer
+from .._schedule.base import AbstractSchedule
+from .._selector import AbstractSelector
+from .._transform.learning_rate import ScaleByLearningRate
+from .._transformation import AbstractOptimizer
+from .._types import Function, Scalar, State
+from .._wrapper.freeze import SelectiveTransformState
+
+_Model = TypeVar("_Model")
+
+
+class AbstractOptimizerDef(AbstractOptimizer[State]):
+    """An optimizer with the names, the defaults and the rule that it had in flax.optim.
+
+    It is a transformation as any other, and has `create` besides.
+    """
+
+    @overload
+    def create(self, target: _Model, focus: None = None) -> Optimizer[_Model, State]: ...
+    @overload
+    def create(
+        self, target: _Model, focus: AbstractSelector | Function | PyTree[bool]
+    ) -> Optimizer[_Model, SelectiveTransformState[State]]: ...
+    def create(self, target: Any, focus: Any = None) -> Optimizer[Any, Any]:
+        """Gives one object of the optimizer, its state and a model: an [`eqopt.Optimizer`][].
+
+        **Arguments:**
+
+        - `target`: the model: any PyTree.
+        - `focus`: what of it is trained: a selector, a function from the parameters to booleans, or
+            a tree of booleans, possibly a prefix; `None` is everything.
+
+        **Raises:**
+
+        A `ValueError` if `focus` chooses no parameter.
+        """
+        return Optimizer.create(self, target, focus)
+
+
+def scale_by(
+    learning_rate: Scalar | AbstractSchedule | None, *, flip_sign: bool = True
+) -> ScaleByLearningRate:
+    """The link of the learning rate; without one it has a state, and raises when it is applied."""
+    return ScaleByLearningRate(_missing if learning_rate is None else learning_rate, flip_sign)
+
+
+def _missing(count: Array) -> Array:
+    raise ValueError(
+        "there is no learning rate: give one when the optimizer is built, or to `apply_gradient`, "
+        "as `learning_rate`"
+    )

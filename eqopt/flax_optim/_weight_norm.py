@@ -1,0 +1,41 @@
+"""Weight normalization."""
+
+from typing import Any
+
+import equinox as eqx
+
+from .._hyperparameter import real
+from .._transformation import AbstractTransformation
+from .._types import Scalar
+from .._wrapper.weight_norm import WeightNorm as _WeightNorm, WeightNormState
+from ._base import AbstractOptimizerDef
+
+_State = WeightNormState[Any]
+
+
+class WeightNorm(AbstractOptimizerDef[_State]):
+    """Applies an optimizer to the directions and the lengths of the weights.
+
+    It is [`eqopt.WeightNorm`][] with the last axis for that of the outputs, as layers have it in
+    Flax. In Equinox's layers it is the first: for them use [`eqopt.WeightNorm`][] itself.
+
+    !!! note
+        Of the names that `apply_gradient` is given, `wn_decay` and `wn_eps` are for it, and the
+        others for the optimizer within.
+
+    **Arguments:**
+
+    - `wrapped_optimizer`: the optimizer.
+    - `wn_decay`: the decay of the directions, not negative.
+    - `wn_eps`: added to the squared norms under the root, positive.
+    """
+
+    wrapped_optimizer: AbstractTransformation[Any]
+    wn_decay: Scalar = eqx.field(converter=real("wn_decay", at_least=0), default=0.0)
+    wn_eps: Scalar = eqx.field(converter=real("wn_eps", above=0), default=1e-8)
+
+    def __check_init__(self) -> None:
+        self.compose()
+
+    def compose(self) -> AbstractTransformation[_State]:
+        return _WeightNorm(self.wrapped_optimizer, self.wn_decay, self.wn_eps, -1)
