@@ -145,7 +145,7 @@ def drop_statics(tree: Any) -> Any:
 
 
 def signature(tree: Any) -> Hashable:
-    """All of a tree that decides what is traced: structure, statics, shapes and dtypes."""
+    """All of a tree that decides what is traced: structure, statics, and the arrays' types."""
     packed = pack(tree)
-    kinds = tuple((np.shape(x), jnp.result_type(x)) for x in packed.arrays if x is not None)
+    kinds = tuple(jax.typeof(x) for x in packed.arrays if x is not None)
     return packed.structure, packed.statics, kinds
