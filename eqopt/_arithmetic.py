@@ -76,6 +76,19 @@ def mix(decay: Float[Array, ""], old: Array, new: Array) -> Array:
     return plus(times(decay, old), times(rest, new))
 
 
+def debiased(
+    average: Array,
+    new: Array,
+    decay: Float[Array, ""],
+    weight: Float[Array, ""],
+    next_weight: Float[Array, ""] | None = None,
+) -> Array:
+    """An exponential moving average over its weight; with the next weight too, a step ahead."""
+    if next_weight is None:
+        return over(average, weight)
+    return mix(decay, over(average, next_weight), over(new, weight))
+
+
 def abs_sq(x: Inexact[Array, "*shape"]) -> Float[Array, "*shape"]:
     """The squared modulus, with a derivative of 0 at 0."""
     if is_complex(x):

@@ -5,7 +5,7 @@ import numpy as np
 from jaxtyping import Array, Float, Inexact, PyTree
 
 from .. import _check
-from .._arithmetic import abs_sq, mix, over, plus, safe_sqrt
+from .._arithmetic import abs_sq, debiased, mix, over, plus, safe_sqrt
 from .._hyperparameter import flag, inexact_dtype, real
 from .._kernel import Rule
 from .._objective import Context
@@ -29,10 +29,7 @@ def _adam(
 ) -> tuple[Inexact[Array, "*shape"], Inexact[Array, "*shape"], Float[Array, "*shape"]]:
     mu = mix(b1, mu, update)
     nu = mix(b2, nu, abs_sq(update))
-    if next_mu_weight is None:
-        direction = over(mu, mu_weight)
-    else:
-        direction = mix(b1, over(mu, next_mu_weight), over(update, mu_weight))
+    direction = debiased(mu, update, b1, mu_weight, next_mu_weight)
     root = safe_sqrt(plus(over(nu, nu_weight), eps_root))
     return over(direction, plus(root, eps)), mu, nu
 

@@ -4,7 +4,7 @@ import equinox as eqx
 from jaxtyping import Array, Float, Inexact, PyTree
 
 from .. import _check
-from .._arithmetic import abs_sq, minus, mix, over, plus, safe_sqrt
+from .._arithmetic import abs_sq, debiased, minus, mix, over, plus, safe_sqrt
 from .._hyperparameter import flag, real
 from .._kernel import Rule
 from .._objective import Context
@@ -28,10 +28,7 @@ def _belief(
 ) -> tuple[Inexact[Array, "*shape"], Inexact[Array, "*shape"], Float[Array, "*shape"]]:
     mu = mix(b1, mu, update)
     nu = plus(mix(b2, nu, abs_sq(minus(update, mu))), eps_root)
-    if next_mu_weight is None:
-        direction = over(mu, mu_weight)
-    else:
-        direction = mix(b1, over(mu, next_mu_weight), over(update, mu_weight))
+    direction = debiased(mu, update, b1, mu_weight, next_mu_weight)
     return over(direction, plus(safe_sqrt(over(nu, nu_weight)), eps)), mu, nu
 
 
