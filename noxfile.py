@@ -23,6 +23,7 @@ COMPILED = {
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
 }
+PROCESSES = ("-n", "2", "--dist", "loadgroup")
 
 
 def install(session: nox.Session, *groups: str, editable: bool = True) -> None:
@@ -32,9 +33,9 @@ def install(session: nox.Session, *groups: str, editable: bool = True) -> None:
 
 
 def pytest(session: nox.Session, *arguments: str, x64: bool, cache: bool = True) -> None:
-    """Runs the tests in one float width, on two processes."""
+    """Runs the tests in one float width, on two processes; a group of tests on one of them."""
     env = {**(COMPILED if cache else {}), "EQOPT_X64": str(int(x64))}
-    session.run("python", "-m", "pytest", "-n", "2", *arguments, env=env)
+    session.run("python", "-m", "pytest", *PROCESSES, *arguments, env=env)
 
 
 @nox.session
@@ -98,7 +99,7 @@ def matrix(session: nox.Session) -> None:
     """Tests every wrapper around every wrapper around each optimizer: a quarter of an hour."""
     install(session, "tests")
     env = {**COMPILED, "EQOPT_MATRIX": "all"}
-    session.run("python", "-m", "pytest", "-n", "2", "tests/test_matrix.py", env=env)
+    session.run("python", "-m", "pytest", *PROCESSES, "tests/test_matrix.py", env=env)
 
 
 @nox.session

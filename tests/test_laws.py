@@ -21,6 +21,7 @@ from tests.toolbox import (
     finite,
     flatten,
     FLOAT,
+    in_one_width,
     lane,
     same,
     subtrees,
@@ -34,15 +35,10 @@ from tests.toolbox import (
     zoo_loss,
 )
 
-
-def _with(rows: list[Row]) -> Any:
-    return pytest.mark.parametrize("row", rows, ids=lambda row: row.name)
-
-
-every_tunable = _with(
-    [r for r in table.ROWS if jax.tree.leaves(eqx.filter(r.make(), eqx.is_inexact_array))]
+every_tunable = table.each(
+    r for r in table.ROWS if jax.tree.leaves(eqx.filter(r.make(), eqx.is_inexact_array))
 )
-every_with_fields = _with([r for r in table.ROWS if table.numbers(r.make())])
+every_with_fields = table.each(r for r in table.ROWS if table.numbers(r.make()))
 
 
 def _two_updates(opt: Any, row: Row, gradients: Any, params: Any) -> Any:
@@ -67,6 +63,7 @@ def test_the_table_of_wrappers_is_complete():
 # 1. Whole models in, whole models out.
 
 
+@in_one_width
 @every
 def test_whole_models(row: Row):
     model, opt, x = Zoo(), row.make(), values((2,), 5)
@@ -104,6 +101,7 @@ def _is_cache(x: Any) -> bool:
     return isinstance(x, eqopt.Cache)
 
 
+@in_one_width
 @every
 def test_step_does_what_update_and_apply_do(row: Row):
     model, opt, x = Zoo(), row.make(), values((2,), 5)
@@ -128,6 +126,7 @@ def test_step_does_what_update_and_apply_do(row: Row):
     assert_close(evaluation.grad, gradients, rtol)
 
 
+@in_one_width
 @every
 def test_what_has_no_gradient_gets_no_update(row: Row):
     params, opt = tree(), row.make()
@@ -158,6 +157,7 @@ def test_what_has_no_gradient_gets_no_update(row: Row):
         assert same(old, now) or same(now, params)
 
 
+@in_one_width
 @every
 def test_the_parameters_may_be_left_out(row: Row):
     params, opt = tree(), row.make()
@@ -193,6 +193,7 @@ def test_new_numbers_never_retrace(row: Row):
         assert same(u, updates[0])
 
 
+@in_one_width
 @every_tunable
 def test_vmap_over_numbers(row: Row):
     params, gradients, opt = tree(), tree(7), row.make()
@@ -260,6 +261,7 @@ def test_saved_after_a_jitted_step_and_loaded_afresh(row: Row):
     )
 
 
+@in_one_width
 @every_with_fields
 def test_replacing_and_tree_at(row: Row):
     opt = row.make()
@@ -323,6 +325,7 @@ assert not bridge.backends_are_initialized()
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+@in_one_width
 @every_optimizer
 def test_the_repr_shows_the_numbers_on_one_line(row: Row):
     opt = row.make()

@@ -10,10 +10,12 @@ import pytest
 
 import eqopt
 from eqopt import AbstractTransformation, Context, EmptyState
-from tests.table import every, every_optimizer, every_wrapper, Row, Wrapper
+from tests.table import every, every_optimizer, every_wrapper, Row
+from tests.table.row import Wrapper
 from tests.toolbox import (
     assert_close,
     FLOAT,
+    in_one_width,
     same,
     Tally,
     Traced,
@@ -29,6 +31,7 @@ halves = pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=["bfl
 # 7. Select, never blend.
 
 
+@in_one_width
 @every
 def test_what_is_masked_out_does_not_leak(row: Row):
     params, gradients = tree(), tree(7)
@@ -287,6 +290,7 @@ def _everything(params: Any) -> dict[str, Any]:
     }
 
 
+@in_one_width
 @every_wrapper
 def test_extra_arguments_reach_the_inside(wrapper: Wrapper):
     params, gradients, tally = tree(), tree(7), Tally()
@@ -309,6 +313,7 @@ def test_extra_arguments_reach_the_inside(wrapper: Wrapper):
     assert_close(updates, expected, 1e-12 if X64 else 1e-5)
 
 
+@in_one_width
 @every_wrapper
 @pytest.mark.parametrize("missing", ["value", "grad", "value_fn", "key", "probe"])
 def test_a_missing_argument_is_named(wrapper: Wrapper, missing: str):
@@ -319,6 +324,7 @@ def test_a_missing_argument_is_named(wrapper: Wrapper, missing: str):
         opt.update(tree(7), opt.init(params), params, **given)
 
 
+@in_one_width
 @every
 def test_arguments_that_nobody_wants_are_no_harm(row: Row):
     params, gradients, opt = tree(), tree(7), row.make()

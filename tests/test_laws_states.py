@@ -13,11 +13,12 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import eqopt
 from eqopt import AbstractTransformation, Context
-from tests.table import every, Row, ROWS
+from tests.table import each, every, Row, ROWS
 from tests.toolbox import (
     assert_close,
     DTYPES,
     FLOAT,
+    in_one_width,
     same,
     Tally,
     tree,
@@ -81,6 +82,7 @@ def test_eager_and_compiled_states_are_of_one_type(row: Row):
     assert types(new_state) == types(state)
 
 
+@in_one_width
 @every
 @pytest.mark.parametrize("donate", ["none", "all"])
 def test_a_train_step_is_traced_once_and_may_donate_everything(row: Row, donate: Any):
@@ -108,6 +110,7 @@ def _aliased(*trees: Any) -> bool:
     return len(set(found)) < len(found)
 
 
+@in_one_width
 @every
 def test_init_shares_no_buffer(row: Row):
     params, opt = tree(), row.make()
@@ -136,9 +139,8 @@ def _check_shardings(state: Any, params: Any) -> None:
 
 
 # A compilation for eight devices takes its time; flags change nothing here, so once a class.
-@pytest.mark.parametrize(
-    "row", {type(row.make()): row for row in ROWS}.values(), ids=lambda row: row.name
-)
+@in_one_width
+@each({type(row.make()): row for row in ROWS}.values())
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=lambda kind: kind.name)
 def test_state_lives_where_its_parameter_lives(row: Row, kind: AxisType):
     opt = row.make()
@@ -181,11 +183,8 @@ def _with_counts(state: Any, count: int) -> Any:
     return jax.tree_util.tree_map_with_path(place, state)
 
 
-@pytest.mark.parametrize(
-    "row",
-    [row for row in ROWS if jax.tree.leaves(jax.eval_shape(row.make().init, {"x": np.ones(2)}))],
-    ids=lambda row: row.name,
-)
+@in_one_width
+@each(row for row in ROWS if jax.tree.leaves(jax.eval_shape(row.make().init, {"x": np.ones(2)})))
 def test_counts(row: Row):
     params, gradients, opt = tree(), tree(7), row.make()
     needs = row.needs(params)

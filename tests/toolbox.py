@@ -7,12 +7,15 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jaxtyping import Array
 
 from eqopt import AbstractTransformation, Context, EmptyState
 
 X64 = bool(jax.config.read("jax_enable_x64"))
 FLOAT = np.float64 if X64 else np.float32
+# For laws in which no number is of a dtype that the width decides, or in which that is no matter.
+in_one_width = pytest.mark.skipif(X64, reason="the same in both float widths")
 DTYPES = [jnp.float32, jnp.bfloat16, jnp.float16, jnp.complex64]
 DTYPES += [jnp.float64, jnp.complex128] if X64 else []
 

@@ -4,7 +4,7 @@ import dataclasses
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import equinox as eqx
@@ -15,7 +15,7 @@ import pytest
 import eqopt
 from eqopt import AbstractTransformation
 from tests.table import optimizers, transforms, wrappers
-from tests.table.row import Row, Transformation, Wrapper
+from tests.table.row import Row, Transformation
 
 ROWS = [*transforms.ROWS, *wrappers.ROWS, *optimizers.ROWS]
 WRAPPERS = wrappers.WRAPPERS
@@ -55,16 +55,17 @@ OTHER_ORACLES = {x: file for file, *xs in map(str.split, _ORACLES.split("\n")[1:
 ROUNDED = {"ScaleByAdam-mu_dtype"}
 
 
-def _name(row: Row | Wrapper) -> str:
-    return row.name
+def each(rows: Iterable[Row]) -> pytest.MarkDecorator:
+    """Runs a law over some rows. All that is tested of a row is tested by one process, which then
+    has the row's programs already."""
+    params = [pytest.param(x, id=x.name, marks=pytest.mark.xdist_group(x.name)) for x in rows]
+    return pytest.mark.parametrize("row", params)
 
 
-every_differentiable = pytest.mark.parametrize(
-    "row", [r for r in ROWS if r.differentiable], ids=_name
-)
-every = pytest.mark.parametrize("row", ROWS, ids=_name)
-every_optimizer = pytest.mark.parametrize("row", [r for r in ROWS if r.descends], ids=_name)
-every_wrapper = pytest.mark.parametrize("wrapper", WRAPPERS, ids=_name)
+every = each(ROWS)
+every_differentiable = each(row for row in ROWS if row.differentiable)
+every_optimizer = each(row for row in ROWS if row.descends)
+every_wrapper = pytest.mark.parametrize("wrapper", WRAPPERS, ids=lambda wrapper: wrapper.name)
 
 
 def concrete_classes() -> set[type[Transformation]]:
