@@ -22,6 +22,7 @@ from .._arithmetic import (
     times,
     wider,
 )
+from .._eval_params import AbstractEvalState
 from .._hyperparameter import optional, real
 from .._nesting import AbstractParticular, Need, refuse, refuse_selectors
 from .._objective import Context, need_params, Objective, Whole
@@ -93,7 +94,7 @@ class _Weights(eqx.Module):
     scale: PyTree
 
 
-class WeightNormState(eqx.Module, Generic[State]):
+class WeightNormState(AbstractEvalState, Generic[State]):
     """The state of [`eqopt.WeightNorm`][].
 
     **Arguments:**
@@ -107,6 +108,11 @@ class WeightNormState(eqx.Module, Generic[State]):
     inner_state: State
     direction: PyTree
     scale: PyTree
+
+    def eval_params(self, params: Params) -> Params:
+        # What has parameters of its own to evaluate with is refused inside. The states there are
+        # of directions and lengths, and not to be asked.
+        return jax.tree.map(lambda _: None, params)
 
 
 class WeightNorm(AbstractParticular[WeightNormState[State]], Generic[State]):
