@@ -70,23 +70,23 @@ def over(x: Array, y: Array) -> Array:
     return lax.div(_complex(x), y)
 
 
-def mix(decay: Float[Array, ""], old: Array, new: Array) -> Array:
-    """`decay * old + (1 - decay) * new`, one step of an exponential moving average."""
-    rest = lax.sub(np.ones((), decay.dtype), decay)
+def mix(rest: Float[Array, ""], old: Array, new: Array) -> Array:
+    """`(1 - rest) * old + rest * new`, one step of an exponential moving average."""
+    decay = lax.sub(np.ones((), rest.dtype), rest)
     return plus(times(decay, old), times(rest, new))
 
 
 def debiased(
     average: Array,
     new: Array,
-    decay: Float[Array, ""],
+    rest: Float[Array, ""],
     weight: Float[Array, ""],
     next_weight: Float[Array, ""] | None = None,
 ) -> Array:
     """An exponential moving average over its weight; with the next weight too, a step ahead."""
     if next_weight is None:
         return over(average, weight)
-    return mix(decay, over(average, next_weight), over(new, weight))
+    return mix(rest, over(average, next_weight), over(new, weight))
 
 
 def abs_sq(x: Inexact[Array, "*shape"]) -> Float[Array, "*shape"]:

@@ -254,6 +254,15 @@ def zero_count() -> Count:
     return jnp.zeros((), np.int32)
 
 
+def newest(decay: Any) -> Float[Array, ""]:
+    r"""The weight $1 - \beta$ that an exponential moving average gives to its newest term.
+
+    Computed where the decay is kept: of the decay 0.999 in float32, it would be off by 1.3e-5.
+    """
+    decay = jnp.asarray(decay)
+    return lax.sub(np.ones((), decay.dtype), decay)
+
+
 def bias_correction(decay: Any, count: Count) -> Float[Array, ""]:
     r"""The weight that an exponential moving average has collected, $1 - \beta^t$.
 

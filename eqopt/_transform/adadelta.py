@@ -9,7 +9,7 @@ from .._hyperparameter import real
 from .._kernel import Rule
 from .._objective import Context
 from .._transformation import AbstractLeafwise
-from .._tree import zeros_like
+from .._tree import newest, zeros_like
 from .._types import Params, Scalar
 
 
@@ -18,13 +18,13 @@ def _adadelta(
     update: Inexact[Array, "*shape"],
     e_g: Float[Array, "*shape"],
     e_x: Float[Array, "*shape"],
-    rho: Float[Array, ""],
+    rest: Float[Array, ""],
     eps: Float[Array, ""],
 ) -> tuple[Inexact[Array, "*shape"], Float[Array, "*shape"], Float[Array, "*shape"]]:
-    e_g = mix(rho, e_g, abs_sq(update))
+    e_g = mix(rest, e_g, abs_sq(update))
     ratio = over(safe_sqrt(plus(e_x, eps)), safe_sqrt(plus(e_g, eps)))
     update = times(ratio, update)
-    return update, e_g, mix(rho, e_x, abs_sq(update))
+    return update, e_g, mix(rest, e_x, abs_sq(update))
 
 
 @_check.typed
@@ -74,4 +74,4 @@ class ScaleByAdadelta(AbstractLeafwise[ScaleByAdadeltaState]):
         return ScaleByAdadeltaState(zeros_like(params, real=True), zeros_like(params, real=True))
 
     def rule(self, state: ScaleByAdadeltaState, params: Params | None, context: Context) -> Rule:
-        return Rule(_adadelta, state, trees=("e_g", "e_x"), scalars=(self.rho, self.eps))
+        return Rule(_adadelta, state, trees=("e_g", "e_x"), scalars=(newest(self.rho), self.eps))

@@ -10,7 +10,7 @@ from .._hyperparameter import flag, inexact_dtype, real
 from .._kernel import Rule
 from .._objective import Context
 from .._transformation import AbstractLeafwise
-from .._tree import bias_correction, increment, zero_count, zeros_like
+from .._tree import bias_correction, increment, newest, zero_count, zeros_like
 from .._types import Count, Params, Scalar
 
 
@@ -19,17 +19,17 @@ def _adam(
     update: Inexact[Array, "*shape"],
     mu: Inexact[Array, "*shape"],
     nu: Float[Array, "*shape"],
-    b1: Float[Array, ""],
-    b2: Float[Array, ""],
+    rest1: Float[Array, ""],
+    rest2: Float[Array, ""],
     eps: Float[Array, ""],
     eps_root: Float[Array, ""],
     mu_weight: Float[Array, ""],
     nu_weight: Float[Array, ""],
     next_mu_weight: Float[Array, ""] | None = None,
 ) -> tuple[Inexact[Array, "*shape"], Inexact[Array, "*shape"], Float[Array, "*shape"]]:
-    mu = mix(b1, mu, update)
-    nu = mix(b2, nu, abs_sq(update))
-    direction = debiased(mu, update, b1, mu_weight, next_mu_weight)
+    mu = mix(rest1, mu, update)
+    nu = mix(rest2, nu, abs_sq(update))
+    direction = debiased(mu, update, rest1, mu_weight, next_mu_weight)
     root = safe_sqrt(plus(over(nu, nu_weight), eps_root))
     return over(direction, plus(root, eps)), mu, nu
 
@@ -105,5 +105,5 @@ class ScaleByAdam(AbstractLeafwise[ScaleByAdamState]):
             _adam,
             ScaleByAdamState(count, state.mu, state.nu),
             trees=("mu", "nu"),
-            scalars=(self.b1, self.b2, self.eps, self.eps_root, *weights),
+            scalars=(newest(self.b1), newest(self.b2), self.eps, self.eps_root, *weights),
         )

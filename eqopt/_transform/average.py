@@ -10,7 +10,7 @@ from .._hyperparameter import flag, inexact_dtype, real
 from .._kernel import Rule
 from .._objective import Context
 from .._transformation import AbstractLeafwise
-from .._tree import bias_correction, increment, zero_count, zeros_like
+from .._tree import bias_correction, increment, newest, zero_count, zeros_like
 from .._types import Count, Params, Scalar
 
 
@@ -74,10 +74,10 @@ def _ema(
     debias: bool,
     update: Inexact[Array, "*shape"],
     ema: Inexact[Array, "*shape"],
-    decay: Float[Array, ""],
+    rest: Float[Array, ""],
     weight: Float[Array, ""],
 ) -> tuple[Inexact[Array, "*shape"], Inexact[Array, "*shape"]]:
-    ema = mix(decay, ema, update)
+    ema = mix(rest, ema, update)
     return (over(ema, weight) if debias else ema), ema
 
 
@@ -120,6 +120,6 @@ class EMA(AbstractLeafwise[EMAState]):
 
     def rule(self, state: EMAState, params: Params | None, context: Context) -> Rule:
         count = increment(state.count)
-        scalars = (self.decay, bias_correction(self.decay, count))
+        scalars = (newest(self.decay), bias_correction(self.decay, count))
         new = EMAState(count, state.ema)
         return Rule(_ema, new, trees=("ema",), scalars=scalars, options=(self.debias,))

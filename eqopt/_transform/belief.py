@@ -9,7 +9,7 @@ from .._hyperparameter import flag, real
 from .._kernel import Rule
 from .._objective import Context
 from .._transformation import AbstractLeafwise
-from .._tree import bias_correction, increment, zero_count, zeros_like
+from .._tree import bias_correction, increment, newest, zero_count, zeros_like
 from .._types import Count, Params, Scalar
 
 
@@ -18,17 +18,17 @@ def _belief(
     update: Inexact[Array, "*shape"],
     mu: Inexact[Array, "*shape"],
     nu: Float[Array, "*shape"],
-    b1: Float[Array, ""],
-    b2: Float[Array, ""],
+    rest1: Float[Array, ""],
+    rest2: Float[Array, ""],
     eps: Float[Array, ""],
     eps_root: Float[Array, ""],
     mu_weight: Float[Array, ""],
     nu_weight: Float[Array, ""],
     next_mu_weight: Float[Array, ""] | None = None,
 ) -> tuple[Inexact[Array, "*shape"], Inexact[Array, "*shape"], Float[Array, "*shape"]]:
-    mu = mix(b1, mu, update)
-    nu = plus(mix(b2, nu, abs_sq(minus(update, mu))), eps_root)
-    direction = debiased(mu, update, b1, mu_weight, next_mu_weight)
+    mu = mix(rest1, mu, update)
+    nu = plus(mix(rest2, nu, abs_sq(minus(update, mu))), eps_root)
+    direction = debiased(mu, update, rest1, mu_weight, next_mu_weight)
     return over(direction, plus(safe_sqrt(over(nu, nu_weight)), eps)), mu, nu
 
 
@@ -101,5 +101,5 @@ class ScaleByBelief(AbstractLeafwise[ScaleByBeliefState]):
             _belief,
             ScaleByBeliefState(count, state.mu, state.nu),
             trees=("mu", "nu"),
-            scalars=(self.b1, self.b2, self.eps, self.eps_root, *weights),
+            scalars=(newest(self.b1), newest(self.b2), self.eps, self.eps_root, *weights),
         )

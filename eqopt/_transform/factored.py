@@ -16,7 +16,7 @@ from .._hyperparameter import flag, real, size, steps
 from .._kernel import Rule
 from .._objective import Context
 from .._transformation import AbstractLeafwise
-from .._tree import increment, zero_count, zeros_like
+from .._tree import increment, newest, zero_count, zeros_like
 from .._types import Count, Params, Scalar, Steps
 
 _Shape = tuple[int, ...]
@@ -78,7 +78,7 @@ def _factored_rms(
     v_row: Float[Array, "..."] | None,
     v_col: Float[Array, "..."] | None,
     v: Float[Array, "*shape"] | None,
-    decay: Float[Array, ""],
+    rest: Float[Array, ""],
     epsilon: Float[Array, ""],
 ) -> tuple[
     Inexact[Array, "*shape"],
@@ -90,11 +90,11 @@ def _factored_rms(
     axes = _axes(factored, min_size, update.shape)
     if axes is None or v_row is None or v_col is None:
         assert v is not None  # the shapes have been checked
-        v = mix(decay, v, square)
+        v = mix(rest, v, square)
         return over(update, safe_sqrt(v)), None, None, v
     d1, d0 = axes
-    v_row = mix(decay, v_row, jnp.mean(square, axis=d0))
-    v_col = mix(decay, v_col, jnp.mean(square, axis=d1))
+    v_row = mix(rest, v_row, jnp.mean(square, axis=d0))
+    v_col = mix(rest, v_col, jnp.mean(square, axis=d1))
     mean = jnp.mean(v_row, axis=d1 - (d1 > d0), keepdims=True)
     # The roots are divided, and not the squares: of 1e-30 the square, which the derivative of a
     # quotient has in it, is none in float32.
@@ -200,7 +200,7 @@ class ScaleByFactoredRMS(AbstractLeafwise[ScaleByFactoredRMSState]):
             _factored_rms,
             ScaleByFactoredRMSState(increment(state.count), state.v_row, state.v_col, state.v),
             trees=("v_row", "v_col", "v"),
-            scalars=(decay, self.epsilon),
+            scalars=(newest(decay), self.epsilon),
             options=options,
             shapes=functools.partial(_shapes, *options),
         )

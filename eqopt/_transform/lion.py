@@ -14,7 +14,7 @@ from .._hyperparameter import inexact_dtype, real
 from .._kernel import Rule
 from .._objective import Context
 from .._transformation import AbstractLeafwise
-from .._tree import increment, zero_count, zeros_like
+from .._tree import increment, newest, zero_count, zeros_like
 from .._types import Count, Params, Scalar
 
 
@@ -76,12 +76,12 @@ def _lion(
     mode: Callable[[Array, Array], Array],
     update: Inexact[Array, "*shape"],
     mu: Inexact[Array, "*shape"],
-    b1: Float[Array, ""],
-    b2: Float[Array, ""],
+    rest1: Float[Array, ""],
+    rest2: Float[Array, ""],
     beta: Float[Array, ""],
 ) -> tuple[Inexact[Array, "*shape"], Inexact[Array, "*shape"]]:
-    direction = mode(mix(b1, mu, update), beta)
-    return direction, mix(b2, mu, update)
+    direction = mode(mix(rest1, mu, update), beta)
+    return direction, mix(rest2, mu, update)
 
 
 @_check.typed
@@ -135,5 +135,5 @@ class ScaleByLion(AbstractLeafwise[ScaleByLionState]):
 
     def rule(self, state: ScaleByLionState, params: Params | None, context: Context) -> Rule:
         new = ScaleByLionState(increment(state.count), state.mu)
-        scalars = (self.b1, self.b2, self.smooth_beta)
+        scalars = (newest(self.b1), newest(self.b2), self.smooth_beta)
         return Rule(_lion, new, trees=("mu",), scalars=scalars, options=(self.mode,))

@@ -9,7 +9,7 @@ from .._hyperparameter import flag, real
 from .._kernel import Rule
 from .._objective import Context
 from .._transformation import AbstractLeafwise
-from .._tree import bias_correction, full_like, increment, zero_count, zeros_like
+from .._tree import bias_correction, full_like, increment, newest, zero_count, zeros_like
 from .._types import Count, Params, Scalar
 
 
@@ -27,11 +27,11 @@ def _rms(
     debias: bool,
     update: Inexact[Array, "*shape"],
     nu: Float[Array, "*shape"],
-    decay: Float[Array, ""],
+    rest: Float[Array, ""],
     eps: Float[Array, ""],
     weight: Float[Array, ""],
 ) -> tuple[Inexact[Array, "*shape"], Float[Array, "*shape"]]:
-    nu = mix(decay, nu, abs_sq(update))
+    nu = mix(rest, nu, abs_sq(update))
     return _divide(eps_in_sqrt, update, over(nu, weight) if debias else nu, eps), nu
 
 
@@ -82,7 +82,7 @@ class ScaleByRMS(AbstractLeafwise[ScaleByRMSState]):
             _rms,
             ScaleByRMSState(count, state.nu),
             trees=("nu",),
-            scalars=(self.decay, self.eps, bias_correction(self.decay, count)),
+            scalars=(newest(self.decay), self.eps, bias_correction(self.decay, count)),
             options=(self.eps_in_sqrt, self.bias_correction),
         )
 
@@ -94,12 +94,12 @@ def _stddev(
     update: Inexact[Array, "*shape"],
     mu: Inexact[Array, "*shape"],
     nu: Float[Array, "*shape"],
-    decay: Float[Array, ""],
+    rest: Float[Array, ""],
     eps: Float[Array, ""],
     weight: Float[Array, ""],
 ) -> tuple[Inexact[Array, "*shape"], Inexact[Array, "*shape"], Float[Array, "*shape"]]:
-    mu = mix(decay, mu, update)
-    nu = mix(decay, nu, abs_sq(update))
+    mu = mix(rest, mu, update)
+    nu = mix(rest, nu, abs_sq(update))
     mean, square = (over(mu, weight), over(nu, weight)) if debias else (mu, nu)
     # The variance of a constant is 0, and may round to less.
     variance = minus(square, abs_sq(mean)).clip(0)
@@ -161,6 +161,6 @@ class ScaleByStddev(AbstractLeafwise[ScaleByStddevState]):
             _stddev,
             ScaleByStddevState(count, state.mu, state.nu),
             trees=("mu", "nu"),
-            scalars=(self.decay, self.eps, bias_correction(self.decay, count)),
+            scalars=(newest(self.decay), self.eps, bias_correction(self.decay, count)),
             options=(self.eps_in_sqrt, self.bias_correction),
         )

@@ -14,7 +14,7 @@ from .._hyperparameter import flag, inexact_dtype, real
 from .._nesting import AbstractParticular, Need, refuse
 from .._objective import Context, need_params
 from .._transformation import AbstractTransformation, check_state, check_transformation
-from .._tree import add, bias_correction, copies, increment, zero_count
+from .._tree import add, bias_correction, copies, increment, newest, zero_count
 from .._types import Count, Params, Scalar, State, Updates
 
 
@@ -112,7 +112,7 @@ class ParamEMA(AbstractParticular[ParamEMAState[State]], Generic[State]):
         params = need_params(params, self)
         updates, inner_state = self.inner.transform(updates, state.inner_state, params, context)
         count = increment(state.count)
-        weight = 1 - jax.numpy.asarray(self.decay)
+        weight = newest(self.decay)
         if self.debias:
             weight = weight / bias_correction(self.decay, count)
         # What has no gradient does not move; its average stays what it is.
