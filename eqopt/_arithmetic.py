@@ -35,6 +35,11 @@ def is_complex(x: Array) -> bool:
     return x.dtype.kind == "c"
 
 
+def is_half(x: Array) -> bool:
+    """Whether it is kept in fewer bits than it is computed with."""
+    return wider(x.dtype) != x.dtype
+
+
 def cast(x: Array, dtype: np.dtype) -> Array:
     """Casts to `dtype`. (Asked of every leaf: `astype` takes its time even to do nothing.)"""
     return x if x.dtype == dtype else x.astype(dtype)

@@ -8,7 +8,7 @@ from jaxtyping import PyTree
 from . import _check, _door
 from ._closure import note_trace
 from ._eval_params import LookaheadParams
-from ._masking import Chosen, hide
+from ._masking import Chosen, hide, others
 from ._objective import Evaluation, Objective
 from ._selector import AbstractSelector
 from ._transformation import AbstractTransformation, apply_updates, step
@@ -54,7 +54,7 @@ def apply_gradient(
     grads = _check.fit(grads, trained, "grads", reference_name="target")
     updates, state = rule.update(grads, state, target)
     if frozen is not None:
-        updates = hide(updates, _others(frozen))
+        updates = hide(updates, others(frozen))
     return apply_updates(target, updates), state
 
 
@@ -71,7 +71,7 @@ def gradient(
     trained, rest = eqx.partition(target, _check.is_inexact)
     if frozen is not None:
         rest = eqx.combine(hide(trained, frozen, name="target"), rest)
-        trained = hide(trained, _others(frozen))
+        trained = hide(trained, others(frozen))
     return Objective(fn, rest, args, kwargs, has_aux).evaluate(trained)
 
 
@@ -91,10 +91,6 @@ def take_step(
     if frozen is not None:
         trained, _ = eqx.partition(target, _check.is_inexact)
         moved = eqx.combine(hide(trained, frozen, name="target"), moved)
-        grad = hide(evaluation.grad, _others(frozen), name="grads")
+        grad = hide(evaluation.grad, others(frozen), name="grads")
         evaluation = Evaluation(evaluation.value, grad, evaluation.aux)
     return moved, state, evaluation
-
-
-def _others(chosen: Chosen) -> Chosen:
-    return tuple(not c for c in chosen)

@@ -15,6 +15,11 @@ from ._types import Params, Updates
 Chosen = tuple[bool, ...]
 
 
+def others(chosen: Chosen) -> Chosen:
+    """The rest of the leaves."""
+    return tuple(not c for c in chosen)
+
+
 def hide(tree: PyTree, chosen: Chosen, *, name: str = "updates") -> PyTree:
     """The tree, with `None` for what is not chosen; a `ValueError` if it has other leaves."""
     leaves, treedef = _check.flatten(tree)
@@ -27,7 +32,7 @@ def narrow(context: Context, params: Params | None, chosen: Chosen) -> Context:
     grad: Any = None if context.grad is None else hide(context.grad, chosen, name="grad")
     objective = context.value_fn
     if objective is not None and params is not None:
-        rest = eqx.combine(hide(params, tuple(not c for c in chosen)), objective.rest)
+        rest = eqx.combine(hide(params, others(chosen)), objective.rest)
         objective = dataclasses.replace(objective, rest=rest)
     return dataclasses.replace(context, grad=grad, value_fn=objective)
 

@@ -9,7 +9,7 @@ from jax import lax
 from jaxtyping import Array, Float, PyTree
 
 from .. import _check
-from .._arithmetic import cast, wider
+from .._arithmetic import cast, is_half
 from .._eval_params import fitting
 from .._form import AbstractForm, context_in
 from .._nesting import AbstractParticular, Need
@@ -45,10 +45,6 @@ class MasterWeightsState(eqx.Module, Generic[State]):
 
     masters: PyTree
     inner_state: State
-
-
-def _is_half(x: Array) -> bool:
-    return wider(x.dtype) != x.dtype
 
 
 @jax.jit
@@ -125,7 +121,7 @@ class MasterWeights(AbstractParticular[MasterWeightsState[State]], Generic[State
     def init_state(self, params: Params, context: Context) -> MasterWeightsState[State]:
         wide = widened(params)
         inside = context_in(_Wide(), params, params, context, wide)
-        masters = jax.tree.map(lambda x: copies(x) if _is_half(x) else None, params)
+        masters = jax.tree.map(lambda x: copies(x) if is_half(x) else None, params)
         return MasterWeightsState(masters, self.inner.init_state(wide, inside))
 
     def transform(

@@ -10,7 +10,7 @@ from jax import lax
 from jaxtyping import Array, Float, PyTree
 
 from .. import _check, _door
-from .._arithmetic import cast, is_complex, wider
+from .._arithmetic import cast, is_half, wider
 from .._nesting import AbstractParticular, Need
 from .._objective import Context, need_params
 from .._transformation import AbstractTransformation, check_state, check_transformation
@@ -35,10 +35,6 @@ def _land(
     chance = lax.div(rest, lax.sub(cast(other, dtype), cast(nearest, dtype)))
     draw = placed_like(jax.random.uniform(key, param.shape, dtype), param)
     return lax.select(lax.lt(draw, chance) & jnp.isfinite(nearest), other, nearest)
-
-
-def _is_half(x: Array) -> bool:
-    return wider(x.dtype) != x.dtype and not is_complex(x)
 
 
 class StochasticRoundingState(eqx.Module, Generic[State]):
@@ -114,7 +110,7 @@ class StochasticRounding(AbstractParticular[StochasticRoundingState[State]], Gen
         # The objective, and what is inside, may have made use of the key itself.
         keys = _Keys(context, self)
         for i, (x, u) in enumerate(zip(leaves, changes, strict=True)):
-            if u is not None and _is_half(x):
+            if u is not None and is_half(x):
                 dtype = wider(x.dtype)
                 target = cast(_land(x, u, keys.of(i)), dtype)
                 changes[i] = narrowed(lax.sub(target, cast(x, dtype)), x.dtype)
@@ -162,5 +158,5 @@ def _apply(model: PyTree, updates: PyTree, key: Any) -> PyTree:
     for i, u in enumerate(changes):
         if u is not None:
             x = leaves[i]
-            leaves[i] = _land(x, u, jax.random.fold_in(key, i)) if _is_half(x) else add(x, u)
+            leaves[i] = _land(x, u, jax.random.fold_in(key, i)) if is_half(x) else add(x, u)
     return treedef.unflatten(leaves)

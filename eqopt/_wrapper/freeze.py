@@ -5,7 +5,7 @@ from typing import Any, Generic
 import equinox as eqx
 
 from .. import _check
-from .._masking import Chosen, hide, narrow, transform_part
+from .._masking import Chosen, hide, narrow, others, transform_part
 from .._objective import Context
 from .._selector import AbstractSelector, as_selector
 from .._transformation import AbstractTransformation, check_state, check_transformation
@@ -84,7 +84,7 @@ class SelectiveTransform(AbstractTransformation[SelectiveTransformState[State]],
 
     def init_state(self, params: Params, context: Context) -> SelectiveTransformState[State]:
         frozen = _resolved(self.freeze_mask, params)
-        trained = _others(frozen)
+        trained = others(frozen)
         inner = self.optimizer.init_state(hide(params, trained), narrow(context, params, trained))
         return SelectiveTransformState(inner, frozen)
 
@@ -97,7 +97,7 @@ class SelectiveTransform(AbstractTransformation[SelectiveTransformState[State]],
     ) -> tuple[Updates, SelectiveTransformState[State]]:
         check_state(self.optimizer, state.inner_state, "state.inner_state")
         updates, inner_state = transform_part(
-            self.optimizer, _others(state.frozen), updates, state.inner_state, params, context
+            self.optimizer, others(state.frozen), updates, state.inner_state, params, context
         )
         stopped = _stopped(updates, state.frozen)
         return stopped, SelectiveTransformState(inner_state, state.frozen)
@@ -115,7 +115,3 @@ def _stopped(updates: Updates, frozen: Chosen) -> Updates:
     return treedef.unflatten(
         [blank_like(u) if f else u for u, f in zip(leaves, frozen, strict=True)]
     )
-
-
-def _others(chosen: Chosen) -> Chosen:
-    return tuple(not c for c in chosen)
