@@ -16,7 +16,8 @@ from ._first_step import (
     keep_step as keep_step,
     unit_step as unit_step,
 )
-from ._fit import Fit as Fit, fit as fit, FitProgress as FitProgress, History as History
+from ._fit import Fit as Fit, fit as fit, FitProgress as FitProgress
+from ._history import History as History
 from ._hyperparameter import real as real, size as size, steps as steps
 from ._hyperparameters import hyperparameters as hyperparameters
 from ._kernel import Rule as Rule

@@ -1,6 +1,5 @@
 """One object: a transformation, its state, and the model that it trains."""
 
-import dataclasses
 from typing import Any, Generic, Literal, overload, TypeVar
 
 import equinox as eqx
@@ -10,11 +9,12 @@ from jaxtyping import Array, PyTree
 from . import _door
 from ._closure import hoist, opaque
 from ._eval_params import eval_params
-from ._focus import apply_gradient, check_focus, focused, gradient, take_step
+from ._focus import apply_gradient, check_focus, focused, gradient, out_of_focus, take_step
+from ._hyperparameter import settle
 from ._hyperparameters import hyperparameters
-from ._masking import Chosen
 from ._objective import Evaluation
 from ._override import override
+from ._packed import drop_statics, Flat, numbers_are_data, on_device
 from ._selector import AbstractSelector, as_selector
 from ._transformation import AbstractTransformation, check_transformation
 from ._types import Function, Model, State
@@ -53,12 +53,11 @@ class Optimizer(eqx.Module, Generic[Model, State]):
     - `focus`: which parameters are trained; `None` is all of them.
     """
 
-    transformation: AbstractTransformation[Any]
-    state: State
-    target: Model
-    focus: AbstractSelector | None
+    # The transformation and the focus; the target and the state. From one step to the next they are
+    # of no interest but to a program.
+    rule: Flat
+    flat: Flat
 
-    # Written out, for of the arguments of one that is not, Equinox looks at every leaf.
     def __init__(
         self,
         transformation: AbstractTransformation[Any],
@@ -66,10 +65,29 @@ class Optimizer(eqx.Module, Generic[Model, State]):
         target: Model,
         focus: AbstractSelector | None = None,
     ) -> None:
-        self.transformation = transformation
-        self.state = state
-        self.target = target
-        self.focus = focus
+        self.rule = Flat.of(on_device((settle(transformation), focus)))
+        self.flat = Flat.of((target, state))
+
+    # Methods as plain Python has them: to make one a PyTree, Equinox looks at every leaf, whenever
+    # it is taken.
+    def __getattribute__(self, name: str) -> Any:
+        return object.__getattribute__(self, name)
+
+    @property
+    def transformation(self) -> AbstractTransformation[Any]:
+        return self.rule.whole()[0]
+
+    @property
+    def focus(self) -> AbstractSelector | None:
+        return self.rule.whole()[1]
+
+    @property
+    def target(self) -> Model:
+        return self.flat.whole()[0]
+
+    @property
+    def state(self) -> State:
+        return self.flat.whole()[1]
 
     @overload
     @classmethod
@@ -154,17 +172,9 @@ class Optimizer(eqx.Module, Generic[Model, State]):
 
         A `ValueError` or `TypeError` that names the leaf or the argument at fault.
         """
-        arrays, rest = eqx.partition(self.target, _door.is_array)
-        target, state = _door.call(
-            apply_gradient,
-            _rule(self, overrides),
-            _door.drop_statics(grads),
-            self.state,
-            arrays,
-            _frozen(self),
-        )
-        target = eqx.combine(target, rest)
-        return Optimizer(self.transformation, state, target, self.focus)
+        kept = _rule(self, overrides), self.flat
+        flat, _ = _door.advance(apply_gradient, kept, drop_statics(grads))
+        return _after(self, flat)
 
     @overload
     def compute_gradient(
@@ -195,14 +205,15 @@ class Optimizer(eqx.Module, Generic[Model, State]):
         with `None` for what is not trained.
         """
         hoisted = hoist(loss_fn)
+        target, state = self.flat.whole()
         evaluation = _door.call(
             gradient,
             hoisted,
-            self.target,
-            _door.numbers_are_data(args),
-            _door.numbers_are_data(kwargs),
+            target,
+            numbers_are_data(args),
+            numbers_are_data(kwargs),
             has_aux,
-            _frozen(self),
+            out_of_focus(state, self.focus),
             reuse=not opaque(hoisted),
         )
         aux = (evaluation.aux,) if has_aux else ()
@@ -264,7 +275,7 @@ class Optimizer(eqx.Module, Generic[Model, State]):
     @property
     def eval_target(self) -> Model:
         """The model to evaluate with: slow, averaged, or as it is; see [`eqopt.eval_params`][]."""
-        return eval_params(self.target, self.state)
+        return eval_params(*self.flat.whole())
 
     def hyperparameters(self) -> dict[str, Array]:
         """Gives the numeric hyper-parameters that the next step will use, for logging.
@@ -285,12 +296,11 @@ class Optimizer(eqx.Module, Generic[Model, State]):
 
         - `**changes`: the new values by name.
         """
-        own = {x: changes.pop(x) for x in ("transformation", "state", "target") if x in changes}
-        check_transformation("transformation", own.get("transformation", self.transformation))
-        changed = dataclasses.replace(self, **own)
-        return dataclasses.replace(
-            changed, transformation=override(changed.transformation, changes)
-        )
+        target, state = self.flat.whole()
+        target, state = changes.pop("target", target), changes.pop("state", state)
+        transformation = changes.pop("transformation", self.transformation)
+        check_transformation("transformation", transformation)
+        return Optimizer(override(transformation, changes), state, target, self.focus)
 
     def __pdoc__(self, **kwargs: Any) -> wl.AbstractDoc:
         # The transformation in full, for it is short; of the others, what they are.
@@ -313,15 +323,19 @@ class Optimizer(eqx.Module, Generic[Model, State]):
         return eqx.tree_pformat(self, width=120)
 
 
-# Functions, for Equinox looks at every leaf whenever a method of a Module is taken.
+def _rule(optimizer: Optimizer[Any, Any], overrides: dict[str, Any]) -> Flat:
+    if not overrides:
+        return optimizer.rule
+    transformation, focus = optimizer.rule.whole()
+    return Flat.of((override(transformation, overrides), focus))
 
 
-def _rule(optimizer: Optimizer[Any, Any], overrides: dict[str, Any]) -> AbstractTransformation[Any]:
-    return focused(override(optimizer.transformation, overrides), optimizer.focus)
-
-
-def _frozen(optimizer: Optimizer[Any, Any]) -> Chosen | None:
-    return None if optimizer.focus is None else optimizer.state.frozen
+def _after(optimizer: Optimizer[Model, State], flat: Flat) -> Optimizer[Model, State]:
+    # As Equinox unflattens a Module: to make one by its class takes longer than the step.
+    after: Optimizer[Model, State] = object.__new__(Optimizer)
+    object.__setattr__(after, "rule", optimizer.rule)
+    object.__setattr__(after, "flat", flat)
+    return after
 
 
 def _stepped(
@@ -333,17 +347,13 @@ def _stepped(
     has_aux: bool,
 ) -> tuple[Optimizer[Model, State], Evaluation[Any]]:
     hoisted = hoist(loss_fn)
-    target, state, evaluation = _door.call(
+    flat, evaluation = _door.advance(
         take_step,
-        _rule(optimizer, overrides),
+        (_rule(optimizer, overrides), optimizer.flat),
         hoisted,
-        optimizer.target,
-        optimizer.state,
-        _door.numbers_are_data(args),
-        _door.numbers_are_data(kwargs),
+        numbers_are_data(args),
+        numbers_are_data(kwargs),
         has_aux,
-        _frozen(optimizer),
         reuse=not opaque(hoisted),
     )
-    after = Optimizer(optimizer.transformation, state, target, optimizer.focus)
-    return after, evaluation
+    return _after(optimizer, flat), evaluation

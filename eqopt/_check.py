@@ -56,7 +56,8 @@ def _checked(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 # Not a union, which would be put together anew for every leaf.
-ARRAYS = (jax.Array, np.ndarray, np.generic)
+# JAX's last: it is slow to tell.
+ARRAYS = (np.ndarray, np.generic, jax.Array)
 
 _MAX_FAULTS = 4
 

@@ -17,6 +17,7 @@ Two limits, which are those of every `jit`: what an installed package keeps to i
 methods of the classes of the function's *arguments*, are only looked at when tracing.
 """
 
+import dataclasses
 import functools
 import os
 import types
@@ -39,8 +40,12 @@ class RecompilationWarning(UserWarning):
     """A function is compiled again and again."""
 
 
-class Hoisted(eqx.Module):
-    """A function, its arrays as leaves.
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=("leaves", "process"), meta_fields=("plan",)
+)
+@dataclasses.dataclass
+class Hoisted:
+    """A function, its arrays as leaves. (Made at each step, and so no Module.)
 
     **Arguments:**
 
@@ -51,9 +56,9 @@ class Hoisted(eqx.Module):
     """
 
     leaves: tuple[Any, ...]
-    plan: "_Plan" = eqx.field(static=True)
+    plan: "_Plan"
     # A leaf, which a compiled program is given: a constant would be that of one process.
-    process: Any = eqx.field(default_factory=lambda: _PROCESS)
+    process: Any = dataclasses.field(default_factory=lambda: _PROCESS)
 
     @property
     def __wrapped__(self) -> Function:
@@ -90,7 +95,9 @@ def hoist(fn: Function) -> Function:
     if isinstance(fn, Hoisted):
         return fn
     root = _code_of(fn)
-    learned = _learned.setdefault(root, _Learned(root))
+    learned = _learned.get(root)
+    if learned is None:
+        learned = _learned.setdefault(root, _Learned(root))
     hoister = _Hoister(learned, learned.callbacks, constant=learned.constant)
     try:
         skeleton = hoister.hoist_all(fn)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from . import _check, _door
+from . import _check, _door, _packed
 from ._arithmetic import cast
 from ._types import Model, Params, Tree
 
@@ -56,7 +56,7 @@ class LookaheadParams(eqx.Module, Generic[Model]):
         """
         # Copied, so that both may be donated.
         return LookaheadParams(
-            params, jax.tree.map(lambda x: x.copy() if _door.is_array(x) else x, params)
+            params, jax.tree.map(lambda x: x.copy() if _packed.is_array(x) else x, params)
         )
 
     def gradient(self, tree: PyTree) -> PyTree:
@@ -100,7 +100,7 @@ def eval_params(params: Model, state: PyTree) -> Model:
     states = _outermost(state)
     if not states:
         return params
-    arrays, rest = eqx.partition(params, _door.is_array)
+    arrays, rest = eqx.partition(params, _packed.is_array)
     return eqx.combine(_door.call(_replaced, arrays, states), rest)
 
 

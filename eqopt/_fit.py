@@ -1,6 +1,5 @@
 """The loop over batches."""
 
-import contextlib
 import functools
 import itertools
 import signal
@@ -15,41 +14,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from . import _door
+from ._arithmetic import cast, plus, real_dtype
+from ._check import is_inexact
 from ._closure import hoist, opaque
+from ._history import History, Metrics, Record
 from ._hyperparameter import settle, size
 from ._hyperparameters import learning_rate
+from ._packed import on_device, pack, Packed, Spec
 from ._progress import AbstractProgress, as_progress
 from ._transformation import AbstractTransformation, check_transformation, step
 from ._tree import global_norm
-from ._types import Function, Model, TreeDef
+from ._types import Function, Model
 
-# Metrics wait on the device until there are this many, so that no step waits for them.
-_FLUSH = 512
 # Seconds between two looks at the loss.
 _REFRESH = 0.1
-
-
-class History(eqx.Module):
-    """What happened at each step of [`eqopt.fit`][].
-
-    **Arguments:**
-
-    - `loss`: the loss before the step's update, of shape `(num_steps,)`.
-    - `learning_rate`: the learning rate of the step, of shape `(num_steps,)`; `None` if the
-        optimizer has none.
-    - `grad_norm`: the 2-norm of the gradient over all leaves, of shape `(num_steps,)`.
-    - `aux`: what else the loss function returned, each leaf with a new first axis of `num_steps`;
-        `None` without `has_aux`.
-    """
-
-    loss: np.ndarray
-    learning_rate: np.ndarray | None
-    grad_norm: np.ndarray
-    aux: PyTree
-
-    def __len__(self) -> int:
-        return len(self.loss)
 
 
 class Fit(eqx.Module, Generic[Model]):
@@ -79,26 +57,30 @@ class FitProgress(Generic[Model]):
     made when they are asked for: what the loop holds is overwritten in the next step.
     """
 
-    def __init__(self, num_steps: int, metrics: "_Metrics", rebuild: Callable[[], Any]) -> None:
+    def __init__(self, num_steps: int, metrics: Metrics, rebuild: Callable[[], Any]) -> None:
         self.num_steps = num_steps
         self._metrics = metrics
         self._rebuild = rebuild
 
     @property
-    def loss(self) -> Array:
-        return self._metrics.last.loss
+    def loss(self) -> float:
+        return self._numbers()[0]
 
     @property
-    def learning_rate(self) -> Array | None:
-        return self._metrics.last.learning_rate
+    def learning_rate(self) -> float | None:
+        numbers = self._numbers()
+        return numbers[2] if len(numbers) == 3 else None
 
     @property
-    def grad_norm(self) -> Array:
-        return self._metrics.last.grad_norm
+    def grad_norm(self) -> float:
+        return self._numbers()[1]
 
     @property
     def aux(self) -> PyTree:
-        return self._metrics.last.aux
+        return self._metrics.last().aux
+
+    def _numbers(self) -> list[float]:
+        return np.asarray(self._metrics.last().numbers).tolist()
 
     @property
     def model(self) -> Model:
@@ -107,19 +89,6 @@ class FitProgress(Generic[Model]):
     @property
     def state(self) -> Any:
         return self._rebuild()[1]
-
-
-class _Metrics(eqx.Module):
-    """The metrics of one step, or of several, stacked."""
-
-    loss: Array
-    learning_rate: Array | None
-    grad_norm: Array
-    aux: PyTree
-
-    @property
-    def last(self) -> "_Metrics":
-        return self if self.loss.ndim == 0 else jax.tree.map(lambda x: x[-1], self)
 
 
 def fit(
@@ -174,36 +143,37 @@ def fit(
     optimizer = settle(optimizer)
     hoisted = hoist(loss_fn)
     state = optimizer.init(model) if state is None else state
-    carry = _door.pack((model, state, key))
-    fixed = _door.pack((optimizer, hoisted))
-    spec = (carry.structure, carry.statics, fixed.structure, fixed.statics, has_aux)
-    try:
-        make = _make.__wrapped__ if opaque(hoisted) else _make
-        call_one, call_many = make(spec)
-    except (TypeError, ValueError):
-        _door.check_hashable((model, state, key, optimizer, hoisted))
-        raise
+    reuse = not opaque(hoisted)
+    carry = pack((model, state, key))
+    fixed = pack(on_device((optimizer, hoisted)), remember=reuse)
+    make = _make if reuse else _make.__wrapped__
+    call_one, call_many = make(carry.spec, fixed.spec, has_aux)
     # Copied, for the loop overwrites what it is given.
-    loop = _Loop(_copy(carry.arrays), carry)
-    record = _Record()
+    loop = _Loop(_copy(carry.arrays), carry.spec)
+    record = Record()
     total = len(batches) if isinstance(batches, Sized) else None
     interrupted = False
     shown = 0.0
     bar.start(total)
     try:
-        for group in _groups(iter(batches), steps_per_call):
-            with _uninterrupted():
-                if len(group) == 1:
-                    new = call_one(loop.arrays, fixed.arrays, group[0])
-                else:
-                    new = call_many(loop.arrays, fixed.arrays, _stack(group))
-                loop.arrays, metrics = new
-                record.add(metrics, len(group))
-            if time.monotonic() - shown > _REFRESH:
-                shown = time.monotonic()
-                bar.update(record.num_steps, record.message())
-            if callback is not None and callback(FitProgress(record.num_steps, metrics, loop.copy)):
-                break
+        with _Interrupts() as interrupts:
+            for group in _groups(iter(batches), steps_per_call):
+                interrupts.busy = True
+                try:
+                    if len(group) == 1:
+                        new = call_one(loop.arrays, fixed.arrays, group[0])
+                    else:
+                        new = call_many(loop.arrays, fixed.arrays, _stack(group))
+                    loop.arrays, metrics = new
+                    record.add(metrics, len(group))
+                finally:
+                    interrupts.release()
+                if time.monotonic() - shown > _REFRESH:
+                    shown = time.monotonic()
+                    bar.update(record.num_steps, record.message())
+                num = record.num_steps
+                if callback is not None and callback(FitProgress(num, metrics, loop.copy)):
+                    break
     except KeyboardInterrupt:
         interrupted = True
     finally:
@@ -216,16 +186,15 @@ def fit(
 class _Loop:
     """Model, state and key, kept flat from step to step."""
 
-    def __init__(self, arrays: list[Any], packed: _door.Packed) -> None:
+    def __init__(self, arrays: list[Any], spec: Spec) -> None:
         self.arrays = arrays
-        self.packed = packed
+        self.spec = spec
 
     def rebuild(self) -> Any:
-        return _door.Packed(self.arrays, self.packed.statics, self.packed.structure).unpack()
+        return Packed(self.arrays, self.spec).unpack()
 
     def copy(self) -> Any:
-        copied = _copy(self.arrays)
-        return _door.Packed(copied, self.packed.statics, self.packed.structure).unpack()
+        return Packed(_copy(self.arrays), self.spec).unpack()
 
 
 @jax.jit
@@ -233,27 +202,43 @@ def _copy(arrays: list[Any]) -> list[Any]:
     return jax.tree.map(jnp.copy, arrays)
 
 
-_Spec = tuple[TreeDef, tuple[Any, ...], TreeDef, tuple[Any, ...], bool]
+def _after(norm: Array, model: Model) -> Model:
+    """The model, to be written when the norm is known, and so all gradients.
+
+    What is written over the old model must not be written while a gradient still reads it. Of that
+    the compiler is not certain by itself, and copies what it may be.
+    """
+
+    def wait(x: Any) -> Any:
+        # What is added is -0.0, which changes nothing.
+        return plus(x, cast(nothing, real_dtype(x.dtype))) if is_inexact(x) else x
+
+    nothing = jnp.where(norm >= 0, jnp.full_like(norm, -0.0), jnp.zeros_like(norm))
+    return jax.tree.map(wait, model)
 
 
 @functools.lru_cache(maxsize=64)
-def _make(spec: _Spec) -> tuple[Callable[..., Any], Callable[..., Any]]:
+def _make(
+    spec: Spec, fixed_spec: Spec, has_aux: bool
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """The compiled step, and the compiled sequence of steps."""
-    structure, statics, fixed_structure, fixed_statics, has_aux = spec
 
-    def one(arrays: list[Any], fixed: list[Any], batch: Any) -> tuple[list[Any], _Metrics]:
-        model, state, key = _door.Packed(arrays, statics, structure).unpack()
-        optimizer, fn = _door.Packed(fixed, fixed_statics, fixed_structure).unpack()
+    def one(arrays: list[Any], fixed: list[Any], batch: Any) -> tuple[list[Any], Metrics]:
+        model, state, key = Packed(arrays, spec).unpack()
+        optimizer, fn = Packed(fixed, fixed_spec).unpack()
         kwargs = {}
         if key is not None:
             key, kwargs["key"] = jax.random.split(key)
         rate = learning_rate(optimizer, state)
         args = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
         model, state, evaluation = step(optimizer, fn, model, state, args, kwargs, has_aux)
-        metrics = _Metrics(evaluation.value, rate, global_norm(evaluation.grad), evaluation.aux)
-        return _door.pack((model, state, key)).arrays, metrics
+        # Lest the squares be one with those of the optimizer, and kept until it wants them.
+        norm = global_norm(jax.lax.optimization_barrier(evaluation.grad))
+        model = _after(norm, model)
+        metrics = Metrics.of(evaluation.value, norm, rate, evaluation.aux)
+        return pack((model, state, key)).arrays, metrics
 
-    def many(arrays: list[Any], fixed: list[Any], batches: Any) -> tuple[list[Any], _Metrics]:
+    def many(arrays: list[Any], fixed: list[Any], batches: Any) -> tuple[list[Any], Metrics]:
         return jax.lax.scan(lambda carry, batch: one(carry, fixed, batch), arrays, batches)
 
     return jax.jit(one, donate_argnums=0), jax.jit(many, donate_argnums=0)
@@ -281,61 +266,33 @@ def _stack(group: list[Any]) -> Any:
     return jax.tree.map(stack, *group)
 
 
-@contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Holds a Ctrl-C back until the block is done: half-way through it, nobody owns the model."""
-    handler = signal.getsignal(signal.SIGINT)
-    main = threading.current_thread() is threading.main_thread()
-    if not main or not callable(handler):  # nobody is to be interrupted here
-        yield
-        return
-    held: list[Any] = []
-    signal.signal(signal.SIGINT, lambda *args: held.append(args))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-    for args in held:
-        handler(*args)
-
-
-class _Record:
-    """The metrics so far: the latest on the device, the others in NumPy."""
+class _Interrupts:
+    """Holds a Ctrl-C back while a step is taken: half-way through it, nobody owns the model."""
 
     def __init__(self) -> None:
-        self.num_steps = 0
-        self.waiting: list[_Metrics] = []
-        self.done: list[_Metrics] = []
-        self.latest = ""
+        self.busy = False
+        self._held: list[Any] = []
+        self._handler: Any = None
 
-    def add(self, metrics: _Metrics, num: int) -> None:
-        self.num_steps += num
-        self.waiting.append(metrics)
-        if len(self.waiting) >= _FLUSH:
-            self._flush()
+    def __enter__(self) -> "_Interrupts":
+        handler = signal.getsignal(signal.SIGINT)
+        if threading.current_thread() is threading.main_thread() and callable(handler):
+            self._handler = handler
+            signal.signal(signal.SIGINT, self._handle)
+        return self
 
-    def _flush(self) -> None:
-        if self.waiting:
-            fetched = jax.device_get(self.waiting)
-            stacked = [
-                jax.tree.map(lambda x: np.asarray(x)[None], m) if m.loss.ndim == 0 else m
-                for m in fetched
-            ]
-            self.done.append(jax.tree.map(lambda *xs: np.concatenate(xs), *stacked))
-            self.waiting = []
+    def _handle(self, *args: Any) -> None:
+        if self.busy:
+            self._held.append(args)
+        else:
+            self._handler(*args)
 
-    def message(self) -> str:
-        # Of what has been dispatched, the latest loss that is there already: never wait for it.
-        for metrics in reversed(self.waiting):
-            loss: Any = metrics.loss
-            if loss.is_ready():
-                self.latest = f"loss {np.ravel(loss)[-1]:.4g}"
-                break
-        return self.latest
+    def release(self) -> None:
+        """Ends the step."""
+        self.busy = False
+        while self._held:
+            self._handler(*self._held.pop())
 
-    def history(self) -> History:
-        self._flush()
-        if not self.done:
-            return History(np.zeros(0), None, np.zeros(0), None)
-        joined = jax.tree.map(lambda *xs: np.concatenate(xs), *self.done)
-        return History(joined.loss, joined.learning_rate, joined.grad_norm, joined.aux)
+    def __exit__(self, *args: object) -> None:
+        if self._handler is not None:
+            signal.signal(signal.SIGINT, self._handler)

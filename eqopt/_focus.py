@@ -10,6 +10,7 @@ from ._closure import note_trace
 from ._eval_params import LookaheadParams
 from ._masking import Chosen, hide, others
 from ._objective import Evaluation, Objective
+from ._packed import Flat
 from ._selector import AbstractSelector
 from ._transformation import AbstractTransformation, apply_updates, step
 from ._types import Function
@@ -37,25 +38,31 @@ def check_focus(focus: AbstractSelector, target: PyTree) -> None:
     )
 
 
-# The bodies of the compiled programs. `frozen` is what lies out of focus, if there is a focus: not
-# even a zero is added to it, which would make a zero of a negative zero.
+# The bodies of the compiled programs. To what is out of focus not even a zero is added, which would
+# make a zero of a negative zero.
 
 
-def apply_gradient(
-    rule: AbstractTransformation[Any],
-    grads: PyTree,
-    state: Any,
-    target: PyTree,
-    frozen: Chosen | None,
-) -> tuple[PyTree, Any]:
+def out_of_focus(state: Any, focus: AbstractSelector | None) -> Chosen | None:
+    """Which parameters are not trained, if there is a focus."""
+    return None if focus is None else state.frozen
+
+
+def _unpacked(rule: Flat, state: Any) -> tuple[AbstractTransformation[Any], Chosen | None]:
+    transformation, focus = rule.whole()
+    return focused(transformation, focus), out_of_focus(state, focus)
+
+
+def apply_gradient(rule: Flat, flat: Flat, grads: PyTree) -> tuple[Flat, None]:
+    target, state = flat.whole()
+    transformation, frozen = _unpacked(rule, state)
     trained, _ = eqx.partition(target, _check.is_inexact)
     if isinstance(trained, LookaheadParams):
         grads = trained.gradient(grads)
     grads = _check.fit(grads, trained, "grads", reference_name="target")
-    updates, state = rule.update(grads, state, target)
+    updates, state = transformation.update(grads, state, target)
     if frozen is not None:
         updates = hide(updates, others(frozen))
-    return apply_updates(target, updates), state
+    return Flat.of((apply_updates(target, updates), state)), None
 
 
 def gradient(
@@ -76,21 +83,21 @@ def gradient(
 
 
 def take_step(
-    rule: AbstractTransformation[Any],
+    rule: Flat,
+    flat: Flat,
     fn: Function,
-    target: PyTree,
-    state: Any,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     has_aux: bool,
-    frozen: Chosen | None,
-) -> tuple[PyTree, Any, Evaluation[Any]]:
+) -> tuple[Flat, Evaluation[Any]]:
     if not _door.inlined():
-        note_trace(fn, _door.signature((rule, target, state, args, kwargs)))
-    moved, state, evaluation = step(rule, fn, target, state, args, kwargs, has_aux)
+        note_trace(fn, _door.signature((rule, flat, args, kwargs)))
+    target, state = flat.whole()
+    transformation, frozen = _unpacked(rule, state)
+    moved, state, evaluation = step(transformation, fn, target, state, args, kwargs, has_aux)
     if frozen is not None:
         trained, _ = eqx.partition(target, _check.is_inexact)
         moved = eqx.combine(hide(trained, frozen, name="target"), moved)
         grad = hide(evaluation.grad, others(frozen), name="grads")
         evaluation = Evaluation(evaluation.value, grad, evaluation.aux)
-    return moved, state, evaluation
+    return Flat.of((moved, state)), evaluation

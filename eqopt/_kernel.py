@@ -19,6 +19,7 @@ from jaxtyping import Array, PyTree
 
 from . import _check
 from ._arithmetic import cast, is_complex, real_dtype, wider
+from ._sharing import share_out
 from ._types import TreeDef
 
 
@@ -75,7 +76,6 @@ class _Kind:
     rules: tuple[int, ...]
     needs_param: bool
     spec: _Spec
-    members: list[int] = dataclasses.field(default_factory=list)
 
 
 def run(rules: Sequence[Rule], updates: PyTree, params: PyTree | None) -> tuple[PyTree, list[Any]]:
@@ -92,6 +92,8 @@ def run(rules: Sequence[Rule], updates: PyTree, params: PyTree | None) -> tuple[
 
     scalars: dict[Any, tuple[tuple[Array, ...], ...]] = {}
     kinds: dict[Any, _Kind] = {}
+    places: list[int] = []
+    keys: list[Any] = []
     for i, leaf in enumerate(leaves):
         if leaf is None:
             continue
@@ -110,7 +112,8 @@ def run(rules: Sequence[Rule], updates: PyTree, params: PyTree | None) -> tuple[
             if own not in scalars:
                 scalars[own] = tuple([_cast_scalars(rules[j].scalars, own[1]) for j in active])
             kinds[key] = _Kind(active, needs_param, (program, dtype, list(scalars).index(own)))
-        kinds[key].members.append(i)
+        places.append(i)
+        keys.append(key)
 
     def take(kind: _Kind, i: int) -> _Leaf:
         param = param_leaves[i] if kind.needs_param else None
@@ -124,22 +127,13 @@ def run(rules: Sequence[Rule], updates: PyTree, params: PyTree | None) -> tuple[
                 column[i] = x
 
     numbers = tuple(scalars.values())
-    num_calls = _num_calls(tuple([len(kind.members) for kind in kinds.values()]))
-    shares = [(kind, len(kind.members) // max(num_calls, 1)) for kind in kinds.values()]
-    specs = tuple([kind.spec for kind, share in shares for _ in range(share)])
-    for call in range(num_calls):
-        bundle = [
-            (kind, i)
-            for kind, share in shares
-            for i in kind.members[call * share : (call + 1) * share]
-        ]
-        results = _several(specs, [take(*x) for x in bundle], numbers)
-        for x, result in zip(bundle, results, strict=True):
+    bundles, rest = share_out(keys)
+    for bundle in [*bundles, *[[n] for n in rest]]:
+        which = [(kinds[keys[n]], places[n]) for n in bundle]
+        specs = tuple([kind.spec for kind, _ in which])
+        results = _several(specs, [take(*x) for x in which], numbers)
+        for x, result in zip(which, results, strict=True):
             put(*x, result)
-    for kind, share in shares:
-        program, dtype, which = kind.spec
-        for i in kind.members[num_calls * share :]:
-            put(kind, i, _one(program, dtype, *take(kind, i), numbers[which]))
 
     states = [
         dataclasses.replace(
@@ -149,19 +143,6 @@ def run(rules: Sequence[Rule], updates: PyTree, params: PyTree | None) -> tuple[
         for rule, own in zip(rules, columns, strict=True)
     ]
     return treedef.unflatten(leaves), states
-
-
-@functools.cache
-def _num_calls(counts: tuple[int, ...]) -> int:
-    """How many calls to share the leaves out over, given how many there are of each kind.
-
-    A call is dear, to trace and to lower; one for several leaves is itself traced only once. So
-    each of `c` calls is given the same bundle (perhaps one layer's leaves): `1 / c` of each kind.
-    That makes `c` calls, one within them for each leaf of a bundle, and one for each leaf left
-    over; with no bundle, one for each leaf.
-    """
-    calls = {c: c + sum([n // c + n % c for n in counts]) for c in range(2, max(counts, default=0))}
-    return min({0: sum(counts), **calls}.items(), key=lambda item: item[1])[0]
 
 
 def _column(
@@ -214,7 +195,8 @@ def _several(
     ]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+# Inlined: a call of `_several` is enough. It is traced once all the same.
+@functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
 def _one(
     program: _Program,
     dtype: np.dtype,

@@ -11,7 +11,7 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PyTree
 
-from . import _check, _door
+from . import _check, _door, _packed
 from ._closure import hoist, note_trace, opaque
 from ._descent import CONVERGED, descend, largest, MinimizeResult, Tolerances
 from ._hyperparameter import optional, prettily, real, settle, steps
@@ -128,7 +128,7 @@ def minimize(
             hoisted,
             settle(optimizer),
             params,
-            _door.numbers_are_data(args),
+            _packed.numbers_are_data(args),
             has_aux,
             tolerances,
             shown,
@@ -173,7 +173,7 @@ def _checked(solution: Solution[Any, Any, Any]) -> Solution[Any, Any, Any]:
 
 
 def _constant(tree: Tree) -> Tree:
-    return jax.tree.map(lambda x: lax.stop_gradient(x) if _door.is_array(x) else x, tree)
+    return jax.tree.map(lambda x: lax.stop_gradient(x) if _packed.is_array(x) else x, tree)
 
 
 def _minimize(

@@ -153,6 +153,8 @@ class Reader:
 
     def key(self, x: Any, paths: Paths = WHOLE) -> Hashable:
         """Gives what a value is known by, if it may not be data."""
+        if isinstance(x, types.ModuleType):  # what a function names most often
+            return self._module_key(x, paths)
         if isinstance(x, float | complex):
             return type(x), repr(x)  # tells 0.0 from -0.0, and not NaN from NaN
         if isinstance(x, _ATOMS):
@@ -165,8 +167,6 @@ class Reader:
             return x.shape, x.dtype, hashlib.blake2b(x.tobytes()).digest()
         if isinstance(x, types.FunctionType):
             return self._function_key(x)
-        if isinstance(x, types.ModuleType):
-            return self._module_key(x, paths)
         if isinstance(x, type):
             return self._class_key(x, paths)
         if isinstance(x, types.MethodType):

@@ -11,13 +11,13 @@ import numpy as np
 import wadler_lindig as wl
 from jaxtyping import PyTree
 
-from . import _check, _door, _kernel
+from . import _check, _door, _kernel, _packed
 from ._cache import evaluate
 from ._closure import hoist, note_trace, opaque
 from ._eval_params import LookaheadParams
 from ._hyperparameter import float_dtype, prettily, settle
 from ._objective import accepted, Context, Evaluation, Objective, Whole
-from ._tree import add, conj, round_like
+from ._tree import conj, round_like, sums
 from ._types import Function, Model, Params, State, Tree, Updates
 from ._value_and_grad_from_state import ValueAndGradFromState
 
@@ -61,9 +61,9 @@ class AbstractTransformation(eqx.Module, Generic[State]):
         return _door.call(
             _init,
             settle(self),
-            params if fn is not None else _door.drop_statics(params),
+            params if fn is not None else _packed.drop_statics(params),
             fn,
-            _door.numbers_are_data(args),
+            _packed.numbers_are_data(args),
             has_aux,
             reuse=fn is None or not opaque(fn),
         )
@@ -113,12 +113,12 @@ class AbstractTransformation(eqx.Module, Generic[State]):
             settle(self),
             updates,
             state,
-            params if fn is not None else _door.drop_statics(params),
+            params if fn is not None else _packed.drop_statics(params),
             value,
             grad,
             fn,
             key,
-            _door.numbers_are_data(extra),
+            _packed.numbers_are_data(extra),
             argnums,
             reuse=fn is None or not opaque(fn),
         )
@@ -159,8 +159,8 @@ class AbstractTransformation(eqx.Module, Generic[State]):
             hoisted,
             params,
             state,
-            _door.numbers_are_data(args),
-            _door.numbers_are_data(kwargs),
+            _packed.numbers_are_data(args),
+            _packed.numbers_are_data(kwargs),
             has_aux,
             reuse=not opaque(hoisted),
         )
@@ -296,8 +296,8 @@ def apply_updates(model: Model, updates: PyTree) -> Model:
 
     **Raises:** a `ValueError` or `TypeError` that names the leaf that does not fit.
     """
-    arrays, rest = eqx.partition(model, _door.is_array)
-    return eqx.combine(_door.call(_apply, arrays, _door.drop_statics(updates)), rest)
+    arrays, rest = eqx.partition(model, _packed.is_array)
+    return eqx.combine(_door.call(_apply, arrays, _packed.drop_statics(updates)), rest)
 
 
 # The bodies of the compiled programs: they run when tracing, and cost nothing a step.
@@ -395,6 +395,4 @@ def _apply(model: PyTree, updates: PyTree) -> PyTree:
     leaves, treedef = _check.flatten(model)
     trained = treedef.unflatten([x if _check.is_inexact(x) else None for x in leaves])
     changes, _ = _check.flatten(_check.fit(updates, trained, "updates", any_dtype=True))
-    return treedef.unflatten(
-        [x if u is None else add(x, u) for x, u in zip(leaves, changes, strict=True)]
-    )
+    return treedef.unflatten(sums(leaves, changes))

@@ -5,7 +5,7 @@ from typing import Any
 import equinox as eqx
 from jaxtyping import PyTree
 
-from . import _check, _door
+from . import _check, _door, _packed
 from ._cache import Cache, recall, searches
 from ._closure import hoist, note_trace, opaque
 from ._objective import Objective
@@ -44,8 +44,8 @@ class ValueAndGradFromState(eqx.Module):
             _recall,
             fn,
             models[0] if single else models,
-            _door.numbers_are_data(others),
-            _door.numbers_are_data(kwargs),
+            _packed.numbers_are_data(others),
+            _packed.numbers_are_data(kwargs),
             self.argnums,
             self.has_aux,
             state,

@@ -22,10 +22,11 @@ import equinox as eqx
 FLOORS = (
     ("_arithmetic.py", "_bytecode.py", "_interpolation.py", "_types.py"),
     ("_callbacks.py", "_check.py", "_identity.py"),
-    ("_reading.py",),
+    ("_packed.py", "_reading.py", "_sharing.py"),
     (
         "_closure.py",
         "_door.py",
+        "_history.py",
         "_hyperparameter.py",
         "_kernel.py",
         "_progress.py",

@@ -11,7 +11,7 @@ import wadler_lindig as wl
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from .. import _check, _door
+from .. import _check, _door, _packed
 from .._arithmetic import cast, over, real_dtype, wider
 from .._closure import hoist, note_trace, opaque
 from .._hyperparameter import optional, prettily, real, settle, steps
@@ -213,8 +213,8 @@ class DynamicScale(eqx.Module):
             hoisted,
             model,
             state,
-            _door.numbers_are_data(args),
-            _door.numbers_are_data(kwargs),
+            _packed.numbers_are_data(args),
+            _packed.numbers_are_data(kwargs),
             has_aux,
             axis_name,
             reuse=not opaque(hoisted),

@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, PyTree
 
-from .. import _check, _door
+from .. import _check, _door, _packed
 from .._arithmetic import cast, is_half, wider
 from .._nesting import AbstractParticular, Need
 from .._objective import Context, need_params
@@ -147,8 +147,8 @@ def apply_updates_stochastically(model: Model, updates: PyTree, key: Any) -> Mod
 
     **Raises:** a `ValueError` or `TypeError` that names the leaf that does not fit.
     """
-    arrays, rest = eqx.partition(model, _door.is_array)
-    return eqx.combine(_door.call(_apply, arrays, _door.drop_statics(updates), key), rest)
+    arrays, rest = eqx.partition(model, _packed.is_array)
+    return eqx.combine(_door.call(_apply, arrays, _packed.drop_statics(updates), key), rest)
 
 
 def _apply(model: PyTree, updates: PyTree, key: Any) -> PyTree:

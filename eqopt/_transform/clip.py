@@ -2,8 +2,9 @@
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Inexact
+from jaxtyping import Array, Bool, Float, Inexact
 
 from .. import _check, _kernel
 from .._arithmetic import rms, times
@@ -45,8 +46,10 @@ class Clip(AbstractLeafwise[EmptyState]):
 
 @_check.typed
 def _shrink(update: Inexact[Array, "*shape"], factor: Float[Array, ""]) -> Inexact[Array, "*shape"]:
-    # Selected, for `0 * inf` is NaN.
-    return jnp.where(factor > 0, times(factor, update), jnp.zeros_like(update))
+    # Selected, for `0 * inf` is NaN. (Not by `jnp.where`, which is a program in the program of each
+    # leaf.)
+    some = lax.gt(factor, np.zeros((), factor.dtype))
+    return lax.select(some, times(factor, update), lax.full_like(update, 0))
 
 
 @_check.typed
@@ -85,6 +88,16 @@ class ClipByBlockRMS(AbstractLeafwise[EmptyState]):
         return Rule(_clip_rms, state, scalars=(self.threshold,))
 
 
+def _divided(
+    size: Float[Array, ""], norm: Float[Array, ""], divides: Bool[Array, ""]
+) -> Float[Array, ""]:
+    """The size over the norm where that `divides` it, else the size."""
+    # Ends in a division, which the compiler does once. What it takes to be cheap, such as a
+    # selection, it does again in the program of each leaf. Guarded, so that its derivative is
+    # finite where it is not used.
+    return size / lax.select(divides, norm, lax.full_like(norm, 1))
+
+
 class ClipByGlobalNorm(AbstractTransformation[EmptyState]):
     r"""Shrinks the updates if their norm, over all leaves together, exceeds a limit:
     $u \leftarrow u \min(1, c / \|u\|)$.
@@ -111,10 +124,11 @@ class ClipByGlobalNorm(AbstractTransformation[EmptyState]):
     ) -> tuple[Updates, EmptyState]:
         norm = global_norm(updates)
         limit = jnp.asarray(self.max_norm).astype(norm.dtype)
-        exceeds = norm > limit
-        # The division is guarded twice, so that its derivative is finite where it is not used.
-        factor = jnp.where(exceeds, limit / jnp.where(exceeds, norm, jnp.ones_like(norm)), 1)
-        factor = jnp.where(jnp.isfinite(norm), factor, 0).astype(norm.dtype)
+        finite = jnp.isfinite(norm)
+        exceeds = finite & (norm > limit)
+        # The limit where it is exceeded; else 1, or 0 if there is no direction.
+        size = lax.select(exceeds, limit, finite.astype(norm.dtype))
+        factor = _divided(size, norm, exceeds)
         rule = Rule(_shrink, state, scalars=(factor,))
         updates, _ = _kernel.run((rule,), updates, params)
         return updates, state
@@ -135,7 +149,7 @@ class Normalize(AbstractTransformation[EmptyState]):
     ) -> tuple[Updates, EmptyState]:
         norm = global_norm(updates)
         some = (norm > 0) & jnp.isfinite(norm)
-        factor = jnp.where(some, 1 / jnp.where(some, norm, jnp.ones_like(norm)), 0)
+        factor = _divided(some.astype(norm.dtype), norm, some)
         rule = Rule(_shrink, state, scalars=(factor,))
         updates, _ = _kernel.run((rule,), updates, params)
         return updates, state

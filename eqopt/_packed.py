@@ -1,0 +1,216 @@
+"""Trees taken apart into what a compiled program is given, and what it is compiled for."""
+
+import dataclasses
+import functools
+import types
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from . import _check
+from ._types import TreeDef
+
+_FLOAT0 = jax.dtypes.float0
+# Types of arrays, but for tracers, and of what is none: of the rest, `isinstance` is slow to tell.
+_CONCRETE: set[type] = {np.float32, np.float64, np.int32}
+_STATIC: set[type] = {bool, int, float, complex, str, types.FunctionType}
+
+
+class Spec:
+    """All of a tree that is static. There is one object for all that are equal: see `pack`."""
+
+    __slots__ = ("__weakref__", "statics", "structure")
+
+    def __init__(self, structure: TreeDef, statics: tuple[Any, ...]) -> None:
+        self.structure = structure
+        self.statics = statics
+
+
+@functools.lru_cache(maxsize=4096)
+def _spec(structure: TreeDef, statics: tuple[Any, ...], kinds: tuple[type, ...]) -> Spec:
+    # By their types too, for `1 == 1.0 == True`.
+    del kinds
+    return Spec(structure, statics)
+
+
+# Not a Module: Equinox takes its time to make one, and one is made at each step.
+@functools.partial(jax.tree_util.register_dataclass, data_fields=("arrays",), meta_fields=("spec",))
+@dataclasses.dataclass
+class Packed:
+    """A tree, taken apart into its arrays, with `None` for what is none, and all else."""
+
+    arrays: list[Any]
+    spec: Spec
+
+    def leaves(self) -> list[Any]:
+        statics = self.spec.statics
+        return [s if x is None else x for x, s in zip(self.arrays, statics, strict=True)]
+
+    def unpack(self) -> Any:
+        return self.spec.structure.unflatten(self.leaves())
+
+
+def pack(tree: Any, *, remember: bool = True) -> Packed:
+    """Takes a tree apart. The gradient of an integer, of dtype float0, counts as none.
+
+    What is static of it is remembered, unless `remember=False`; a `TypeError` names the leaf that
+    is neither data nor hashable.
+    """
+    return pack_leaves(*jax.tree.flatten(tree), remember=remember)
+
+
+def pack_leaves(leaves: list[Any], structure: TreeDef, *, remember: bool = True) -> Packed:
+    """The same of a tree that has been flattened."""
+    arrays, statics = [], []
+    for x in leaves:
+        kind = type(x)
+        arrays.append(x if kind in _CONCRETE else None if kind in _STATIC else data(x))
+        statics.append(None if kind in _CONCRETE else x if kind in _STATIC else static(x))
+    own = tuple(statics)
+    if not remember:
+        return Packed(arrays, Spec(structure, own))
+    try:
+        return Packed(arrays, _spec(structure, own, tuple(map(type, own))))
+    except TypeError:
+        _check_hashable(structure.unflatten(leaves))
+        raise
+
+
+class _Number:
+    """A Python number that is data."""
+
+    __slots__ = ("number",)
+
+    def __init__(self, number: complex) -> None:
+        self.number = number
+
+
+def numbers_are_data(tree: Any) -> Any:
+    """Marks the Python numbers in a tree as data, but for those within a Module.
+
+    `True` and `False` stay static, and so does what makes a model what it is, such as the rate of
+    its dropout.
+    """
+    if not tree or (type(tree) is tuple and _CONCRETE.issuperset(map(type, tree))):
+        return tree
+    return jax.tree.map(
+        lambda x: _Number(x) if type(x) in (int, float, complex) else x,
+        tree,
+        is_leaf=lambda x: isinstance(x, eqx.Module),
+    )
+
+
+def is_array(x: Any) -> bool:
+    return isinstance(x, _check.ARRAYS)
+
+
+def data(x: Any) -> Any:
+    """What of a leaf is data, or `None`."""
+    if is_array(x):
+        if isinstance(x, jax.Array) and not isinstance(x, Tracer):
+            _CONCRETE.add(type(x))
+        return None if x.dtype == _FLOAT0 else x
+    return x.number if isinstance(x, _Number) else None
+
+
+def static(x: Any) -> Any:
+    """What of a leaf is static, or `None`."""
+    return None if is_array(x) or type(x) is _Number else x
+
+
+def drop_statics(tree: Any) -> Any:
+    """Replaces all that is no array by `None`."""
+    return jax.tree.map(lambda x: None if data(x) is None else x, tree)
+
+
+def on_device(tree: Any) -> Any:
+    """Brings what is NumPy's to the device: a program that is given it does so at each call."""
+    kinds = np.ndarray | np.generic
+    return jax.tree.map(
+        lambda x: jnp.asarray(x) if isinstance(x, kinds) and x.dtype != _FLOAT0 else x, tree
+    )
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class Flat:
+    """A tree that is kept as its leaves, for a program to be given, and built when it is asked for.
+
+    It is a PyTree with the leaves of the tree, under their paths.
+    """
+
+    __slots__ = ("_leaves", "_packed", "structure")
+
+    def __init__(
+        self, structure: TreeDef, leaves: list[Any] | None = None, packed: Packed | None = None
+    ) -> None:
+        self.structure = structure
+        self._leaves = leaves
+        self._packed = packed
+
+    @classmethod
+    def of(cls, tree: Any) -> "Flat":
+        leaves, structure = jax.tree.flatten(tree)
+        return cls(structure, leaves)
+
+    @classmethod
+    def taken(cls, packed: Packed) -> "Flat":
+        """The tree that has been taken apart."""
+        return cls(packed.spec.structure, packed=packed)
+
+    @property
+    def packed(self) -> Packed:
+        if self._packed is None:
+            self._packed = pack_leaves(self.leaves, self.structure)
+        return self._packed
+
+    @property
+    def leaves(self) -> list[Any]:
+        if self._leaves is None:
+            self._leaves = self.packed.leaves()
+        return self._leaves
+
+    def whole(self) -> Any:
+        """Builds the tree."""
+        return self.structure.unflatten(self.leaves)
+
+    def tree_flatten(self) -> tuple[list[Any], TreeDef]:
+        return self.leaves, self.structure
+
+    def tree_flatten_with_keys(self) -> tuple[list[tuple[Any, Any]], TreeDef]:
+        numbered = self.structure.unflatten(range(self.structure.num_leaves))
+        found, _ = jax.tree_util.tree_flatten_with_path(numbered)
+        return [(_Path(path), self.leaves[i]) for path, i in found], self.structure
+
+    @classmethod
+    def tree_unflatten(cls, structure: TreeDef, leaves: Any) -> "Flat":
+        return cls(structure, list(leaves))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Flat.of, (self.whole(),)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Path:
+    """A path, as one key."""
+
+    path: tuple[Any, ...]
+
+    def __str__(self) -> str:
+        return jax.tree_util.keystr(self.path)
+
+
+def _check_hashable(tree: Any) -> None:
+    """Refuses, by its path, what is neither data nor fit to be static."""
+    found, _ = jax.tree_util.tree_flatten_with_path(tree)
+    for path, x in found:
+        try:
+            hash(None if is_array(x) else x)
+        except TypeError:
+            raise TypeError(
+                f"the leaf at `{_check.keystr(path[1:])}` is a {type(x).__name__}, which is "
+                "neither an array nor hashable; make it an array, or a static field"
+            ) from None

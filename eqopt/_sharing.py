@@ -1,0 +1,59 @@
+"""Sharing traces between leaves that are alike.
+
+A call is dear, to trace and to lower. One for several leaves is itself traced only once, if there
+are others for several leaves of the same kinds.
+"""
+
+import functools
+from collections.abc import Callable, Hashable, Sequence
+
+import jax
+from jaxtyping import Array
+
+
+def share_out(kinds: Sequence[Hashable]) -> tuple[list[list[int]], list[int]]:
+    """Bundles leaves, given the kind of each: the bundles' indices, and those left over.
+
+    Each bundle (perhaps one layer's leaves) has as many of each kind, in the same order.
+    """
+    members: dict[Hashable, list[int]] = {}
+    for i, kind in enumerate(kinds):
+        members.setdefault(kind, []).append(i)
+    num = _num_bundles(tuple([len(own) for own in members.values()]))
+    shares = [(own, len(own) // max(num, 1)) for own in members.values()]
+    bundles = [
+        [i for own, share in shares for i in own[b * share : (b + 1) * share]] for b in range(num)
+    ]
+    return bundles, [i for own, share in shares for i in own[num * share :]]
+
+
+@functools.cache
+def _num_bundles(counts: tuple[int, ...]) -> int:
+    """How many bundles to make, given how many leaves there are of each kind.
+
+    Of `b` bundles each is given `1 / b` of each kind. That makes `b` calls, one within them for
+    each leaf of a bundle, and one for each leaf left over; with no bundle, one for each leaf.
+    """
+    calls = {b: b + sum([n // b + n % b for n in counts]) for b in range(2, max(counts, default=0))}
+    return min({0: sum(counts), **calls}.items(), key=lambda item: item[1])[0]
+
+
+def map_leaves(function: Callable[..., Array], *columns: Sequence[Array]) -> list[Array]:
+    """`function` of each leaf, which is one array of each column.
+
+    **Arguments:**
+
+    - `function`: a module-level function.
+    - `*columns`: lists of arrays, all of one length.
+    """
+    leaves = list(zip(*columns, strict=True))
+    bundles, rest = share_out([tuple([(x.shape, x.dtype) for x in leaf]) for leaf in leaves])
+    results: dict[int, Array] = {i: function(*leaves[i]) for i in rest}
+    for bundle in bundles:
+        results.update(zip(bundle, _several(function, [leaves[i] for i in bundle]), strict=True))
+    return [results[i] for i in range(len(leaves))]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _several(function: Callable[..., Array], leaves: list[tuple[Array, ...]]) -> list[Array]:
+    return [function(*leaf) for leaf in leaves]
