@@ -81,10 +81,9 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def benchmarks(session: nox.Session) -> None:
-    """Compares with optax, side by side: `-- --smoke` is short."""
+    """Compares with the peers, side by side: `-- overhead` is one suite, `-- --smoke` is short."""
     install(session, "benchmarks", editable=False)
-    for module in ("front_door", "minimize"):
-        session.run("python", "-m", f"benchmarks.{module}", *session.posargs)
+    session.run("python", "-m", "benchmarks", *session.posargs)
 
 
 @nox.session

@@ -1,19 +1,19 @@
-"""Timing things in alternation, and writing down how they compare.
+"""Timing things in alternation, and the rows of a table that come of it.
 
 On a shared machine two times taken minutes apart compare nothing. Here every side runs once in each
 repetition, and what is looked at is the ratio within a repetition: its median, and its spread.
+Every ratio is eqopt's time, or number of bytes, over a peer's: less is better.
 """
 
-import argparse
 import dataclasses
 import gc
 import importlib.metadata
-import json
 import os
 import platform
+import re
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +21,10 @@ import jax
 
 _T = TypeVar("_T")
 
-PACKAGES = ("eqopt", "optax", "jax", "jaxlib", "equinox", "jaxtyping", "beartype", "numpy")
+PACKAGES = (
+    *("eqopt", "optax", "jax", "jaxlib", "equinox", "jaxtyping", "beartype", "numpy"),
+    *("optimistix", "torch"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,21 +40,7 @@ class Spread:
         return cls(statistics.median(numbers), min(numbers), max(numbers))
 
     def __str__(self) -> str:
-        return f"{self.median:.2f} ({self.low:.2f}..{self.high:.2f})"
-
-
-@dataclasses.dataclass(frozen=True)
-class Target:
-    """A bound for the median of a ratio."""
-
-    bound: float
-    at_least: bool
-
-    def met(self, ratio: Spread) -> bool:
-        return ratio.median >= self.bound if self.at_least else ratio.median <= self.bound
-
-    def __str__(self) -> str:
-        return f"at {'least' if self.at_least else 'most'} {self.bound:g}"
+        return f"{self.median:.3g} ({self.low:.3g}..{self.high:.3g})"
 
 
 Times = Mapping[str, list[float]]
@@ -61,15 +50,28 @@ def alternate(sides: Mapping[str, Callable[[], float]], repetitions: int) -> Tim
     """Runs each side once in each repetition, after one that does not count.
 
     A side gives its time in seconds. Every other repetition goes through the sides backwards, so
-    that none always comes after the same other.
+    that none always comes after the same other. A single repetition, of what takes long or only has
+    to run, has none before it.
     """
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for repetition in range(repetitions + 1):
+    phases = {name: _one_phase(side) for name, side in sides.items()}
+    return alternate_phases(phases, repetitions)[""]
+
+
+def _one_phase(side: Callable[[], float]) -> Callable[[], Mapping[str, float]]:
+    return lambda: {"": side()}
+
+
+def alternate_phases(
+    sides: Mapping[str, Callable[[], Mapping[str, float]]], repetitions: int
+) -> Mapping[str, Times]:
+    """The same for sides that take several times in one run, each with a name."""
+    times: dict[str, dict[str, list[float]]] = {}
+    for repetition in range(repetitions + 1 if repetitions > 1 else 1):
         names = list(sides) if repetition % 2 else list(sides)[::-1]
         for name in names:
-            seconds = sides[name]()
-            if repetition:
-                times[name].append(seconds)
+            for phase, seconds in sides[name]().items():
+                if repetition or repetitions == 1:
+                    times.setdefault(phase, {}).setdefault(name, []).append(seconds)
     return times
 
 
@@ -92,7 +94,10 @@ def clock(function: Callable[[], _T]) -> tuple[float, _T]:
 
 @dataclasses.dataclass
 class Row:
-    """One comparison: a ratio or a count, whether it is as it should be, and what it is made of."""
+    """One comparison: a ratio or a count, whether it is as it should be, and what it is made of.
+
+    `values` are what the sides reached: equal, or nearly, where they have done the same work.
+    """
 
     name: str
     result: Spread | str
@@ -100,77 +105,74 @@ class Row:
     ok: bool | None = None
     counted: bool = False
     sides: dict[str, Spread] = dataclasses.field(default_factory=dict)
-    losses: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    values: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    # The target as a number.
+    at_most: float | None = None
 
 
 def timed(
-    name: str, times: Times, pair: tuple[str, str], unit: float, target: Target | None
+    name: str, times: Times, pair: tuple[str, str], unit: float, at_most: float | None = None
 ) -> Row:
     """A row of the ratio of two sides, with the times of those two in `unit` seconds."""
     result = ratio(times, *pair)
     sides = {side: Spread.of([t / unit for t in times[side]]) for side in pair}
-    row = Row(f"{name}: {pair[0]} / {pair[1]}", result, sides=sides)
-    if target is not None:
-        row.target, row.ok = str(target), target.met(result)
+    row = Row(f"{name}: {pair[0]} / {pair[1]}", result, sides=sides, at_most=at_most)
+    if at_most is not None:
+        row.target, row.ok = f"at most {at_most:g}", result.median <= at_most
     return row
 
 
+def timed_against(
+    name: str,
+    times: Times,
+    under: str,
+    unit: float,
+    at_most: Mapping[str, float | None],
+    values: dict[str, list[float]],
+) -> list[Row]:
+    """Rows of the ratios of some sides to one and the same other; the first has the values."""
+    rows = [timed(name, times, (over, under), unit, bound) for over, bound in at_most.items()]
+    rows[0].values = values
+    return rows
+
+
 def counted(name: str, found: dict[str, Any], expected: dict[str, Any]) -> Row:
-    words = ", ".join(f"{side} {number}" for side, number in found.items())
-    target = ", ".join(f"{side} {number}" for side, number in expected.items())
-    return Row(name, words, target, found == expected, counted=True)
+    return Row(name, _listed(found), _listed(expected), found == expected, counted=True)
 
 
-def report(rows: list[Row]) -> Iterator[str]:
-    """The table: ratios and counts first, then the times they were made of, then the losses."""
-    yield f"{'median (lowest..highest)':36}{'target':36}{'':8}what"
-    for row in rows:
-        verdict = {None: "", True: "ok", False: "WRONG" if row.counted else "MISSED"}[row.ok]
-        yield f"{row.result!s:36}{row.target:36}{verdict:8}{row.name}"
-    for title, column in (("times", "sides"), ("losses", "losses")):
-        yield ""
-        lines = {
-            f"{row.name.partition(':')[0]}: {side}": _digits(x)
-            for row in rows
-            for side, x in vars(row)[column].items()
-        }
-        width = max(map(len, lines.values()))
-        yield f"{title:{width}}  of what"
-        yield from (f"{digits:{width}}  {name}" for name, digits in lines.items())
+def no_more(name: str, found: dict[str, int], but_for: int) -> Row:
+    """A row of two counts; the first must not be greater than the second, but for so much."""
+    (first, count), (second, limit) = found.items()
+    target = f"{first} <= {second}"
+    return Row(name, _listed(found), target, count <= limit + but_for, counted=True)
 
 
-def _digits(x: Any) -> str:
-    if isinstance(x, Spread):
-        return f"{x.median:.1f} ({x.low:.1f}..{x.high:.1f})"
-    return ", ".join(f"{loss:.8f}" for loss in x)
+def shown(name: str, found: Mapping[str, Any]) -> Row:
+    """A row of numbers that may be what they are."""
+    return Row(name, _listed(found))
 
 
-def main(name: str, about: str | None, run: Callable[[bool], list[Row]]) -> int:
-    """The command of a benchmark, whose rows `run` makes; it is told whether only to see it run.
+def _listed(numbers: Mapping[str, Any]) -> str:
+    return ", ".join(f"{side} {number}" for side, number in numbers.items())
 
-    The exit status is not 0 if a count is wrong.
-    """
-    parser = argparse.ArgumentParser(prog=f"python -m {name}", description=about)
-    parser.add_argument("--smoke", action="store_true", help="only see that everything runs")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to a file")
-    options = parser.parse_args()
-    header = machine()
-    print(", ".join(f"{name} {value}" for name, value in header.items()), end="\n\n")
-    rows = run(options.smoke)
-    print("\n".join(report(rows)))
-    if options.json is not None:
-        result = {"machine": header, "rows": [dataclasses.asdict(row) for row in rows]}
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
-    return int(any(row.counted and not row.ok for row in rows))
+
+def wrong(rows: Iterable[Row]) -> list[str]:
+    """The counts that are not as they should be."""
+    return [row.name for row in rows if row.counted and not row.ok]
+
+
+# The machine
 
 
 def machine() -> dict[str, str]:
     """What the numbers depend on: versions, and what they were measured with."""
     found = {"python": platform.python_version()}
     found |= {name: _version(name) for name in PACKAGES}
-    found["cores"] = str(os.cpu_count())
     found["platform"] = f"{platform.system()} {platform.machine()}"
-    found["device"] = jax.devices()[0].device_kind
+    found["cores"] = str(os.cpu_count())
+    found["cpu"] = _cpu()
+    device = jax.devices()[0]
+    found["device"] = f"{device.platform} {device.device_kind}"
     return found
 
 
@@ -179,3 +181,12 @@ def _version(name: str) -> str:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor() or "unknown"
+    models = re.findall(r"^model name\s*: (.+)$", lines, re.MULTILINE)
+    return models[0] if models else "unknown"

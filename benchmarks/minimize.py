@@ -1,16 +1,13 @@
-"""Minimizing, next to optax's L-BFGS: compiling the whole loop, and an eager loop of steps.
+"""Minimizing by L-BFGS: compiling the whole loop, next to optax's loop and optimistix's.
 
-`python -m benchmarks.minimize` prints ratios with their spread, then the times, and the values
-reached. Counts must be right, or the exit status is not 0. Times are only reported.
+The value and gradient of the objective alone are the least that there is to compile.
 """
 
 import dataclasses
 import functools
-import sys
 from collections.abc import Callable
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
@@ -19,7 +16,9 @@ from jaxtyping import Array
 import eqopt
 
 from . import _timing
-from ._timing import counted, Row, Target, timed
+from ._models import loss_of, network, normalized, normalized_by_equinox, plain, rosenbrock
+from ._sides import peer
+from ._timing import counted, Row, timed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,57 +26,30 @@ class Size:
     """How much is done: for numbers, or only to see that it runs."""
 
     repetitions: int
+    slow_repetitions: int
     num_layers: int
-    num_steps: int
 
 
-FULL = Size(repetitions=7, num_layers=100, num_steps=20)
-SMOKE = Size(repetitions=1, num_layers=3, num_steps=3)
-
-Layers = list[dict[str, Array]]
+FULL = Size(repetitions=7, slow_repetitions=3, num_layers=100)
+SMOKE = Size(repetitions=1, slow_repetitions=1, num_layers=2)
 
 
-def network(num_layers: int) -> Layers:
-    keys = jax.random.split(jax.random.key(0), num_layers)
+def run(smoke: bool) -> list[Row]:
+    size = SMOKE if smoke else FULL
     return [
-        {
-            "w": 0.1 * jax.random.normal(key, (16, 16)),
-            "b": jnp.zeros(16),
-            "scale": jnp.ones(16),
-            "shift": jnp.zeros(16),
-        }
-        for key in keys
+        *counts(),
+        *compiling(plain, size, None),
+        *compiling(normalized, dataclasses.replace(size, repetitions=size.slow_repetitions), None),
+        # Its value and gradient alone take a minute, which the others' loops take several times.
+        *compiling(normalized_by_equinox, dataclasses.replace(size, repetitions=1), 1.5),
     ]
 
 
-def plain(layer: dict[str, Array], x: Array) -> Array:
-    return jnp.tanh(x @ layer["w"] + layer["b"])
+def by_eqopt(fn: Callable[..., Array], params: Any, *args: Any) -> Any:
+    return eqopt.minimize(fn, eqopt.LBFGS(), params, args, throw=False).params
 
 
-def normalized(layer: dict[str, Array], x: Array) -> Array:
-    normal = layer["scale"] * jax.nn.standardize(x) + layer["shift"]
-    return jax.nn.gelu(normal @ layer["w"] + layer["b"])
-
-
-def normalized_by_equinox(layer: dict[str, Array], x: Array) -> Array:
-    norm, linear = eqx.nn.LayerNorm(16), eqx.nn.Linear(16, 16, key=jax.random.key(0))
-    norm = eqx.tree_at(lambda m: (m.weight, m.bias), norm, (layer["scale"], layer["shift"]))
-    linear = eqx.tree_at(lambda m: (m.weight, m.bias), linear, (layer["w"], layer["b"]))
-    return jax.vmap(lambda row: jax.nn.gelu(linear(norm(row))))(x)
-
-
-def loss_of(layer_fn: Callable[[dict[str, Array], Array], Array]) -> Callable[..., Array]:
-    """Of a residual network of such layers."""
-
-    def loss(layers: Layers, x: Array, y: Array) -> Array:
-        for layer in layers:
-            x = x + layer_fn(layer, x)
-        return jnp.mean(jnp.square(x - y))
-
-    return loss
-
-
-def optax_loop(fn: Callable[..., Array], params: Any, *args: Any, num_steps: int) -> Any:
+def by_optax(fn: Callable[..., Array], params: Any, *args: Any, num_steps: int = 100) -> Any:
     """The loop of optax's documentation: a `while_loop` around `update`."""
     optimizer = optax.lbfgs()
     objective = functools.partial(_swapped, fn, args)
@@ -104,18 +76,17 @@ def _swapped(fn: Callable[..., Array], args: tuple[Any, ...], params: Any) -> Ar
     return fn(params, *args)
 
 
-def compiling(
-    layer_fn: Callable[..., Array], num_layers: int, repetitions: int, target: Target | None
-) -> list[Row]:
-    """From a function to an executable: the whole loop, and value and gradient alone.
+def by_optimistix(optimistix: Any, fn: Callable[..., Array], params: Any, *args: Any) -> Any:
+    solver = optimistix.LBFGS(rtol=1e-6, atol=1e-6)
+    return optimistix.minimise(
+        lambda params, args: fn(params, *args), solver, params, args, throw=False
+    ).value
 
-    Without a target, optax's loop too: where there is one, it would take longer than all the rest.
-    """
-    loss, layers = loss_of(layer_fn), network(num_layers)
+
+def compiling(layer_fn: Callable[..., Array], size: Size, at_most: float | None) -> list[Row]:
+    """From a function to an executable. With a bound, eqopt alone is held against it."""
+    loss, layers = loss_of(layer_fn), network(size.num_layers)
     x, y = jnp.ones((32, 16)), jnp.zeros((32, 16))
-
-    def whole(layers: Any, x: Array, y: Array) -> Any:
-        return eqopt.minimize(loss, eqopt.LBFGS(), layers, (x, y), throw=False).params
 
     def build(fn: Callable[..., Any]) -> Callable[[], float]:
         def run() -> float:
@@ -125,66 +96,34 @@ def compiling(
 
         return run
 
-    sides = {"eqopt": build(whole), "value_and_grad": build(jax.value_and_grad(loss))}
-    if target is None:
-        sides["optax"] = build(functools.partial(optax_loop, loss, num_steps=100))
-    times = _timing.alternate(sides, repetitions)
-    name = f"compile, {num_layers} layers {layer_fn.__name__} [s]"
-    rows = [timed(name, times, ("eqopt", "value_and_grad"), 1.0, target)]
-    if target is None:
-        rows.append(timed(name, times, ("optax", "value_and_grad"), 1.0, None))
-        rows.append(timed(name, times, ("eqopt", "optax"), 1.0, None))
-    return rows
+    sides = {
+        "value_and_grad": build(jax.value_and_grad(loss)),
+        "eqopt": build(functools.partial(by_eqopt, loss)),
+    }
+    others: list[str] = []
+    if at_most is None:
+        sides["optax"] = build(functools.partial(by_optax, loss))
+        others.append("optax")
+        if peer("optimistix") is not None:
+            solve = functools.partial(by_optimistix, peer("optimistix"), loss)
+            sides["optimistix"] = build(solve)
+            others.append("optimistix")
+    times = _timing.alternate(sides, size.repetitions)
+    name = f"compile, {size.num_layers} layers {layer_fn.__name__} [s]"
+    pairs = [("eqopt", other) for other in others]
+    pairs += [(other, "value_and_grad") for other in others]
+    return [
+        timed(name, times, ("eqopt", "value_and_grad"), 1.0, at_most),
+        *(timed(name, times, pair, 1.0) for pair in pairs),
+    ]
 
 
 def _compiled(fn: Callable[..., Any], *args: Any) -> None:
     jax.jit(fn).lower(*args).compile()
 
 
-def rosenbrock(x: Array) -> Array:
-    return jnp.sum(100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2)
-
-
-def eager(size: Size) -> list[Row]:
-    """A notebook's loop of uncompiled steps on a vector of four."""
-    start = jnp.full(4, -1.0)
-    ours, theirs = eqopt.LBFGS(), optax.lbfgs()
-    reached: dict[str, list[float]] = {}
-
-    def by_eqopt() -> Any:
-        x, state = start, ours.init(start)
-        for _ in range(size.num_steps):
-            x, state, _ = ours.step(rosenbrock, x, state)
-        return x
-
-    def by_optax() -> Any:
-        x, state = start, theirs.init(start)
-        value_and_grad = optax.value_and_grad_from_state(rosenbrock)
-        for _ in range(size.num_steps):
-            value, grad = value_and_grad(x, state=state)
-            updates, state = theirs.update(
-                grad, state, x, value=value, grad=grad, value_fn=rosenbrock
-            )
-            x = optax.apply_updates(x, updates)
-        return x
-
-    def side(name: str, run: Callable[[], Any]) -> Callable[[], float]:
-        def timed_run() -> float:
-            seconds, x = _timing.clock(run)
-            reached[name] = [float(rosenbrock(x))]
-            return seconds / size.num_steps
-
-        return timed_run
-
-    sides = {"eqopt": side("eqopt", by_eqopt), "optax": side("optax", by_optax)}
-    times = _timing.alternate(sides, max(size.repetitions // 3, 1))
-    row = timed("eager step [ms]", times, ("optax", "eqopt"), 1e-3, Target(50, at_least=True))
-    row.losses = reached
-    return [row]
-
-
 def counts() -> list[Row]:
-    """How often the objective is traced, and evaluated."""
+    """How often the objective is traced."""
     traces: list[None] = []
 
     def objective(x: Array, scale: Array) -> Array:
@@ -202,21 +141,3 @@ def counts() -> list[Row]:
         x, state, _ = opt.step(objective, x, state, scale)
     found["step"] = len(traces)
     return [counted("traces of the objective", found, {"minimize": 1, "step": 1})]
-
-
-def run(smoke: bool) -> list[Row]:
-    size = SMOKE if smoke else FULL
-    # Compiling is what is measured.
-    jax.config.update("jax_enable_compilation_cache", False)
-    return [
-        *counts(),
-        # What an objective takes to compile by itself goes from half a second to a minute.
-        *compiling(plain, size.num_layers, max(size.repetitions // 2, 1), None),
-        *compiling(normalized, size.num_layers, max(size.repetitions // 3, 1), None),
-        *compiling(normalized_by_equinox, size.num_layers, 1, Target(1.5, at_least=False)),
-        *eager(size),
-    ]
-
-
-if __name__ == "__main__":
-    sys.exit(_timing.main("benchmarks.minimize", __doc__, run))
