@@ -11,7 +11,7 @@ import jax
 
 from ._timing import Row, Spread
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "docs" / "benchmarks"
 
 Results = Mapping[str, list[Row]]
 

@@ -69,6 +69,13 @@ OPTAX = Side(
     lambda model: eqx.filter(model, eqx.is_inexact_array),
     _optax_apply,
 )
+# With a state that is one vector for each average.
+FLATTENED = dataclasses.replace(
+    EQOPT,
+    name="eqopt Flatten",
+    make=lambda rate: eqopt.Flatten(EQOPT.make(rate)),
+    clipping=lambda rate: eqopt.Flatten(EQOPT.clipping(rate)),
+)
 SIDES = (EQOPT, OPTAX)
 
 

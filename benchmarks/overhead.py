@@ -13,7 +13,7 @@ import eqopt
 
 from . import _timing
 from ._models import loss_fn, model_and_data
-from ._sides import by_hand, by_step, EQOPT, OPTAX, RATE, Side, torch_on_cpu, written_out
+from ._sides import by_hand, by_step, EQOPT, FLATTENED, OPTAX, RATE, Side, torch_on_cpu, written_out
 from ._timing import Row, timed_against
 
 # A way to train: called, it prepares, and gives what is timed. That returns the model.
@@ -43,10 +43,13 @@ def run(smoke: bool) -> list[Row]:
         "optax": loop(OPTAX, by_hand, size),
         "fit": fit(1, size),
         many: fit(size.steps_per_call, size),
-        "Optimizer.step": bundle(size),
+        "Optimizer.step": bundle(EQOPT, bundled_step, size),
+        "Optimizer.step, Flatten": bundle(FLATTENED, bundled_step, size),
         "step": loop(EQOPT, by_step, size),
         "own filter_jit": loop(EQOPT, by_hand, size),
         "own filter_jit, optimizer constant": loop(EQOPT, constant, size),
+        "own filter_jit, Flatten": loop(FLATTENED, by_hand, size),
+        "own filter_jit, Optimizer": bundle(EQOPT, eqx.filter_jit(two_halves), size),
         "plain jit, leaves, donated": leaves(size),
         "scan": scanned(size),
     }
@@ -64,8 +67,11 @@ def run(smoke: bool) -> list[Row]:
         "fit": 0.35,
         many: 0.15,
         "Optimizer.step": 0.35,
+        "Optimizer.step, Flatten": 0.35,
         "own filter_jit": 1.0,
         "own filter_jit, optimizer constant": 1.0,
+        "own filter_jit, Flatten": 1.0,
+        "own filter_jit, Optimizer": 1.0,
     }
     bounds = {way: at_most.get(way) for way in ways if way != "optax"}
     return timed_against("train step, 8 leaves [us]", times, "optax", 1e-6, bounds, values)
@@ -103,16 +109,27 @@ def fit(steps_per_call: int, size: Size) -> Way:
     return lambda: steps
 
 
-def bundle(size: Size) -> Way:
+def bundled_step(optimizer: Any, x: Any, y: Any) -> Any:
+    return optimizer.step(loss_fn, x, y)[0]
+
+
+def two_halves(optimizer: Any, x: Any, y: Any) -> Any:
+    """A step as users write it who want the gradients."""
+    _, grads = optimizer.compute_gradient(loss_fn, x, y)
+    return optimizer.apply_gradient(grads)
+
+
+def bundle(side: Side, step: Callable[..., Any], size: Size) -> Way:
+    """A loop of steps that take an `Optimizer`, and give a new one."""
     model, x, y = model_and_data()
 
     def prepare() -> Callable[[], Any]:
-        bundled = eqopt.Optimizer.create(EQOPT.make(RATE), model)
+        bundled = eqopt.Optimizer.create(side.make(RATE), model)
 
         def steps() -> Any:
             current = bundled
             for _ in range(size.num_steps):
-                current, _ = current.step(loss_fn, x, y)
+                current = step(current, x, y)
             return current.target
 
         return steps

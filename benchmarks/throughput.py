@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import _timing
-from ._sides import EQOPT, OPTAX, RATE, Side, torch_on_cpu, Update
+from ._sides import EQOPT, FLATTENED, OPTAX, RATE, Side, torch_on_cpu, Update
 from ._timing import Row, shown, timed, timed_against, Times
 
 PASSES = 7
@@ -51,6 +51,7 @@ def rows(name: str, lengths: list[int], size: Size, at_most: float) -> list[Row]
         "optax": ours(OPTAX, OPTAX.make, lengths),
         "eqopt clipping": ours(EQOPT, EQOPT.clipping, lengths),
         "optax clipping": ours(OPTAX, OPTAX.clipping, lengths),
+        "eqopt Flatten": ours(FLATTENED, FLATTENED.make, lengths),
         COPY: copy(lengths),
     }
     torch = torch_on_cpu()
@@ -74,13 +75,15 @@ def rows(name: str, lengths: list[int], size: Size, at_most: float) -> list[Row]
         timed(title, times, ("eqopt", COPY), 1e-3),
         timed(title, times, ("eqopt clipping", "eqopt"), 1e-3, 1.35),
         timed(title, times, ("eqopt clipping", "optax clipping"), 1e-3),
+        timed(title, times, ("eqopt Flatten", "eqopt"), 1e-3),
         _rates(f"{name}: GB/s", times, 4 * sum(lengths)),
     ]
 
 
 def _rates(name: str, times: Times, num_bytes: int) -> Row:
     """Bytes in a second: medians."""
-    fast = {side.partition(" ")[0]: x for side, x in times.items() if "clipping" not in side}
+    others = ("eqopt clipping", "optax clipping", "eqopt Flatten")
+    fast = {side.partition(" ")[0]: x for side, x in times.items() if side not in others}
     rates = {side: PASSES * num_bytes / statistics.median(x) for side, x in fast.items()}
     return shown(name, {side: f"{rate * 1e-9:.3g}" for side, rate in rates.items()})
 

@@ -55,8 +55,8 @@ class Optimizer(eqx.Module, Generic[Model, State]):
 
     # The transformation and the focus; the target and the state. From one step to the next they are
     # of no interest but to a program.
-    rule: Flat
-    flat: Flat
+    _rule: Flat
+    _flat: Flat
 
     def __init__(
         self,
@@ -65,8 +65,8 @@ class Optimizer(eqx.Module, Generic[Model, State]):
         target: Model,
         focus: AbstractSelector | None = None,
     ) -> None:
-        self.rule = Flat.of(on_device((settle(transformation), focus)))
-        self.flat = Flat.of((target, state))
+        self._rule = Flat.of(on_device((settle(transformation), focus)))
+        self._flat = Flat.of((target, state))
 
     # Methods as plain Python has them: to make one a PyTree, Equinox looks at every leaf, whenever
     # it is taken.
@@ -75,19 +75,19 @@ class Optimizer(eqx.Module, Generic[Model, State]):
 
     @property
     def transformation(self) -> AbstractTransformation[Any]:
-        return self.rule.whole()[0]
+        return self._rule.whole()[0]
 
     @property
     def focus(self) -> AbstractSelector | None:
-        return self.rule.whole()[1]
+        return self._rule.whole()[1]
 
     @property
     def target(self) -> Model:
-        return self.flat.whole()[0]
+        return self._flat.whole()[0]
 
     @property
     def state(self) -> State:
-        return self.flat.whole()[1]
+        return self._flat.whole()[1]
 
     @overload
     @classmethod
@@ -172,7 +172,7 @@ class Optimizer(eqx.Module, Generic[Model, State]):
 
         A `ValueError` or `TypeError` that names the leaf or the argument at fault.
         """
-        kept = _rule(self, overrides), self.flat
+        kept = _rule(self, overrides), self._flat
         flat, _ = _door.advance(apply_gradient, kept, drop_statics(grads))
         return _after(self, flat)
 
@@ -205,7 +205,7 @@ class Optimizer(eqx.Module, Generic[Model, State]):
         with `None` for what is not trained.
         """
         hoisted = hoist(loss_fn)
-        target, state = self.flat.whole()
+        target, state = self._flat.whole()
         evaluation = _door.call(
             gradient,
             hoisted,
@@ -275,7 +275,7 @@ class Optimizer(eqx.Module, Generic[Model, State]):
     @property
     def eval_target(self) -> Model:
         """The model to evaluate with: slow, averaged, or as it is; see [`eqopt.eval_params`][]."""
-        return eval_params(*self.flat.whole())
+        return eval_params(*self._flat.whole())
 
     def hyperparameters(self) -> dict[str, Array]:
         """Gives the numeric hyper-parameters that the next step will use, for logging.
@@ -296,7 +296,7 @@ class Optimizer(eqx.Module, Generic[Model, State]):
 
         - `**changes`: the new values by name.
         """
-        target, state = self.flat.whole()
+        target, state = self._flat.whole()
         target, state = changes.pop("target", target), changes.pop("state", state)
         transformation = changes.pop("transformation", self.transformation)
         check_transformation("transformation", transformation)
@@ -325,16 +325,16 @@ class Optimizer(eqx.Module, Generic[Model, State]):
 
 def _rule(optimizer: Optimizer[Any, Any], overrides: dict[str, Any]) -> Flat:
     if not overrides:
-        return optimizer.rule
-    transformation, focus = optimizer.rule.whole()
+        return optimizer._rule
+    transformation, focus = optimizer._rule.whole()
     return Flat.of((override(transformation, overrides), focus))
 
 
 def _after(optimizer: Optimizer[Model, State], flat: Flat) -> Optimizer[Model, State]:
     # As Equinox unflattens a Module: to make one by its class takes longer than the step.
     after: Optimizer[Model, State] = object.__new__(Optimizer)
-    object.__setattr__(after, "rule", optimizer.rule)
-    object.__setattr__(after, "flat", flat)
+    object.__setattr__(after, "_rule", optimizer._rule)
+    object.__setattr__(after, "_flat", flat)
     return after
 
 
@@ -349,7 +349,7 @@ def _stepped(
     hoisted = hoist(loss_fn)
     flat, evaluation = _door.advance(
         take_step,
-        (_rule(optimizer, overrides), optimizer.flat),
+        (_rule(optimizer, overrides), optimizer._flat),
         hoisted,
         numbers_are_data(args),
         numbers_are_data(kwargs),

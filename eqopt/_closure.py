@@ -32,6 +32,7 @@ import numpy as np
 
 from ._bytecode import Callbacks, CALLED, installed, NO_CALLBACKS, Paths, WHOLE
 from ._callbacks import Watch, watching
+from ._plain import Glance
 from ._reading import Name, Reader, UnseenError
 from ._types import Function
 
@@ -98,12 +99,17 @@ def hoist(fn: Function) -> Function:
     learned = _learned.get(root)
     if learned is None:
         learned = _learned.setdefault(root, _Learned(root))
+    if learned.seen is not None and learned.seen.same(fn) and learned.callbacks == NO_CALLBACKS:
+        return learned.hoisted
     hoister = _Hoister(learned, learned.callbacks, constant=learned.constant)
     try:
         skeleton = hoister.hoist_all(fn)
     except (UnseenError, RecursionError):
         return Hoisted((), _Plan(lambda arrays: fn, hoister.reader, fn, learned, opaque=True))
-    return Hoisted(tuple(hoister.leaves), _Plan(skeleton, hoister.reader, fn, learned))
+    hoisted = Hoisted(tuple(hoister.leaves), _Plan(skeleton, hoister.reader, fn, learned))
+    learned.seen = Glance.at(fn)
+    learned.hoisted = None if learned.seen is None else hoisted  # which may have arrays
+    return hoisted
 
 
 def opaque(fn: Function) -> bool:
@@ -157,6 +163,8 @@ class _Learned:
         self.written: set[Name] = set()  # what it changes itself
         self.callbacks = NO_CALLBACKS
         self.ran: Set[types.CodeType] = frozenset()  # what would be one, but is run by itself too
+        self.seen: Glance | None = None  # the latest function, if it is plain, and what it became
+        self.hoisted: Any = None
 
     def learn(self, watch: Watch, written: Set[Name]) -> None:
         answering = self.callbacks.answering | watch.answering

@@ -55,7 +55,7 @@ _WRITERS: dict[type, frozenset[str]] = {
 }
 
 
-def _known(module: str | None) -> bool:
+def known(module: str | None) -> bool:
     """Whether a module belongs to an installed package, and so does not change."""
     if module is None or module == "__main__":
         return False
@@ -123,7 +123,7 @@ class Reader:
                 self.note(me, name, fn.__globals__[name], found.globals[name], certain=certain)
             elif name in _BLIND and name in vars(builtins):
                 raise UnseenError(f"it calls `{name}`")
-        if not all(map(_known, found.modules)):
+        if not all(map(known, found.modules)):
             raise UnseenError("it imports a module that is not installed")
         return me
 
@@ -252,7 +252,7 @@ class Reader:
 
     def _module_key(self, module: types.ModuleType, paths: Paths) -> Hashable:
         me = self._name(module, ("module", id(module)))
-        if not _known(module.__name__):
+        if not known(module.__name__):
             for path in paths:
                 if not path:
                     self.open[id(module)] = module
@@ -263,7 +263,7 @@ class Reader:
     def _object_key(self, x: Any, paths: Paths) -> Hashable:
         """An object of a user's own class is known by those of its attributes that are read."""
         cls = type(x)
-        if _known(cls.__module__) or cls.__dictoffset__ == 0 or any(map(_hides, cls.__mro__)):
+        if known(cls.__module__) or cls.__dictoffset__ == 0 or any(map(_hides, cls.__mro__)):
             raise UnseenError(f"a {cls.__name__} cannot be seen into")
         self.doubtful = True
         me, pending = self._name(x, ("object", cls)), paths
@@ -311,7 +311,7 @@ class Reader:
 
     def _open(self, cls: type) -> None:
         for base in cls.__mro__:
-            if _known(base.__module__) or base is object or id(base) in self.order:
+            if known(base.__module__) or base is object or id(base) in self.order:
                 continue
             self._name(base, ("class", base))
             self.open[id(base)] = base

@@ -82,7 +82,7 @@ def test_an_optimizer_is_a_tree_of_the_same_leaves():
     found, _ = jax.tree_util.tree_flatten_with_path(optimizer)
     paths = [jax.tree_util.keystr(path) for path, _ in found]
     expected, _ = jax.tree_util.tree_flatten_with_path((optimizer.target, optimizer.state))
-    assert [p.removeprefix(".flat") for p in paths if p.startswith(".flat")] == [
+    assert [p.removeprefix("._flat") for p in paths if p.startswith("._flat")] == [
         jax.tree_util.keystr(path) for path, _ in expected
     ]
     doubled = jax.tree.map(lambda x: 2 * x, optimizer)
