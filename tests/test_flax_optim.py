@@ -171,7 +171,7 @@ def test_final_state(name: str):
         if not np.isfinite(expected).all():
             assert name == "LAMB/a/edge_float64"
             continue
-        # Without 64 bits, `1 - 0.999` is off by 1.3e-5, and so is what is averaged with that weight.
+        # Without 64 bits, `1 - 0.999` is off by 1.3e-5, and so is what has that weight.
         rounded = own == "grad_sq_ema" and not X64
         rtol = 2e-5 if rounded else tolerance(name)
         assert_near(sign * ours[matches[0]][None], expected[None], rtol)
