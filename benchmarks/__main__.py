@@ -54,18 +54,22 @@ def main(arguments: list[str] | None = None) -> int:
         if options.smoke:
             without_targets(results[name])
         print(f"\n{name}", *_report.verdicts(results[name]), sep="\n", flush=True)
+        save(options, header, results)  # what has been measured, should the rest be cut off
     rows = [row for rows in results.values() for row in rows]
     print(*_report.details(rows), sep="\n")
+    return int(bool(wrong(rows)))
+
+
+def save(options: argparse.Namespace, header: dict[str, str], results: _report.Results) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         # A part, or a run that measures nothing, is not to be taken for a result.
         whole = not (options.smoke or options.suites)
-        for option, suffix, save in (
+        for option, suffix, write in (
             (options.json, ".json", _report.write),
             (options.picture, ".png", _report.draw),
         ):
             default = _report.device_file(suffix) if whole else Path(scratch, f"result{suffix}")
-            save(option or default, header, results)
-    return int(bool(wrong(rows)))
+            write(option or default, header, results)
 
 
 def without_targets(rows: list[Row]) -> None:
