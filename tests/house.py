@@ -23,6 +23,7 @@ FLOORS = (
     ("_arithmetic.py", "_bytecode.py", "_interpolation.py", "_types.py"),
     ("_callbacks.py", "_check.py", "_identity.py"),
     ("_packed.py", "_reading.py", "_sharing.py"),
+    ("_plain.py",),
     (
         "_closure.py",
         "_door.py",
