@@ -331,7 +331,7 @@ def _rule(optimizer: Optimizer[Any, Any], overrides: dict[str, Any]) -> Flat:
 
 
 def _after(optimizer: Optimizer[Model, State], flat: Flat) -> Optimizer[Model, State]:
-    # As Equinox unflattens a Module: to make one by its class takes longer than the step.
+    # As Equinox unflattens a Module; one that is made by its class is looked through.
     after: Optimizer[Model, State] = object.__new__(Optimizer)
     object.__setattr__(after, "_rule", optimizer._rule)
     object.__setattr__(after, "_flat", flat)

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from ._arithmetic import cast, plus, real_dtype
 from ._check import is_inexact
 from ._closure import hoist, opaque
 from ._history import History, Metrics, Record
@@ -77,10 +76,11 @@ class FitProgress(Generic[Model]):
 
     @property
     def aux(self) -> PyTree:
-        return self._metrics.last().aux
+        metrics = self._metrics
+        return metrics.aux if metrics.is_one else jax.tree.map(lambda x: x[-1], metrics.aux)
 
     def _numbers(self) -> list[float]:
-        return np.asarray(self._metrics.last().numbers).tolist()
+        return self._metrics.latest().tolist()
 
     @property
     def model(self) -> Model:
@@ -209,12 +209,11 @@ def _after(norm: Array, model: Model) -> Model:
     the compiler is not certain by itself, and copies what it may be.
     """
 
-    def wait(x: Any) -> Any:
-        # What is added is -0.0, which changes nothing.
-        return plus(x, cast(nothing, real_dtype(x.dtype))) if is_inexact(x) else x
-
-    nothing = jnp.where(norm >= 0, jnp.full_like(norm, -0.0), jnp.zeros_like(norm))
-    return jax.tree.map(wait, model)
+    # Which it never is; selected, so that not a bit of the model changes.
+    negative = norm < 0
+    return jax.tree.map(
+        lambda x: jnp.where(negative, jnp.zeros_like(x), x) if is_inexact(x) else x, model
+    )
 
 
 @functools.lru_cache(maxsize=64)

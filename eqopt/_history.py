@@ -59,8 +59,10 @@ class Metrics(NamedTuple):
     def is_one(self) -> bool:
         return self.numbers.ndim == 1
 
-    def last(self) -> "Metrics":
-        return self if self.is_one else jax.tree.map(lambda x: x[-1], self)
+    def latest(self) -> np.ndarray:
+        """The numbers of the last step; waits for the device."""
+        numbers = np.asarray(self.numbers)
+        return numbers if self.is_one else numbers[-1]
 
 
 class Record:
@@ -92,7 +94,7 @@ class Record:
         for metrics in reversed(self._waiting):
             numbers: Any = metrics.numbers
             if numbers.is_ready():
-                self._latest = f"loss {np.asarray(metrics.last().numbers)[0]:.4g}"
+                self._latest = f"loss {metrics.latest()[0]:.4g}"
                 break
         return self._latest
 

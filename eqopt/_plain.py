@@ -5,10 +5,11 @@ defaults, and reads numbers, what packages have, and other plain functions: then
 that it reads the same objects still.
 """
 
+import sys
 import types
 from typing import Any
 
-from ._bytecode import installed, NO_CALLBACKS, uses
+from ._bytecode import NO_CALLBACKS, uses
 from ._reading import known
 
 _MISSING = object()
@@ -60,7 +61,10 @@ def _is_a_packages(x: Any) -> bool:
         return known(x.__name__)
     if isinstance(x, type):
         return known(x.__module__)
-    return type(x) is types.FunctionType and installed(x.__code__.co_filename)
+    if type(x) is not types.FunctionType or not known(x.__module__):
+        return False
+    # Found under its own name: a package's code may be what a decorator of its put around a user's.
+    return vars(sys.modules[x.__module__]).get(x.__name__) is x
 
 
 def _is_bare(fn: types.FunctionType) -> bool:

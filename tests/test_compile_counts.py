@@ -79,15 +79,6 @@ def compiled(function: Callable[..., Any], *args: Any) -> str:
     return jax.jit(function).lower(*args).compile().as_text() or ""
 
 
-def test_the_norm_is_not_computed_again_for_each_leaf() -> None:
-    def instructions(num: int) -> int:
-        return compiled(step, *arguments(num)).count(" = ")
-
-    one, two = instructions(28), instructions(56)
-    # Twice the leaves, twice the program; it was three times as much with the sum in each leaf's.
-    assert two < 2.2 * one
-
-
 def test_small_leaves_share_a_sum() -> None:
     assert 1 <= compiled(eqopt.global_norm, many_leaves(56)).count(" reduce(") < 28
 

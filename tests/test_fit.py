@@ -336,3 +336,20 @@ def test_pictures() -> None:
     schedule = eqopt.Linear(init_value=1.0, end_value=0.0, transition_steps=10)
     line = eqopt.plot.schedule(schedule, 11).axes[0].lines[0]
     assert np.allclose(line.get_ydata(), np.linspace(1, 0, 11), atol=1e-6)
+
+
+def test_what_does_not_move_keeps_its_bits():
+    dtype = float_dtype()
+    # A number that arithmetic may take for zero, the other zero, and a NaN's own bits.
+    odd = np.array([np.finfo(dtype).smallest_subnormal, -0.0, np.nan], dtype)
+    model = {"still": jnp.asarray(odd), "moves": jnp.ones(2, dtype)}
+
+    def loss(model, x):
+        return jnp.sum(x * model["moves"] ** 2)
+
+    opt = eqopt.SelectiveTransform(eqopt.SGD(0.1), {"still": True, "moves": False})
+    before = np.asarray(model["still"]).tobytes()
+    for steps_per_call in (1, 2):
+        batches = [(jnp.asarray(x, dtype),) for x in (1.0, np.nan)]
+        found = eqopt.fit(loss, opt, model, batches, steps_per_call=steps_per_call)
+        assert np.asarray(found.model["still"]).tobytes() == before

@@ -25,6 +25,11 @@ def loss(p):
 
 def other(p):
     return jnp.sum(vmap(inner)(p)) if issubclass(Module, object) else p
+
+mapped = vmap(inner)
+
+def wrapped(p):
+    return jnp.sum(mapped(p))
 """
 
 
@@ -86,6 +91,15 @@ def test_a_change_is_seen(change: Callable[[dict[str, Any]], None]) -> None:
     change(found)
     assert found["loss"](P) == 3 * jnp.sum(P)
     door.check(found["loss"])
+    assert door.num_traces == 2
+
+
+def test_a_change_behind_a_packages_function_is_seen() -> None:
+    # The code of `mapped` is JAX's; what it calls is the user's.
+    door, found = Door(), scope()
+    door.check(found["wrapped"])
+    found["scale"] = 3.0
+    door.check(found["wrapped"])
     assert door.num_traces == 2
 
 
