@@ -31,8 +31,8 @@ class Spec:
 
 
 @functools.lru_cache(maxsize=4096)
-def _spec(structure: TreeDef, statics: tuple[Any, ...], kinds: tuple[type, ...]) -> Spec:
-    # By their types too, for `1 == 1.0 == True`.
+def _spec(structure: TreeDef, statics: tuple[Any, ...], kinds: tuple[type | str, ...]) -> Spec:
+    # By what equality does not tell apart: `1 == 1.0 == True`, and `0.0 == -0.0`.
     del kinds
     return Spec(structure, statics)
 
@@ -73,8 +73,9 @@ def pack_leaves(leaves: list[Any], structure: TreeDef, *, remember: bool = True)
     own = tuple(statics)
     if not remember:
         return Packed(arrays, Spec(structure, own))
+    kinds = tuple([repr(x) if type(x) in (float, complex) else type(x) for x in own])
     try:
-        return Packed(arrays, _spec(structure, own, tuple(map(type, own))))
+        return Packed(arrays, _spec(structure, own, kinds))
     except TypeError:
         _check_hashable(structure.unflatten(leaves))
         raise

@@ -59,12 +59,11 @@ def _is_a_packages(x: Any) -> bool:
     """Whether it is a module, a class or a function of an installed package."""
     if isinstance(x, types.ModuleType):
         return known(x.__name__)
-    if isinstance(x, type):
-        return known(x.__module__)
-    if type(x) is not types.FunctionType or not known(x.__module__):
+    if not isinstance(x, type | types.FunctionType) or not known(x.__module__):
         return False
     # Found under its own name: a package's code may be what a decorator of its put around a user's.
-    return vars(sys.modules[x.__module__]).get(x.__name__) is x
+    home = sys.modules.get(x.__module__)
+    return home is not None and vars(home).get(x.__name__) is x
 
 
 def _is_bare(fn: types.FunctionType) -> bool:
