@@ -81,3 +81,9 @@ def rosenbrock(x: Array) -> Array:
 def many_leaves(num: int) -> dict[str, Float[Array, "rows columns"]]:
     """Matrices of seven shapes in turn."""
     return {f"leaf{i:03}": jnp.full((4, 4 + i % 7), 0.5, jnp.float32) for i in range(num)}
+
+
+def matrices(num: int) -> dict[str, Float[Array, "rows columns"]]:
+    """Matrices of five shapes in turn, as those of a transformer, but small."""
+    shapes = ((16, 16), (16, 48), (16, 64), (64, 16), (32, 16))
+    return {f"leaf{i:03}": jnp.full(shapes[i % 5], 0.5, jnp.float32) for i in range(num)}

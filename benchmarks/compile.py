@@ -14,11 +14,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jaxtyping
+import optax
 from jaxtyping import Array
 
+import eqopt
+
 from . import _timing
-from ._models import loss_fn, loss_of, many_leaves, model_and_data, network, normalized
-from ._sides import EQOPT, FLATTENED, RATE, Side, SIDES, WAYS, written_out
+from ._models import loss_fn, loss_of, many_leaves, matrices, model_and_data, network, normalized
+from ._sides import EQOPT, FLATTENED, OPTAX, RATE, Side, SIDES, WAYS, written_out
 from ._timing import counted, Row, timed
 
 RATES = (1e-4, 1e-3, 1e-2)
@@ -32,10 +35,11 @@ class Size:
     repetitions: int
     nums_leaves: tuple[int, ...]
     num_layers: int
+    num_matrices: int
 
 
-FULL = Size(repetitions=7, nums_leaves=(10, 100, 1000), num_layers=100)
-SMOKE = Size(repetitions=1, nums_leaves=(5,), num_layers=2)
+FULL = Size(repetitions=7, nums_leaves=(10, 100, 1000), num_layers=100, num_matrices=500)
+SMOKE = Size(repetitions=1, nums_leaves=(5,), num_layers=2, num_matrices=5)
 
 
 def run(smoke: bool) -> list[Row]:
@@ -43,7 +47,7 @@ def run(smoke: bool) -> list[Row]:
     rows = [*counts(), cost_of_checks(num_leaves=20)]
     for num in size.nums_leaves:
         rows += updating(num, size.repetitions)
-    return rows + large_objective(size)
+    return [*rows, *orthogonalizing(size), *large_objective(size)]
 
 
 # Times
@@ -102,6 +106,25 @@ def updating(num_leaves: int, repetitions: int) -> list[Row]:
         timed(name(LOWER), times[LOWER], ("eqopt", "eqopt unchecked"), 1e-3, 1.3),
         timed(name(LOWER), times[LOWER], ("nothing", "optax"), 1e-3),
     ]
+
+
+def orthogonalizing(size: Size) -> list[Row]:
+    """Muon, updating and applying: matrices of five shapes."""
+    params = matrices(size.num_matrices)
+    optimizers = {EQOPT: eqopt.Muon(RATE), OPTAX: optax.contrib.muon(RATE)}
+    states = {side: optimizer.init(params) for side, optimizer in optimizers.items()}
+
+    def one(side: Side) -> dict[str, float]:
+        step = functools.partial(side.apply, optimizers[side])
+        return phases(step, params, params, states[side])
+
+    # Half a minute each, for optax.
+    sides = {side.name: functools.partial(one, side) for side in optimizers}
+    times = _timing.alternate_phases(sides, min(size.repetitions, 3))
+    name = f"Muon, {size.num_matrices} leaves, {{}} [ms]".format
+    pair = ("eqopt", "optax")
+    most = size.num_matrices >= 500
+    return [timed(name(x), times[x], pair, 1e-3, 0.25 if most else None) for x in times]
 
 
 def large_objective(size: Size) -> list[Row]:

@@ -1,6 +1,12 @@
 """Optimizers for Equinox."""
 
-from . import flax_optim as flax_optim, plot as plot
+from . import (
+    flax_optim as flax_optim,
+    plot as plot,
+    projections as projections,
+    tree as tree,
+)
+from ._apply import apply_updates as apply_updates
 from ._bundle import Optimizer as Optimizer
 from ._cache import Cache as Cache, LinesearchState as LinesearchState
 from ._check import typed as typed
@@ -35,6 +41,15 @@ from ._linesearch.base import (
 from ._linesearch.hager_zhang import ScaleByHagerZhangLinesearch as ScaleByHagerZhangLinesearch
 from ._linesearch.wolfe import ScaleByWolfeLinesearch as ScaleByWolfeLinesearch
 from ._linesearch.zoom import ScaleByZoomLinesearch as ScaleByZoomLinesearch
+from ._matrices import MuonDimensionNumbers as MuonDimensionNumbers
+from ._micro_grad import (
+    AbstractAccumulator as AbstractAccumulator,
+    MeanAccumulator as MeanAccumulator,
+    micro_grad as micro_grad,
+    RunningMeanAccumulator as RunningMeanAccumulator,
+    StackAccumulator as StackAccumulator,
+    SumAccumulator as SumAccumulator,
+)
 from ._minimize import minimize as minimize, Solution as Solution
 from ._monitor import (
     AbstractMeasure as AbstractMeasure,
@@ -44,29 +59,69 @@ from ._monitor import (
     MonitorState as MonitorState,
     Snapshot as Snapshot,
 )
+from ._newton_schulz import (
+    muon_aol as muon_aol,
+    muon_frobenius as muon_frobenius,
+    muon_schatten as muon_schatten,
+    muon_spectral as muon_spectral,
+)
 from ._objective import (
     Context as Context,
     Evaluation as Evaluation,
     Objective as Objective,
     Whole as Whole,
 )
+from ._optimizer.acprop import ACProp as ACProp
 from ._optimizer.adabelief import AdaBelief as AdaBelief
 from ._optimizer.adadelta import Adadelta as Adadelta
 from ._optimizer.adafactor import Adafactor as Adafactor
 from ._optimizer.adagrad import Adagrad as Adagrad
 from ._optimizer.adam import Adam as Adam, AdamW as AdamW, NAdam as NAdam, NAdamW as NAdamW
+from ._optimizer.adamax import Adamax as Adamax, AdamaxW as AdamaxW
+from ._optimizer.adan import Adan as Adan
+from ._optimizer.ademamix import AdEMAMix as AdEMAMix, SimplifiedAdEMAMix as SimplifiedAdEMAMix
+from ._optimizer.adopt import ADOPT as ADOPT
+from ._optimizer.amsgrad import AMSGrad as AMSGrad
+from ._optimizer.cocob import COCOB as COCOB
+from ._optimizer.dadapt import DAdaptAdamW as DAdaptAdamW, Prodigy as Prodigy
+from ._optimizer.dog import DoG as DoG, DoWG as DoWG
+from ._optimizer.dpsgd import DPSGD as DPSGD
+from ._optimizer.fromage import Fromage as Fromage
+from ._optimizer.galore import (
+    GaLore as GaLore,
+    ScaleByGaLore as ScaleByGaLore,
+    ScaleByGaLoreState as ScaleByGaLoreState,
+)
 from ._optimizer.lamb import LAMB as LAMB
 from ._optimizer.lars import LARS as LARS
 from ._optimizer.lion import Lion as Lion
+from ._optimizer.madgrad import MADGRAD as MADGRAD
+from ._optimizer.momo import MoMo as MoMo, MoMoAdam as MoMoAdam
+from ._optimizer.muon import Muon as Muon
+from ._optimizer.noisy_sgd import NoisySGD as NoisySGD
 from ._optimizer.nonlinear_cg import NonlinearCG as NonlinearCG
+from ._optimizer.novograd import NovoGrad as NovoGrad
+from ._optimizer.optimistic import OptimisticGradientDescent as OptimisticGradientDescent
+from ._optimizer.optimistic_adam import OptimisticAdamV2 as OptimisticAdamV2
 from ._optimizer.polyak import PolyakSGD as PolyakSGD
 from ._optimizer.quasi_newton import BFGS as BFGS, LBFGS as LBFGS
+from ._optimizer.radam import RAdam as RAdam
 from ._optimizer.rmsprop import RMSProp as RMSProp
+from ._optimizer.rprop import Rprop as Rprop
 from ._optimizer.schedule_free import (
     ScheduleFreeAdamW as ScheduleFreeAdamW,
     ScheduleFreeSGD as ScheduleFreeSGD,
 )
 from ._optimizer.sgd import SGD as SGD
+from ._optimizer.sign import SignSGD as SignSGD, Signum as Signum
+from ._optimizer.sm3 import SM3 as SM3
+from ._optimizer.sophia import Sophia as Sophia
+from ._optimizer.yogi import Yogi as Yogi
+from ._per_example import (
+    per_example_global_norm_clip as per_example_global_norm_clip,
+    per_example_layer_norm_clip as per_example_layer_norm_clip,
+    per_example_value_and_grad as per_example_value_and_grad,
+)
 from ._precision.cast import cast_floating as cast_floating
 from ._precision.compensated import (
     Compensated as Compensated,
@@ -150,95 +205,22 @@ from ._selector import (
     TreeSelector as TreeSelector,
     Where as Where,
 )
-from ._transform.adadelta import (
-    ScaleByAdadelta as ScaleByAdadelta,
-    ScaleByAdadeltaState as ScaleByAdadeltaState,
-)
-from ._transform.adam import ScaleByAdam as ScaleByAdam, ScaleByAdamState as ScaleByAdamState
-from ._transform.apply_every import (
-    ApplyEvery as ApplyEvery,
-    ApplyEveryState as ApplyEveryState,
-)
-from ._transform.average import (
-    EMA as EMA,
-    EMAState as EMAState,
-    Trace as Trace,
-    TraceState as TraceState,
-)
-from ._transform.basic import (
-    Identity as Identity,
-    Scale as Scale,
-    SetToZero as SetToZero,
-    Stateless as Stateless,
-)
-from ._transform.belief import (
-    ScaleByBelief as ScaleByBelief,
-    ScaleByBeliefState as ScaleByBeliefState,
-)
-from ._transform.block import (
-    ScaleByParamBlockNorm as ScaleByParamBlockNorm,
-    ScaleByParamBlockRMS as ScaleByParamBlockRMS,
-    ScaleByTrustRatio as ScaleByTrustRatio,
-)
-from ._transform.clip import (
-    Clip as Clip,
-    ClipByBlockRMS as ClipByBlockRMS,
-    ClipByGlobalNorm as ClipByGlobalNorm,
-    Normalize as Normalize,
-)
-from ._transform.conjugate_gradient import (
-    AbstractConjugacy as AbstractConjugacy,
-    ConjugacyProducts as ConjugacyProducts,
-    DaiYuan as DaiYuan,
-    FletcherReeves as FletcherReeves,
-    HagerZhang as HagerZhang,
-    PolakRibierePlus as PolakRibierePlus,
-    ScaleByNonlinearCG as ScaleByNonlinearCG,
-    ScaleByNonlinearCGState as ScaleByNonlinearCGState,
-)
-from ._transform.decay import AddDecayedWeights as AddDecayedWeights
-from ._transform.factored import (
-    decay_rate_pow as decay_rate_pow,
-    ScaleByFactoredRMS as ScaleByFactoredRMS,
-    ScaleByFactoredRMSState as ScaleByFactoredRMSState,
-)
-from ._transform.learning_rate import (
-    ScaleByLearningRate as ScaleByLearningRate,
-    ScaleByLearningRateState as ScaleByLearningRateState,
-    ScaleBySchedule as ScaleBySchedule,
-    ScaleByScheduleState as ScaleByScheduleState,
-)
-from ._transform.lion import (
-    lion_hard as lion_hard,
-    lion_refined as lion_refined,
-    lion_smooth as lion_smooth,
-    ScaleByLion as ScaleByLion,
-    ScaleByLionState as ScaleByLionState,
-)
-from ._transform.polyak import ScaleByPolyak as ScaleByPolyak
-from ._transform.reduce_on_plateau import (
-    ReduceOnPlateau as ReduceOnPlateau,
-    ReduceOnPlateauState as ReduceOnPlateauState,
-)
-from ._transform.rms import (
-    ScaleByRMS as ScaleByRMS,
-    ScaleByRMSState as ScaleByRMSState,
-    ScaleByStddev as ScaleByStddev,
-    ScaleByStddevState as ScaleByStddevState,
-)
-from ._transform.rss import ScaleByRSS as ScaleByRSS, ScaleByRSSState as ScaleByRSSState
 from ._transformation import (
     AbstractLeafwise as AbstractLeafwise,
     AbstractOptimizer as AbstractOptimizer,
     AbstractTransformation as AbstractTransformation,
-    apply_updates as apply_updates,
     EmptyState as EmptyState,
 )
+from ._transforms import *
 from ._tree import (
     bias_correction as bias_correction,
     global_norm as global_norm,
     increment as increment,
     zeros_like as zeros_like,
+)
+from ._update import (
+    incremental_update as incremental_update,
+    periodic_update as periodic_update,
 )
 from ._value_and_grad import value_and_grad as value_and_grad
 from ._value_and_grad_from_state import (
@@ -265,6 +247,11 @@ from ._wrapper.freeze import (
     FreezeState as FreezeState,
     SelectiveTransform as SelectiveTransform,
     SelectiveTransformState as SelectiveTransformState,
+)
+from ._wrapper.inject_hyperparams import (
+    InjectedHyperparams as InjectedHyperparams,
+    InjectHyperparams as InjectHyperparams,
+    InjectHyperparamsState as InjectHyperparamsState,
 )
 from ._wrapper.lookahead import Lookahead as Lookahead, LookaheadState as LookaheadState
 from ._wrapper.masked import Masked as Masked, MaskedState as MaskedState

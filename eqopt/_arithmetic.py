@@ -107,6 +107,30 @@ def safe_sqrt(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return lax.select(positive, lax.sqrt(lax.select(positive, x, lax.full_like(x, 1))), x)
 
 
+def over_root(
+    x: Array,
+    square: Float[Array, "..."],
+    eps: Float[Array, ""],
+    eps_root: Float[Array, ""] | None = None,
+) -> Array:
+    """`x / (sqrt(square + eps_root) + eps)`, with a finite derivative where the root is 0."""
+    under = square if eps_root is None else plus(square, eps_root)
+    return over(x, plus(safe_sqrt(under), eps))
+
+
+def where_positive(number: Float[Array, ""], x: Array, y: Array) -> Array:
+    """All of `x` where the number is positive, else all of `y`; nothing of the other."""
+    # Not by `jnp.where`, which is a program in the program of each leaf.
+    return lax.select(lax.gt(number, np.zeros((), number.dtype)), x, y)
+
+
+def clipped(x: Inexact[Array, "*shape"], limit: Float[Array, ""]) -> Inexact[Array, "*shape"]:
+    """Each entry limited; of a complex one, the real and the imaginary part."""
+    if is_complex(x):
+        return lax.complex(clipped(lax.real(x), limit), clipped(lax.imag(x), limit))
+    return jnp.clip(x, -limit, limit)
+
+
 def norm(x: Inexact[Array, "*shape"]) -> Float[Array, ""]:
     """The 2-norm of all of `x`, with a derivative of 0 at 0."""
     return safe_sqrt(jnp.sum(abs_sq(x)))

@@ -179,6 +179,7 @@ def fit(
     name: str,
     *,
     any_dtype: bool = False,
+    any_shape: bool = False,
     widened: bool = False,
     reference_name: str = "params",
 ) -> Any:
@@ -187,7 +188,7 @@ def fit(
     What is not trained is dropped, a `None` stands for all that would be below it, and whatever
     else does not fit is an error that names the leaf. Without `params`, the updates are taken at
     their word, but must be inexact arrays. With `widened`, those of half-precision parameters may
-    be in float32.
+    be in float32. With `any_shape`, somebody else checks their shapes.
     """
     if params is None:
         leaves, treedef = flatten(updates)
@@ -207,14 +208,14 @@ def fit(
             kept.append(None)
             continue
         kept.append(u)
-        if p is None or not is_inexact(u) or u.shape != p.shape:
+        if p is None or not is_inexact(u) or not (any_shape or u.shape == p.shape):
             wrong.append(i)
         elif u.dtype != p.dtype and not (any_dtype and _castable(u, p)):
             if not (widened and u.dtype == wider(p.dtype)):
                 wrong.append(i)
     if wrong and (enabled() or any(not is_inexact(leaves[i]) for i in wrong)):
         names = paths(name, treedef.unflatten(leaves))
-        faults = [_fault(names[i], leaves[i], reference[i], against) for i in wrong]
+        faults = [_fault(names[i], leaves[i], reference[i], against, any_shape) for i in wrong]
         mistake = ValueError if all(is_inexact(leaves[i]) for i in wrong) else TypeError
         raise mistake(listed(faults))
     return treedef.unflatten(kept)
@@ -232,7 +233,7 @@ def _castable(u: Any, p: Any) -> bool:
     return jnp.iscomplexobj(p) or not jnp.iscomplexobj(u)
 
 
-def _fault(name: str, u: Any, p: Any, against: str) -> str:
+def _fault(name: str, u: Any, p: Any, against: str, any_shape: bool) -> str:
     if not is_inexact(u):
         expected = "a gradient is an inexact array or None" if p is None else describe(p)
         return f"`{name}` is {describe(u)}; " + (
@@ -240,9 +241,39 @@ def _fault(name: str, u: Any, p: Any, against: str) -> str:
         )
     if p is None:
         return f"`{name}` is {describe(u)}; the {against} is not trained"
-    if u.shape != p.shape:
+    if u.shape != p.shape and not any_shape:
         return f"`{name}` has shape {u.shape}; the {against} has {p.shape}"
     return f"`{name}` has dtype {u.dtype.name}; the {against} has {p.dtype.name}"
+
+
+def num_examples(updates: Any, params: Any, owner: object) -> int:
+    """How many examples there is a gradient of, in updates with one more axis than the parameters.
+
+    Checked also where checks are turned off: the gradient of a whole batch, taken for that of one
+    example, would be no mistake that is ever seen. It is 0 if there is no gradient at all.
+    """
+    leaves, treedef = flatten(updates)
+    shapes = [() if x is None else x.shape for x in treedef.flatten_up_to(params)]
+    names = paths("updates", updates)
+    given = [(names[i], u.shape, shapes[i]) for i, u in enumerate(leaves) if u is not None]
+    faults = [
+        f"`{name}` has shape {shape}; expected ({', '.join(['num_examples', *map(str, own)])})"
+        for name, shape, own in given
+        if len(shape) != len(own) + 1 or shape[1:] != own
+    ]
+    if faults:
+        who = f"`{type(owner).__name__}` must come first of all, and"
+        what = "be given the gradient of each example, by `eqopt.per_example_value_and_grad`;"
+        raise ValueError(
+            listed([f"{who} {what}", "`step` and `fit` have that of all of them together", *faults])
+        )
+    for name, shape, _ in given:
+        first, (num, *_), _ = given[0]
+        if shape[0] == 0:
+            raise ValueError(f"`{name}` is of no examples; at least one is needed")
+        if shape[0] != num:
+            raise ValueError(f"`{name}` is of {shape[0]} examples; `{first}` is of {num}")
+    return given[0][1][0] if given else 0
 
 
 def _extend(updates: Any, params: Any) -> Any:

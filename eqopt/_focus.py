@@ -6,13 +6,14 @@ import equinox as eqx
 from jaxtyping import PyTree
 
 from . import _check, _door
+from ._apply import apply_updates
 from ._closure import note_trace
 from ._eval_params import LookaheadParams
 from ._masking import Chosen, hide, others
 from ._objective import Evaluation, Objective
 from ._packed import Flat
 from ._selector import AbstractSelector
-from ._transformation import AbstractTransformation, apply_updates, step
+from ._transformation import AbstractTransformation, step, takes_examples
 from ._types import Function
 from ._wrapper.freeze import SelectiveTransform
 
@@ -58,7 +59,8 @@ def apply_gradient(rule: Flat, flat: Flat, grads: PyTree) -> tuple[Flat, None]:
     trained, _ = eqx.partition(target, _check.is_inexact)
     if isinstance(trained, LookaheadParams):
         grads = trained.gradient(grads)
-    grads = _check.fit(grads, trained, "grads", reference_name="target")
+    examples = takes_examples(transformation)
+    grads = _check.fit(grads, trained, "grads", any_shape=examples, reference_name="target")
     updates, state = transformation.update(grads, state, target)
     if frozen is not None:
         updates = hide(updates, others(frozen))

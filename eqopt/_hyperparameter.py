@@ -153,6 +153,40 @@ def inexact_dtype(name: str) -> Callable[[Any], np.dtype | None]:
     return convert
 
 
+def prng_key(name: str) -> Callable[[Any], Any]:
+    """Makes the converter of a PRNG key, typed or of the old kind; it is a leaf.
+
+    **Arguments:**
+
+    - `name`: the field's name, for messages.
+    """
+
+    def convert(value: Any) -> Any:
+        if not is_key(value):
+            raise TypeError(
+                f"`{name}` must be a PRNG key, such as `jax.random.key(0)`; got {_brief(value)}"
+            )
+        if value.ndim != (0 if is_typed_key(value) else 1):
+            raise ValueError(
+                f"`{name}` must be one PRNG key; got an array of shape {value.shape}. To build one "
+                "optimizer for each of several keys, map its class with `eqx.filter_vmap`"
+            )
+        return value.copy() if isinstance(value, np.ndarray) else value
+
+    return convert
+
+
+def is_key(x: Any) -> bool:
+    """Whether it is an array of PRNG keys, or of the words of a key of the old kind."""
+    is_array = isinstance(x, np.ndarray | jax.Array)
+    return is_array and (is_typed_key(x) or x.dtype == np.uint32)
+
+
+def is_typed_key(x: Any) -> bool:
+    """Whether an array holds PRNG keys, and not numbers."""
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
 def _number(name: str, value: Any) -> Any:
     """Refuses what is not one real number; gives a NumPy scalar array, or a tracer."""
     numeric = isinstance(value, int | float | np.ndarray | np.generic | jax.Array)
@@ -192,7 +226,7 @@ def settle(module: _Module) -> _Module:
 
 def _settled(x: Any) -> bool:
     if isinstance(x, jax.Array):
-        return isinstance(x, Tracer) or not x.weak_type
+        return isinstance(x, Tracer) or not (isinstance(x.dtype, np.dtype) and x.weak_type)
     if isinstance(x, np.generic):
         return x.dtype in (float_dtype(), np.int32, np.bool_)
     return isinstance(x, bool) or not isinstance(x, int | float)
@@ -217,7 +251,8 @@ def _settle_module(module: _Module) -> _Module:
 
 
 def _is_number(x: Any) -> bool:
-    return not _settled(x)
+    # Or a pair of numbers, say. What is within a Module is its own affair.
+    return not all(map(_settled, jax.tree.leaves(x, is_leaf=lambda y: isinstance(y, eqx.Module))))
 
 
 def prettily(module: eqx.Module, **kwargs: Any) -> wl.AbstractDoc:
@@ -245,7 +280,7 @@ def _is_default(field: Any, value: Any) -> bool:
 def _print_number(x: Any) -> wl.AbstractDoc | None:
     if isinstance(x, np.ndarray | np.generic) and np.shape(x) == ():
         return wl.TextDoc(_shortest(x))
-    if isinstance(x, Array) and not isinstance(x, Tracer) and x.shape == ():
+    if isinstance(x, Array) and not isinstance(x, Tracer) and x.shape == () and not is_typed_key(x):
         return wl.TextDoc(_shortest(np.asarray(x)))
     if isinstance(x, np.ndarray) and x.ndim == 1 and x.size <= 8:
         return wl.TextDoc("[" + ", ".join(map(_shortest, x)) + "]")

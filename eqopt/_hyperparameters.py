@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ._hyperparameter import settle
+from . import _door
+from ._hyperparameter import is_key, settle
 from ._schedule.base import AbstractSchedule
 from ._transformation import (
     AbstractOptimizer,
@@ -17,6 +18,7 @@ from ._transformation import (
     check_state,
     state_type,
 )
+from ._wrapper.inject_hyperparams import InjectedHyperparams
 from ._wrapper.scheduled import Scheduled
 
 
@@ -42,8 +44,8 @@ def hyperparameters(
     **Returns:**
 
     The values by name: `"learning_rate"` of an optimizer, `"links[0].max_norm"` of a chain's first
-    link, `"inner.b1"` of what a wrapper wraps. What [`eqopt.Scheduled`][] wraps keeps its own
-    names.
+    link, `"inner.b1"` of what a wrapper wraps. What [`eqopt.Scheduled`][] wraps, and what
+    [`eqopt.InjectHyperparams`][] makes, keeps its own names.
 
     **Raises:**
 
@@ -78,6 +80,9 @@ def learning_rate(transformation: AbstractTransformation[Any], state: eqx.Module
 def _collect(transformation: AbstractTransformation[Any], state: Any) -> list[_Found]:
     if isinstance(transformation, Scheduled):
         return _collect(transformation.at(state.count), state.inner_state)
+    if isinstance(transformation, InjectedHyperparams):
+        values = _door.call(_in_force, transformation, state)
+        return [_Found(name, None, x) for name, x in values.items()]
     if isinstance(transformation, AbstractOptimizer):
         # An optimizer's schedules are handed to its parts, which know how often they were applied.
         inside = {id(x.source): x.value for x in _collect(transformation.compose(), state)}
@@ -103,15 +108,16 @@ def _collect(transformation: AbstractTransformation[Any], state: Any) -> list[_F
     return own
 
 
+def _in_force(transformation: InjectedHyperparams[Any], state: Any) -> dict[str, Any]:
+    # Traced, so that no bound is held against what a user has put into the state.
+    found = _collect(transformation.at(state), state.inner_state)
+    return {x.name: x.value for x in found}
+
+
 def _numbers(transformation: AbstractTransformation[Any]) -> list[tuple[str, Any]]:
-    return [
-        (field.name, getattr(transformation, field.name))
-        for field in dataclasses.fields(transformation)
-        if isinstance(
-            getattr(transformation, field.name),
-            AbstractSchedule | jax.Array | np.ndarray | np.generic,
-        )
-    ]
+    found = [(f.name, getattr(transformation, f.name)) for f in dataclasses.fields(transformation)]
+    kinds = AbstractSchedule | jax.Array | np.ndarray | np.generic
+    return [(name, x) for name, x in found if isinstance(x, kinds) and not is_key(x)]
 
 
 def _children(

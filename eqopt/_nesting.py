@@ -17,6 +17,7 @@ class Need(enum.Enum):
 
     MOVES = "takes it that the parameters move by its updates, and by nothing else"
     EXACT = "takes it that the parameters are, to the last bit, what its updates make of them"
+    LANDS = "takes it that the parameters are in the place that it has chosen for them"
     EVALUATED = "has parameters of its own to evaluate with"
     POINT = "takes gradients at a place of its own choice"
     GRADIENT = "takes gradients by itself, which nothing before it would see"
@@ -54,6 +55,12 @@ def refuse(
             unmet = [need for need in broken if need in part.needs()]
             if unmet:
                 raise _senseless(owner, part, unmet[0].value, broken[unmet[0]])
+
+
+def needs_within(transformation: AbstractTransformation[Any]) -> frozenset[Need]:
+    """What a transformation and those within it need."""
+    parts = _parts(transformation, True)
+    return frozenset().union(*(x.needs() for x in parts if isinstance(x, AbstractParticular)))
 
 
 def refuse_selectors(

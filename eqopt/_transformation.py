@@ -12,12 +12,13 @@ import wadler_lindig as wl
 from jaxtyping import PyTree
 
 from . import _check, _door, _kernel, _packed
+from ._apply import applied
 from ._cache import evaluate
 from ._closure import hoist, note_trace, opaque
 from ._eval_params import LookaheadParams
 from ._hyperparameter import float_dtype, prettily, settle
 from ._objective import accepted, Context, Evaluation, Objective, Whole
-from ._tree import conj, round_like, sums
+from ._tree import conj, round_like
 from ._types import Function, Model, Params, State, Tree, Updates
 from ._value_and_grad_from_state import ValueAndGradFromState
 
@@ -243,6 +244,30 @@ class AbstractOptimizer(AbstractTransformation[State]):
         return self.compose().transform(updates, state, params, context)
 
 
+class AbstractSequence(AbstractTransformation[State]):
+    """Transformations one after the other."""
+
+    @abc.abstractmethod
+    def in_order(self) -> tuple[AbstractTransformation[Any], ...]:
+        """Gives the links, the first to be applied first."""
+
+
+class AbstractPerExample(AbstractTransformation[State]):
+    """A transformation of the gradients of single examples: with one more axis in front.
+
+    What it gives is like the parameters. It checks by itself what it is given.
+    """
+
+
+def takes_examples(transformation: AbstractTransformation[Any]) -> bool:
+    """Whether a transformation is given the gradients of single examples: whether its first is."""
+    if isinstance(transformation, AbstractOptimizer):
+        return takes_examples(transformation.compose())
+    if isinstance(transformation, AbstractSequence):
+        return any(map(takes_examples, transformation.in_order()[:1]))
+    return isinstance(transformation, AbstractPerExample)
+
+
 def check_transformation(name: str, x: Any) -> None:
     """Refuses what is no transformation, by the name of the argument."""
     if not isinstance(x, AbstractTransformation):
@@ -277,27 +302,6 @@ def check_state(transformation: AbstractTransformation[Any], state: Any, name: s
             f"`{name}` is a `{type(state).__name__}`; `{type(transformation).__name__}` has a "
             f"`{expected.__name__}`, from its `init`"
         )
-
-
-def apply_updates(model: Model, updates: PyTree) -> Model:
-    """Adds updates to a model.
-
-    Each sum is rounded once, from float32 or wider, to the parameter's dtype, which never changes.
-
-    **Arguments:**
-
-    - `model`: the model: any PyTree.
-    - `updates`: like the model, with an array of the parameter's shape for each inexact array to be
-        changed, and `None` for everything that is to stay as it is.
-
-    **Returns:**
-
-    The new model, of the same type.
-
-    **Raises:** a `ValueError` or `TypeError` that names the leaf that does not fit.
-    """
-    arrays, rest = eqx.partition(model, _packed.is_array)
-    return eqx.combine(_door.call(_apply, arrays, _packed.drop_statics(updates)), rest)
 
 
 # The bodies of the compiled programs: they run when tracing, and cost nothing a step.
@@ -354,7 +358,8 @@ def _transform(
     context: Context,
 ) -> tuple[PyTree, State]:
     check_state(transformation, state, "state")
-    fitted = _check.fit(updates, params, "updates", widened=True)
+    examples = takes_examples(transformation)
+    fitted = _check.fit(updates, params, "updates", any_shape=examples, widened=True)
     # `jax.grad` gives the conjugate of the direction of ascent. Here, once, for every rule.
     out, state = transformation.transform(conj(fitted), state, params, context)
     return round_like(out, fitted if params is None else params), state
@@ -382,17 +387,10 @@ def step(
         Whole(trained, traced, evaluation),
     )
     updates, state = _transform(transformation, evaluation.grad, state, trained, context)
-    return eqx.combine(_apply(trained, updates), rest), state, evaluation
+    return eqx.combine(applied(trained, updates), rest), state, evaluation
 
 
 def _step(transformation: AbstractTransformation[Any], fn: Function, *rest: Any) -> Any:
     if not _door.inlined():
         note_trace(fn, _door.signature((transformation, *rest)))
     return step(transformation, fn, *rest)
-
-
-def _apply(model: PyTree, updates: PyTree) -> PyTree:
-    leaves, treedef = _check.flatten(model)
-    trained = treedef.unflatten([x if _check.is_inexact(x) else None for x in leaves])
-    changes, _ = _check.flatten(_check.fit(updates, trained, "updates", any_dtype=True))
-    return treedef.unflatten(sums(leaves, changes))

@@ -177,6 +177,16 @@ def stack_like(tree: PyTree, size: int, dtype: Any = None) -> PyTree:
     return jax.tree.map(stack, tree)
 
 
+def differences(a: PyTree, b: PyTree) -> PyTree:
+    """`a - b`, each in the dtype of `a`'s leaf."""
+    leaves, treedef = jax.tree.flatten(a)
+    return treedef.unflatten(map_leaves(_difference, leaves, jax.tree.leaves(b)))
+
+
+def _difference(x: Array, y: Array) -> Array:
+    return lax.sub(x, cast(y, x.dtype))
+
+
 def inner(a: PyTree, b: PyTree) -> Float[Array, ""]:
     """The real inner product of two trees, the real part of the sum of `conj(a) * b`."""
     dtype = np.dtype(jax.dtypes.canonicalize_dtype(np.float64))
@@ -344,3 +354,11 @@ def bias_correction(decay: Any, count: Count) -> Float[Array, ""]:
     # Not `1 - decay**count`, which cancels: with `decay=0.999` and small counts its relative error
     # in float32 is 1e-5, against 1e-7 here.
     return lax.neg(lax.expm1(lax.mul(cast(count, decay.dtype), lax.log(decay))))
+
+
+def moment_weights(
+    b1: Any, b2: Any, count: Count, *, nesterov: bool = False
+) -> tuple[Float[Array, ""], ...]:
+    """The bias corrections of two averages, and of a step ahead the first one's next."""
+    weights = (bias_correction(b1, count), bias_correction(b2, count))
+    return (*weights, bias_correction(b1, increment(count))) if nesterov else weights

@@ -70,6 +70,7 @@ class Row:
     - `draws`: how the hyper-parameters are drawn, by name.
     - `fields`: the fields of the class that are not left at their defaults.
     - `real`: leaves out the complex parameters, with the reason at the row.
+    - `values`: whether `update` is given a value, a positive number, in each step.
     """
 
     cls: type[AbstractTransformation[Any]]
@@ -79,6 +80,7 @@ class Row:
     draws: dict[str, Draw]
     fields: set[str]
     real: bool = False
+    values: bool = False
 
     @property
     def name(self) -> str:
@@ -93,6 +95,7 @@ def row(
     scheduled: str | None = None,
     masks: tuple[str, ...] = (),
     real: bool = False,
+    values: bool = False,
     elsewhere: tuple[str, ...] = (),
     **flags: Any,
 ) -> Row:
@@ -117,22 +120,25 @@ def row(
         {*draws, *flags, *masks, *elsewhere},
         # To an average in a real dtype, optax casts a complex one.
         real or HALF in flags.values(),
+        values,
     )
 
 
 # Trajectories: all steps in one compiled program, to which the hyper-parameters are data.
 
 
-def trajectory(tx: Any, apply: Any, params: Any, gradients: Any) -> tuple[Any, Any]:
-    """The updates, and the parameters after them, of each step."""
+def trajectory(
+    tx: Any, apply: Any, params: Any, gradients: Any, given: Hyper | None = None
+) -> tuple[Any, Any]:
+    """The updates, and the parameters after them, of each step; `given` by keyword in each."""
 
-    def step(carry: Any, gradient: Any) -> tuple[Any, Any]:
-        params, state = carry
-        updates, state = tx.update(gradient, state, params)
+    def step(carry: Any, x: Any) -> tuple[Any, Any]:
+        (params, state), (gradient, given) = carry, x
+        updates, state = tx.update(gradient, state, params, **given)
         params = apply(params, updates)
         return (params, state), (updates, params)
 
-    return lax.scan(step, (params, tx.init(params)), gradients)[1]
+    return lax.scan(step, (params, tx.init(params)), (gradients, given or {}))[1]
 
 
 def problem(
@@ -154,18 +160,20 @@ def compare(
     """Fails unless both take the same steps."""
 
     @jax.jit
-    def ours(h: Hyper, params: Any, gradients: Any) -> Any:
-        return trajectory(row.ours(h), eqopt.apply_updates, params, gradients)
+    def ours(h: Hyper, params: Any, gradients: Any, given: Hyper) -> Any:
+        return trajectory(row.ours(h), eqopt.apply_updates, params, gradients, given)
 
     @jax.jit
-    def theirs(h: Hyper, params: Any, gradients: Any) -> Any:
-        return trajectory(row.theirs(h), optax.apply_updates, params, conj(gradients))
+    def theirs(h: Hyper, params: Any, gradients: Any, given: Hyper) -> Any:
+        return trajectory(row.theirs(h), optax.apply_updates, params, conj(gradients), given)
 
     for draw in range(num_draws):
         h, params, gradients = problem(row, draw, num_steps, shapes)
-        left = ours(h, params, gradients)
+        values = np.random.default_rng(draw).uniform(0.1, 10, num_steps).astype(FLOAT)
+        given = {"value": values} if row.values else {}
+        left = ours(h, params, gradients, given)
         with jax.numpy_dtype_promotion("standard"):
-            right = theirs(h, params, gradients)
+            right = theirs(h, params, gradients, given)
         assert_near(left[1], right[1], TOLERANCE)
         # In float32 only the parameters: in the first steps optax's own updates are off by 1e-5,
         # for its `1 - decay**count` cancels.

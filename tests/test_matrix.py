@@ -63,6 +63,7 @@ WRAPPERS: dict[str, Callable[[Transformation], Transformation]] = {
     "MasterWeights": eqopt.MasterWeights,
     "Compensated": eqopt.Compensated,
     "StochasticRounding": eqopt.StochasticRounding,
+    "Project": lambda x: eqopt.Chain(x, eqopt.Project(eqopt.projections.LInfBall(0.9))),
     "SAM": lambda x: eqopt.SAM(x, _ADVERSARY, 3),
     "SAM-opaque": lambda x: eqopt.SAM(x, _ADVERSARY, 2, opaque_mode=True),
     "ScheduleFree": lambda x: eqopt.ScheduleFree(x, 0.05, 0.8),
@@ -77,7 +78,7 @@ BASES: dict[str, Callable[[], Transformation]] = {
 
 # What makes no sense directly within a wrapper; a dash stands for a class's flag.
 _PRECISE = "MasterWeights Compensated StochasticRounding"
-_FOLLOWERS = f"Lookahead ParamEMA Mechanize SAM ScheduleFree WeightNorm {_PRECISE}"
+_FOLLOWERS = f"Lookahead ParamEMA Mechanize SAM ScheduleFree WeightNorm Project {_PRECISE}"
 _CHOOSERS = "Masked Partition SelectiveTransform"
 REFUSED = {
     "Chain": "SAM-opaque",
@@ -89,10 +90,13 @@ REFUSED = {
     "Scheduled": "SAM-opaque",
     "ConditionallyTransform": _FOLLOWERS,
     "MultiSteps": "SAM-opaque LBFGS",
+    "Compensated": "Project",
+    "StochasticRounding": "Project",
+    "Project": _FOLLOWERS,
     "Lookahead": _FOLLOWERS,
     "ParamEMA": "ParamEMA SAM ScheduleFree",
     "Mechanize": _FOLLOWERS + " MultiSteps LBFGS",
-    "SAM": f"SAM SAM-opaque LBFGS {_PRECISE}",
+    "SAM": f"SAM SAM-opaque LBFGS Project {_PRECISE}",
     "SAM-opaque": "SAM SAM-opaque LBFGS",
     "ScheduleFree": _FOLLOWERS + " MultiSteps LBFGS",
 }

@@ -11,7 +11,7 @@ from jaxtyping import Array, Inexact, PyTree
 from .. import _check
 from .._arithmetic import cast, minus, plus, wider
 from .._eval_params import fitting
-from .._nesting import AbstractParticular, Need
+from .._nesting import AbstractParticular, Need, refuse
 from .._objective import Context, need_params
 from .._transformation import AbstractTransformation, check_state, check_transformation
 from .._tree import add, blank_like, narrowed
@@ -86,6 +86,7 @@ class Compensated(AbstractParticular[CompensatedState[State]], Generic[State]):
 
     def __check_init__(self) -> None:
         check_transformation("inner", self.inner)
+        refuse(self, self.inner, {Need.LANDS: "they are moved on by what was rounded away before"})
 
     def needs(self) -> frozenset[Need]:
         return frozenset({Need.MOVES, Need.EXACT})

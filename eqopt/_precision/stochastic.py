@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PyTree
 
 from .. import _check, _door, _packed
 from .._arithmetic import cast, is_half, wider
-from .._nesting import AbstractParticular, Need
+from .._nesting import AbstractParticular, Need, refuse
 from .._objective import Context, need_params
 from .._transformation import AbstractTransformation, check_state, check_transformation
 from .._tree import add, narrowed, placed_like
@@ -88,6 +88,7 @@ class StochasticRounding(AbstractParticular[StochasticRoundingState[State]], Gen
 
     def __check_init__(self) -> None:
         check_transformation("inner", self.inner)
+        refuse(self, self.inner, {Need.LANDS: "they are rounded to one side of it at random"})
 
     def needs(self) -> frozenset[Need]:
         return frozenset({Need.MOVES, Need.EXACT})

@@ -5,12 +5,12 @@ import numpy as np
 from jaxtyping import Array, Float, Inexact, PyTree
 
 from .. import _check
-from .._arithmetic import abs_sq, debiased, mix, over, plus, safe_sqrt
+from .._arithmetic import abs_sq, debiased, mix, over, over_root
 from .._hyperparameter import flag, inexact_dtype, real
 from .._kernel import Rule
 from .._objective import Context
 from .._transformation import AbstractLeafwise
-from .._tree import bias_correction, increment, newest, zero_count, zeros_like
+from .._tree import increment, moment_weights, newest, zero_count, zeros_like
 from .._types import Count, Params, Scalar
 
 
@@ -30,8 +30,7 @@ def _adam(
     mu = mix(rest1, mu, update)
     nu = mix(rest2, nu, abs_sq(update))
     direction = debiased(mu, update, rest1, mu_weight, next_mu_weight)
-    root = safe_sqrt(plus(over(nu, nu_weight), eps_root))
-    return over(direction, plus(root, eps)), mu, nu
+    return over_root(direction, over(nu, nu_weight), eps, eps_root), mu, nu
 
 
 @_check.typed
@@ -98,9 +97,7 @@ class ScaleByAdam(AbstractLeafwise[ScaleByAdamState]):
 
     def rule(self, state: ScaleByAdamState, params: Params | None, context: Context) -> Rule:
         count = increment(state.count)
-        weights = (bias_correction(self.b1, count), bias_correction(self.b2, count))
-        if self.nesterov:
-            weights = (*weights, bias_correction(self.b1, increment(count)))
+        weights = moment_weights(self.b1, self.b2, count, nesterov=self.nesterov)
         return Rule(
             _adam,
             ScaleByAdamState(count, state.mu, state.nu),

@@ -96,3 +96,34 @@ class Stateless(AbstractTransformation[EmptyState]):
         return _check.fit(
             self.f(updates, params), updates, "f(updates, params)", any_dtype=True
         ), state
+
+
+class StatelessWithTreeMap(AbstractTransformation[EmptyState]):
+    r"""Applies a function to the update of each leaf: $u_i \leftarrow f(u_i, \theta_i)$.
+
+    **Arguments:**
+
+    - `f`: called `f(update, param)` with two arrays of one shape, where `param` is `None` if the
+        user gave none; it returns an array of that shape. It is not called for what has no
+        gradient. What is static of it is as in [`eqopt.Stateless`][].
+
+    Raises a `ValueError` that names the leaf if what `f` returns does not fit.
+    """
+
+    f: Function
+
+    def __check_init__(self) -> None:
+        if not callable(self.f):
+            raise TypeError(f"`f` must be a function of an update and a parameter; got {self.f!r}")
+
+    def init_state(self, params: Params, context: Context) -> EmptyState:
+        return EmptyState()
+
+    def transform(
+        self, updates: Updates, state: EmptyState, params: Params | None, context: Context
+    ) -> tuple[Updates, EmptyState]:
+        leaves, treedef = _check.flatten(updates)
+        own = [None] * len(leaves) if params is None else treedef.flatten_up_to(params)
+        pairs = zip(leaves, own, strict=True)
+        out = treedef.unflatten([None if u is None else self.f(u, x) for u, x in pairs])
+        return _check.fit(out, updates, "f(update, param)", any_dtype=True), state

@@ -4,12 +4,12 @@ import equinox as eqx
 from jaxtyping import Array, Float, Inexact, PyTree
 
 from .. import _check
-from .._arithmetic import abs_sq, debiased, minus, mix, over, plus, safe_sqrt
+from .._arithmetic import abs_sq, debiased, minus, mix, over, over_root, plus
 from .._hyperparameter import flag, real
 from .._kernel import Rule
 from .._objective import Context
 from .._transformation import AbstractLeafwise
-from .._tree import bias_correction, increment, newest, zero_count, zeros_like
+from .._tree import increment, moment_weights, newest, zero_count, zeros_like
 from .._types import Count, Params, Scalar
 
 
@@ -29,7 +29,7 @@ def _belief(
     mu = mix(rest1, mu, update)
     nu = plus(mix(rest2, nu, abs_sq(minus(update, mu))), eps_root)
     direction = debiased(mu, update, rest1, mu_weight, next_mu_weight)
-    return over(direction, plus(safe_sqrt(over(nu, nu_weight)), eps)), mu, nu
+    return over_root(direction, over(nu, nu_weight), eps), mu, nu
 
 
 @_check.typed
@@ -94,9 +94,7 @@ class ScaleByBelief(AbstractLeafwise[ScaleByBeliefState]):
 
     def rule(self, state: ScaleByBeliefState, params: Params | None, context: Context) -> Rule:
         count = increment(state.count)
-        weights = (bias_correction(self.b1, count), bias_correction(self.b2, count))
-        if self.nesterov:
-            weights = (*weights, bias_correction(self.b1, increment(count)))
+        weights = moment_weights(self.b1, self.b2, count, nesterov=self.nesterov)
         return Rule(
             _belief,
             ScaleByBeliefState(count, state.mu, state.nu),

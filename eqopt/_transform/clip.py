@@ -7,7 +7,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Inexact
 
 from .. import _check, _kernel
-from .._arithmetic import rms, times
+from .._arithmetic import clipped, rms, times
 from .._hyperparameter import real
 from .._kernel import Rule
 from .._objective import Context
@@ -20,9 +20,7 @@ from .._types import Params, Scalar, Updates
 def _clip(
     update: Inexact[Array, "*shape"], max_delta: Float[Array, ""]
 ) -> Inexact[Array, "*shape"]:
-    if jnp.iscomplexobj(update):
-        return lax.complex(_clip(update.real, max_delta), _clip(update.imag, max_delta))
-    return jnp.clip(update, -max_delta, max_delta)
+    return clipped(update, max_delta)
 
 
 class Clip(AbstractLeafwise[EmptyState]):
@@ -48,7 +46,7 @@ class Clip(AbstractLeafwise[EmptyState]):
 def _shrink(update: Inexact[Array, "*shape"], factor: Float[Array, ""]) -> Inexact[Array, "*shape"]:
     # Selected, for `0 * inf` is NaN. (Not by `jnp.where`, which is a program in the program of each
     # leaf.)
-    some = lax.gt(factor, np.zeros((), factor.dtype))
+    some = lax.ne(factor, np.zeros((), factor.dtype))
     return lax.select(some, times(factor, update), lax.full_like(update, 0))
 
 
@@ -150,6 +148,36 @@ class Normalize(AbstractTransformation[EmptyState]):
         norm = global_norm(updates)
         some = (norm > 0) & jnp.isfinite(norm)
         factor = _divided(some.astype(norm.dtype), norm, some)
+        rule = Rule(_shrink, state, scalars=(factor,))
+        updates, _ = _kernel.run((rule,), updates, params)
+        return updates, state
+
+
+class NormalizeByUpdateNorm(AbstractTransformation[EmptyState]):
+    r"""Gives the updates one length, over all leaves together:
+    $u \leftarrow s\, u / (\|u\| + \epsilon)$.
+
+    It is [`eqopt.Normalize`][] where $s = 1$ and $\epsilon = 0$, with the same exceptions.
+
+    **Arguments:**
+
+    - `scale_factor`: the length $s$, any real number; a negative one turns the updates downhill.
+    - `eps`: $\epsilon \ge 0$, added to the norm, so that tiny updates stay tiny.
+    """
+
+    scale_factor: Scalar = eqx.field(converter=real("scale_factor"), default=1.0)
+    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-6)
+
+    def init_state(self, params: Params, context: Context) -> EmptyState:
+        return EmptyState()
+
+    def transform(
+        self, updates: Updates, state: EmptyState, params: Params | None, context: Context
+    ) -> tuple[Updates, EmptyState]:
+        norm = global_norm(updates)
+        size, eps = (jnp.asarray(x).astype(norm.dtype) for x in (self.scale_factor, self.eps))
+        some = (norm > 0) & jnp.isfinite(norm)
+        factor = _divided(jnp.where(some, size, 0), norm + eps, some)
         rule = Rule(_shrink, state, scalars=(factor,))
         updates, _ = _kernel.run((rule,), updates, params)
         return updates, state

@@ -7,7 +7,7 @@ import equinox as eqx
 from .. import _check
 from .._links import check_links, transform_links
 from .._objective import Context
-from .._transformation import AbstractTransformation, check_transformation
+from .._transformation import AbstractSequence, AbstractTransformation, check_transformation
 from .._types import Params, Updates
 
 _States = TypeVar("_States", bound=tuple[Any, ...])
@@ -31,7 +31,7 @@ class ChainState(eqx.Module, Generic[_States]):
     states: _States
 
 
-class Chain(AbstractTransformation[ChainState[_States]], Generic[_States]):
+class Chain(AbstractSequence[ChainState[_States]], Generic[_States]):
     r"""Applies transformations one after the other: $u \leftarrow f_n(\dots f_2(f_1(u)))$.
 
     Every link sees the same parameters and the same extra arguments. Links that treat each leaf
@@ -91,6 +91,9 @@ class Chain(AbstractTransformation[ChainState[_States]], Generic[_States]):
             check_transformation(f"links[{i}]", link)
         check_links(self, links)
         self.links = links
+
+    def in_order(self) -> tuple[AbstractTransformation[Any], ...]:
+        return self.links
 
     def init_state(self, params: Params, context: Context) -> ChainState[_States]:
         states: Any = tuple(link.init_state(params, context) for link in self.links)

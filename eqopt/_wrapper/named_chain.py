@@ -8,7 +8,7 @@ import equinox as eqx
 from .. import _check
 from .._links import check_links, transform_links
 from .._objective import Context
-from .._transformation import AbstractTransformation, check_transformation
+from .._transformation import AbstractSequence, AbstractTransformation, check_transformation
 from .._types import Params, Updates
 
 
@@ -23,7 +23,7 @@ class NamedChainState(eqx.Module):
     states: dict[str, Any]
 
 
-class NamedChain(AbstractTransformation[NamedChainState]):
+class NamedChain(AbstractSequence[NamedChainState]):
     r"""Applies transformations one after the other, as [`eqopt.Chain`][], and calls them by name.
 
     `NamedChain(clip=ClipByGlobalNorm(1.0), adam=Adam(1e-3))`, or with pairs,
@@ -59,6 +59,9 @@ class NamedChain(AbstractTransformation[NamedChainState]):
             raise ValueError("names must differ; given more than once: " + _listed(twice))
         check_links(self, [link for _, link in every])
         self.links = dict(every)
+
+    def in_order(self) -> tuple[AbstractTransformation[Any], ...]:
+        return tuple(self.links[name] for name in self.names)
 
     def init_state(self, params: Params, context: Context) -> NamedChainState:
         return NamedChainState(

@@ -29,21 +29,40 @@ test_flax_optim_groups WeightNorm
 test_from_optax FromOptax
 test_eval_params ParamEMA
 test_hager_zhang ScaleByHagerZhangLinesearch
+test_inject_hyperparams InjectedHyperparams
 test_linesearches ScaleByBacktrackingLinesearch ScaleByZoomLinesearch ScaleByWolfeLinesearch
 test_lookahead Lookahead
+test_galore GaLore ScaleByGaLore
 test_mechanize Mechanize
+test_private DifferentiallyPrivateAggregate DPSGD
 test_minimize BFGS LBFGS
 test_mixed_precision Compensated MasterWeights StochasticRounding
+test_muon Muon ScaleByMuon ScaleByShape
 test_multi_steps ApplyEvery MultiSteps
 test_monitor Monitor Snapshot
 test_sam Normalize SAM
+test_sophia HutchinsonEstimatorDiagHessian ScaleBySophia Sophia
 test_named_chain NamedChain
 test_nonlinear_cg NonlinearCG ScaleByNonlinearCG
 test_partition Freeze Partition SelectiveTransform
 test_parity_adaptive AdaBelief Adadelta Adafactor Adagrad LAMB LARS
 test_parity_adaptive ClipByBlockRMS ScaleByAdadelta ScaleByBelief ScaleByFactoredRMS
 test_parity_adaptive ScaleByParamBlockNorm ScaleByParamBlockRMS ScaleByRSS ScaleByTrustRatio
+test_parity_adam_family ACProp ADOPT AMSGrad AdEMAMix Adamax AdamaxW Adan NovoGrad OptimisticAdamV2
+test_parity_adam_family RAdam ScaleByACProp ScaleByADOPT ScaleByAMSGrad ScaleByAdEMAMix
+test_parity_adam_family ScaleByAdamax ScaleByAdan ScaleByNovoGrad ScaleByRAdam
+test_parity_adam_family ScaleBySimplifiedAdEMAMix ScaleByYogi SimplifiedAdEMAMix Yogi
+test_parity_learning_rate_free COCOB DAdaptAdamW DoG DoWG MADGRAD MoMo MoMoAdam Prodigy
+test_parity_learning_rate_free ScaleByCOCOB ScaleByDistanceOverGradients ScaleByMADGRAD
+test_learning_rate_free ScaleByDAdaptAdam ScaleByDoG ScaleByDoWG ScaleByMoMo ScaleByMoMoAdam
+test_learning_rate_free ScaleByProdigy
 test_polyak PolyakSGD ScaleByPolyak
+test_project Project
+test_parity_signs OptimisticGradientDescent Rprop ScaleByOptimisticGradient ScaleByRprop
+test_parity_signs ScaleBySign ScaleBySM3 SignSGD Signum SM3
+test_parity_simple AdaptiveGradClip AddNoise Centralize ContractByLearningRate Fromage
+test_parity_simple KeepParamsNonnegative NoisySGD NormalizeByUpdateNorm StatelessWithTreeMap
+test_parity_simple ZeroNaNs
 test_reduce_on_plateau ReduceOnPlateau
 test_schedule_free ScheduleFree ScheduleFreeAdamW ScheduleFreeSGD
 test_quasi_newton ScaleByBFGS ScaleByLBFGS
@@ -100,6 +119,11 @@ def numbers(module: eqx.Module) -> list[str]:
 
 def _is_number(x: Any) -> bool:
     return isinstance(x, np.ndarray | np.generic | jax.Array) and x.shape == ()
+
+
+def is_key(x: Any) -> bool:
+    """Whether it is a key of the old kind."""
+    return isinstance(x, np.ndarray) and x.dtype == np.uint32
 
 
 def tuned(module: Any, change: Callable[[Any], Any]) -> Any:

@@ -2,7 +2,17 @@
 
 import eqopt
 from eqopt import flax_optim
-from tests.table.row import a_value, direction, MATRICES, optimizer, Row, search
+from tests.table.row import (
+    a_value,
+    an_objective,
+    direction,
+    KEY,
+    MATRICES,
+    optimizer,
+    private,
+    Row,
+    search,
+)
 
 ROWS = [
     direction("LBFGS", lambda: eqopt.LBFGS(0.05, 3, linesearch=None), descends=True),
@@ -30,6 +40,31 @@ ROWS = [
     ),
     Row("NAdam", lambda: eqopt.NAdam(0.05, 0.8, 0.95), descends=True),
     Row("NAdamW", lambda: eqopt.NAdamW(0.05, 0.8, 0.95), descends=True, needs_params=True),
+    Row("AMSGrad", lambda: eqopt.AMSGrad(0.05, 0.8, 0.95, 1e-6, 1e-5), descends=True),
+    Row("Adamax", lambda: eqopt.Adamax(0.05, 0.8, 0.95, 1e-5), descends=True),
+    optimizer("AdamaxW", lambda: eqopt.AdamaxW(0.05, 0.8, 0.95, 1e-5, 0.01, MATRICES)),
+    optimizer("Adan", lambda: eqopt.Adan(0.05, 0.8, 0.7, 0.95, 1e-6, 1e-5, 0.01, MATRICES)),
+    Row("RAdam", lambda: eqopt.RAdam(0.05, 0.8, 0.95, 1e-6, 1e-5, 4.5), descends=True),
+    Row("Yogi", lambda: eqopt.Yogi(0.05, 0.8, 0.95, 1e-4), descends=True),
+    optimizer("NovoGrad", lambda: eqopt.NovoGrad(0.05, 0.8, 0.3, 1e-6, 1e-5, 0.01)),
+    optimizer(
+        "AdEMAMix",
+        lambda: eqopt.AdEMAMix(
+            0.05, 0.8, 0.95, 0.97, 2.5, 1e-6, 1e-5, weight_decay=0.01, mask=MATRICES
+        ),
+    ),
+    optimizer(
+        "SimplifiedAdEMAMix",
+        lambda: eqopt.SimplifiedAdEMAMix(0.05, 0.8, 0.95, 2.5, 1e-6, 1e-5, 0.01, MATRICES),
+    ),
+    # Its first update is zero.
+    Row("ADOPT", lambda: eqopt.ADOPT(0.05, 0.8, 0.95, 0.6, use_clipping=False)),
+    optimizer("ACProp", lambda: eqopt.ACProp(0.05, 0.8, 0.95, 1e-6, 1e-5, 0.01, MATRICES)),
+    Row(
+        "OptimisticAdamV2",
+        lambda: eqopt.OptimisticAdamV2(0.05, 0.9, 0.6, 0.8, 0.95, 1e-6, 1e-5),
+        descends=True,
+    ),
     Row("AdaBelief", lambda: eqopt.AdaBelief(0.05, 0.8, 0.95, 1e-6, 1e-5), descends=True),
     optimizer("Adadelta", lambda: eqopt.Adadelta(0.5, 0.8, 1e-4, 0.01, MATRICES)),
     optimizer("Adadelta-default", eqopt.Adadelta),
@@ -66,11 +101,66 @@ ROWS = [
         lambda: eqopt.LARS(0.05, 0.01, MATRICES, 0.3, 1e-6, MATRICES, 0.7, nesterov=True),
     ),
     Row("Lion", lambda: eqopt.Lion(0.05, 0.8, 0.95), descends=True, needs_params=True),
+    optimizer("Fromage", lambda: eqopt.Fromage(0.05, 0.01)),
+    Row(
+        "OptimisticGradientDescent",
+        lambda: eqopt.OptimisticGradientDescent(0.05, 0.7, 0.4),
+        descends=True,
+    ),
+    Row("SignSGD", lambda: eqopt.SignSGD(0.05), descends=True),
+    Row("Signum", lambda: eqopt.Signum(0.05, 0.8), descends=True),
+    Row("Rprop", lambda: eqopt.Rprop(0.05, 0.4, 1.3, 1e-3, 2.0), descends=True),
+    Row("SM3", lambda: eqopt.SM3(0.05, 0.8), descends=True),
+    Row("NoisySGD", lambda: eqopt.NoisySGD(0.05, 0.02, 0.6, key=KEY), descends=True),
+    optimizer(
+        "Muon",
+        lambda: eqopt.Muon(
+            0.05, "dion", 2, 0.8, 1e-6, 0.01, adam_weight_decay=0.02, consistent_rms=0.3
+        ),
+    ),
+    Row(
+        "GaLore",
+        lambda: eqopt.GaLore(0.05, 1, 2, 0.3, weight_decay=0.01),
+        descends=True,
+        needs_params=True,
+        differentiable=False,
+    ),
+    Row(
+        "Sophia",
+        lambda: eqopt.Sophia(0.05, 0.8, 0.7, 0.01, 0.02, MATRICES, 0.6, 4.0, 2),
+        descends=True,
+        needs_params=True,
+        needs=an_objective,
+    ),
+    private("DPSGD", lambda: eqopt.DPSGD(0.05, 0.9, 0.003, KEY, 0.7), descends=True),
     Row("RMSProp", lambda: eqopt.RMSProp(0.05, 0.8), descends=True),
     Row(
         "RMSProp-centered",
         lambda: eqopt.RMSProp(0.05, 0.8, centered=True, momentum=0.7),
         descends=True,
+    ),
+    optimizer("COCOB", lambda: eqopt.COCOB(0.3, 20.0, 0.01, 0.02, MATRICES)),
+    optimizer("DAdaptAdamW", lambda: eqopt.DAdaptAdamW(0.7, (0.8, 0.95), 1e-6, 0.05, 0.01)),
+    optimizer(
+        "Prodigy",
+        lambda: eqopt.Prodigy(0.7, (0.8, 0.95), None, 1e-6, 0.05, 1.5, 0.01),
+    ),
+    optimizer("DoG", lambda: eqopt.DoG(0.7, ("heuristic", 0.01), 1e-3, 0.02, MATRICES)),
+    optimizer("DoWG", lambda: eqopt.DoWG(0.7, 0.05, 1e-3, 0.02, MATRICES)),
+    optimizer("MADGRAD", lambda: eqopt.MADGRAD(0.05, 0.7, 0.01, 1e-3)),
+    Row(
+        "MoMo",
+        lambda: eqopt.MoMo(0.05, 0.7, 0.3, 0.01),
+        descends=True,
+        needs_params=True,
+        needs=a_value,
+    ),
+    Row(
+        "MoMoAdam",
+        lambda: eqopt.MoMoAdam(0.05, 0.8, 0.95, 1e-6, 0.3, 0.01),
+        descends=True,
+        needs_params=True,
+        needs=a_value,
     ),
     Row("flax_optim.GradientDescent", lambda: flax_optim.GradientDescent(0.05), descends=True),
     optimizer("flax_optim.Momentum", lambda: flax_optim.Momentum(0.05, 0.7, 0.01, True)),

@@ -10,10 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 import eqopt
-from eqopt import AbstractTransformation
+from eqopt import AbstractTransformation, Context, EmptyState
 
 Transformation = AbstractTransformation[Any]
 MATRICES = eqopt.ByNdim(2)
+# Of the old kind: a typed key would start a backend.
+KEY = np.asarray([0, 7], np.uint32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Row:
     - `needs`: the keyword arguments that `update` must be given, built from the parameters.
     - `differentiable`: whether its updates have derivatives. A line search has none: it runs until
         it is done. Nor has what chooses by what it finds which steps to remember.
+    - `stands_for`: the class that it is the row of, where that is a part of what `make` builds.
     """
 
     name: str
@@ -38,6 +41,12 @@ class Row:
     needs_params: bool = False
     needs: Callable[[Any], dict[str, Any]] = lambda params: {}
     differentiable: bool = True
+    stands_for: type[Transformation] | None = None
+
+    @property
+    def cls(self) -> type[Transformation]:
+        """The class that it is the row of."""
+        return self.stands_for or type(self.make())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +68,37 @@ def of_objective(params: Any) -> dict[str, Any]:
     """What a line search needs."""
     value, grad = eqx.filter_jit(eqx.filter_value_and_grad(half_square))(params)
     return {"value": value, "grad": grad, "value_fn": half_square}
+
+
+def an_objective(params: Any) -> dict[str, Any]:
+    """What asks for its curvature."""
+    return {"value_fn": half_square}
+
+
+class Examples(AbstractTransformation[EmptyState]):
+    """Makes of a gradient those of two examples, twice as long and as it is.
+
+    The laws have gradients like the parameters.
+    """
+
+    def init_state(self, params: Any, context: Context) -> EmptyState:
+        return EmptyState()
+
+    def transform(
+        self, updates: Any, state: EmptyState, params: Any, context: Context
+    ) -> tuple[Any, EmptyState]:
+        return jax.tree.map(lambda u: jnp.stack([2 * u, u]), updates), state
+
+
+def private(name: str, make: Callable[[], Transformation], *, descends: bool = False) -> Row:
+    """The row of what takes the gradients of single examples."""
+    return Row(
+        name,
+        lambda: eqopt.Chain(Examples(), make()),
+        descends,
+        needs_params=True,
+        stands_for=type(make()),
+    )
 
 
 def a_value(params: Any) -> dict[str, Any]:

@@ -71,6 +71,12 @@ ROWS = [
     ),
     optimizer("Mechanize", lambda: eqopt.Mechanize(eqopt.SGD(0.5), 0.02, 1e-6, 1e-3, 3)),
     Row("SAM", lambda: eqopt.SAM(eqopt.Trace(0.7), eqopt.Scale(-0.04)), needs_params=True),
+    optimizer(
+        "InjectedHyperparams",
+        lambda: eqopt.InjectHyperparams(eqopt.AdamW)(
+            eqopt.Linear(0.05, 0.02, 4), 0.8, 0.95, weight_decay=0.01, mask=MATRICES
+        ),
+    ),
     Row("Scheduled", lambda: scheduled(eqopt.Trace(0.7))),
     optimizer("Lookahead", lambda: eqopt.Lookahead(eqopt.SGD(0.05, 0.7), 2, 0.6)),
     # A long period: what is reset counts from 0 again.
@@ -136,5 +142,6 @@ WRAPPERS = [
     Wrapper("Compensated", eqopt.Compensated),
     Wrapper("StochasticRounding", eqopt.StochasticRounding),
     Wrapper("SAM", lambda inner: eqopt.SAM(inner, eqopt.Identity(), 1)),
+    Wrapper("ScaleBySophia", lambda inner: eqopt.ScaleBySophia(hessian_diagonal_fn=inner)),
     Wrapper("ScheduleFree", lambda inner: eqopt.ScheduleFree(inner, 0.05, 0.8)),
 ]

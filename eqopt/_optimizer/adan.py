@@ -1,0 +1,57 @@
+"""Adan."""
+
+import equinox as eqx
+
+from .._hyperparameter import optional, real
+from .._schedule.base import AbstractSchedule, scheduled_real
+from .._selector import AbstractSelector, as_selector
+from .._transform.adan import ScaleByAdan, ScaleByAdanState
+from .._transform.decay import AddDecayedWeights
+from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
+from .._transformation import AbstractOptimizer, AbstractTransformation, EmptyState
+from .._types import Scalar
+from .._wrapper.chain import Chain, ChainState
+
+_State = ChainState[tuple[ScaleByAdanState, EmptyState, ScaleByLearningRateState]]
+
+
+class Adan(AbstractOptimizer[_State]):
+    r"""Steps by the average gradient, looked ahead by how gradients change, at the scale of Adam.
+
+    It is a chain of [`eqopt.ScaleByAdan`][], [`eqopt.AddDecayedWeights`][] and
+    [`eqopt.ScaleByLearningRate`][].
+
+    !!! note
+        As in optax, the weights decay as AdamW's do. In the paper the decay is proximal: after the
+        step, the weights are divided by $1 + \gamma\lambda$.
+
+    **Arguments:**
+
+    - `learning_rate`: the rate, a number or a schedule, not negative.
+    - `b1`: the decay of the average gradient, in $[0, 1)$.
+    - `b2`: the decay of the average change, in $[0, 1)$; also how far to look ahead.
+    - `b3`: the decay of the average square, in $[0, 1)$.
+    - `eps`: added to the root of that average, not negative.
+    - `eps_root`: added under that root, not negative.
+    - `weight_decay`: the decay, in proportion to the learning rate, not negative.
+    - `mask`: what decays: a selector, a function from the parameters to booleans, or a tree of
+        booleans; `None` is everything.
+    """
+
+    learning_rate: Scalar | AbstractSchedule = eqx.field(
+        converter=scheduled_real("learning_rate", at_least=0)
+    )
+    b1: Scalar = eqx.field(converter=real("b1", at_least=0, below=1), default=0.98)
+    b2: Scalar = eqx.field(converter=real("b2", at_least=0, below=1), default=0.92)
+    b3: Scalar = eqx.field(converter=real("b3", at_least=0, below=1), default=0.99)
+    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-8)
+    eps_root: Scalar = eqx.field(converter=real("eps_root", at_least=0), default=1e-8)
+    weight_decay: Scalar = eqx.field(converter=real("weight_decay", at_least=0), default=0.0)
+    mask: AbstractSelector | None = eqx.field(converter=optional(as_selector), default=None)
+
+    def compose(self) -> AbstractTransformation[_State]:
+        return Chain(
+            ScaleByAdan(self.b1, self.b2, self.b3, self.eps, self.eps_root),
+            AddDecayedWeights(self.weight_decay, self.mask),
+            ScaleByLearningRate(self.learning_rate),
+        )

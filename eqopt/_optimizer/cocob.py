@@ -1,0 +1,48 @@
+"""Coin betting."""
+
+import equinox as eqx
+
+from .._hyperparameter import optional, real
+from .._schedule.base import AbstractSchedule, scheduled_real
+from .._selector import AbstractSelector, as_selector
+from .._transform.cocob import ScaleByCOCOB, ScaleByCOCOBState
+from .._transform.decay import AddDecayedWeights
+from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
+from .._transformation import AbstractOptimizer, AbstractTransformation, EmptyState
+from .._types import Scalar
+from .._wrapper.chain import Chain, ChainState
+
+_State = ChainState[tuple[EmptyState, ScaleByLearningRateState, ScaleByCOCOBState]]
+
+
+class COCOB(AbstractOptimizer[_State]):
+    """Bets on the signs of the gradients, and needs no learning rate.
+
+    It is a chain of [`eqopt.AddDecayedWeights`][], [`eqopt.ScaleByLearningRate`][], which scales
+    the gradients here and does not turn them, and [`eqopt.ScaleByCOCOB`][].
+
+    **Arguments:**
+
+    - `learning_rate`: the weight of each gradient, a number or a schedule, not negative. The same
+        for all of them changes nothing.
+    - `alpha`: keeps the first steps small: to about `1 / alpha`. Not negative.
+    - `eps`: the least scale of the gradients, positive.
+    - `weight_decay`: the factor of an added l2 penalty, not negative.
+    - `mask`: what decays: a selector, a function from the parameters to booleans, or a tree of
+        booleans; `None` is everything.
+    """
+
+    learning_rate: Scalar | AbstractSchedule = eqx.field(
+        converter=scheduled_real("learning_rate", at_least=0), default=1.0
+    )
+    alpha: Scalar = eqx.field(converter=real("alpha", at_least=0), default=100.0)
+    eps: Scalar = eqx.field(converter=real("eps", above=0), default=1e-8)
+    weight_decay: Scalar = eqx.field(converter=real("weight_decay", at_least=0), default=0.0)
+    mask: AbstractSelector | None = eqx.field(converter=optional(as_selector), default=None)
+
+    def compose(self) -> AbstractTransformation[_State]:
+        return Chain(
+            AddDecayedWeights(self.weight_decay, self.mask),
+            ScaleByLearningRate(self.learning_rate, flip_sign=False),
+            ScaleByCOCOB(self.alpha, self.eps),
+        )

@@ -1,0 +1,101 @@
+"""Distance over gradients, and over weighted gradients."""
+
+import equinox as eqx
+
+from .._hyperparameter import optional, real
+from .._schedule.base import AbstractSchedule, scheduled_real
+from .._selector import AbstractSelector, as_selector
+from .._transform.basic import Identity
+from .._transform.decay import AddDecayedWeights
+from .._transform.dog import (
+    AbstractInitialStep,
+    initial_step,
+    ScaleByDoG,
+    ScaleByDoGState,
+    ScaleByDoWG,
+    ScaleByDoWGState,
+)
+from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
+from .._transformation import AbstractOptimizer, AbstractTransformation, EmptyState
+from .._types import Scalar
+from .._wrapper.chain import Chain, ChainState
+
+_DoGState = ChainState[tuple[EmptyState, ScaleByDoGState, ScaleByLearningRateState]]
+_DoWGState = ChainState[tuple[EmptyState, ScaleByDoWGState, ScaleByLearningRateState]]
+
+
+def _decay(
+    weight_decay: Scalar | None, mask: AbstractSelector | None
+) -> AbstractTransformation[EmptyState]:
+    return Identity() if weight_decay is None else AddDecayedWeights(weight_decay, mask)
+
+
+class DoG(AbstractOptimizer[_DoGState]):
+    """Steps by the largest distance gone so far, over the size of all gradients met on the way.
+
+    It is a chain of [`eqopt.AddDecayedWeights`][], if there is decay, [`eqopt.ScaleByDoG`][] and
+    [`eqopt.ScaleByLearningRate`][]. The authors advise to evaluate with averaged parameters; see
+    [`eqopt.ParamEMA`][].
+
+    **Arguments:**
+
+    - `learning_rate`: a factor of the steps, a number or a schedule, not negative.
+    - `init_step`: how to begin; see [`eqopt.ScaleByDoG`][].
+    - `eps`: added to the sum of the squared norms, not negative.
+    - `weight_decay`: the factor of an added l2 penalty, not negative; `None` is none.
+    - `mask`: what decays: a selector, a function from the parameters to booleans, or a tree of
+        booleans; `None` is everything.
+    """
+
+    learning_rate: Scalar | AbstractSchedule = eqx.field(
+        converter=scheduled_real("learning_rate", at_least=0), default=1.0
+    )
+    init_step: AbstractInitialStep = eqx.field(converter=initial_step, default=("heuristic", 1e-6))
+    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-8)
+    weight_decay: Scalar | None = eqx.field(
+        converter=optional(real("weight_decay", at_least=0)), default=None
+    )
+    mask: AbstractSelector | None = eqx.field(converter=optional(as_selector), default=None)
+
+    def compose(self) -> AbstractTransformation[_DoGState]:
+        return Chain(
+            _decay(self.weight_decay, self.mask),
+            ScaleByDoG(self.init_step, self.eps),
+            ScaleByLearningRate(self.learning_rate),
+        )
+
+
+class DoWG(AbstractOptimizer[_DoWGState]):
+    """Steps as [`eqopt.DoG`][] does, but counts late gradients for more.
+
+    It is a chain of [`eqopt.AddDecayedWeights`][], if there is decay, [`eqopt.ScaleByDoWG`][] and
+    [`eqopt.ScaleByLearningRate`][].
+
+    **Arguments:**
+
+    - `learning_rate`: a factor of the steps, a number or a schedule, not negative.
+    - `init_estim_sq_dist`: the squared distance to begin with, positive; `None` is `eps`.
+    - `eps`: added to the root of the weighted sum, positive.
+    - `weight_decay`: the factor of an added l2 penalty, not negative; `None` is none.
+    - `mask`: what decays: a selector, a function from the parameters to booleans, or a tree of
+        booleans; `None` is everything.
+    """
+
+    learning_rate: Scalar | AbstractSchedule = eqx.field(
+        converter=scheduled_real("learning_rate", at_least=0), default=1.0
+    )
+    init_estim_sq_dist: Scalar | None = eqx.field(
+        converter=optional(real("init_estim_sq_dist", above=0)), default=None
+    )
+    eps: Scalar = eqx.field(converter=real("eps", above=0), default=1e-4)
+    weight_decay: Scalar | None = eqx.field(
+        converter=optional(real("weight_decay", at_least=0)), default=None
+    )
+    mask: AbstractSelector | None = eqx.field(converter=optional(as_selector), default=None)
+
+    def compose(self) -> AbstractTransformation[_DoWGState]:
+        return Chain(
+            _decay(self.weight_decay, self.mask),
+            ScaleByDoWG(self.init_estim_sq_dist, self.eps),
+            ScaleByLearningRate(self.learning_rate),
+        )

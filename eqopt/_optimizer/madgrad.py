@@ -1,0 +1,41 @@
+"""MADGRAD."""
+
+import equinox as eqx
+
+from .._hyperparameter import real
+from .._schedule.base import AbstractSchedule, scheduled_real
+from .._transform.decay import AddDecayedWeights
+from .._transform.madgrad import ScaleByMADGRAD, ScaleByMADGRADState
+from .._transformation import AbstractOptimizer, AbstractTransformation, EmptyState
+from .._types import Scalar
+from .._wrapper.chain import Chain, ChainState
+
+_State = ChainState[tuple[EmptyState, ScaleByMADGRADState]]
+
+
+class MADGRAD(AbstractOptimizer[_State]):
+    """Averages all gradients, divided by the cube root of the sum of their squares.
+
+    It is a chain of [`eqopt.AddDecayedWeights`][] and [`eqopt.ScaleByMADGRAD`][]. It wants less
+    weight decay than other optimizers, and often none.
+
+    **Arguments:**
+
+    - `learning_rate`: the rate, a number or a schedule, not negative.
+    - `momentum`: how much of the parameters each step keeps, in $[0, 1)$.
+    - `weight_decay`: the factor of an added l2 penalty, not negative.
+    - `eps`: added to the cube root and to the rate, not negative.
+    """
+
+    learning_rate: Scalar | AbstractSchedule = eqx.field(
+        converter=scheduled_real("learning_rate", at_least=0)
+    )
+    momentum: Scalar = eqx.field(converter=real("momentum", at_least=0, below=1), default=0.9)
+    weight_decay: Scalar = eqx.field(converter=real("weight_decay", at_least=0), default=0.0)
+    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-6)
+
+    def compose(self) -> AbstractTransformation[_State]:
+        return Chain(
+            AddDecayedWeights(self.weight_decay),
+            ScaleByMADGRAD(self.learning_rate, self.momentum, self.eps),
+        )

@@ -1,0 +1,101 @@
+"""MoMo: momentum with a step size from a model of the objective."""
+
+import equinox as eqx
+
+from .._hyperparameter import flag, real
+from .._schedule.base import AbstractSchedule, scheduled_real
+from .._transform.basic import Scale
+from .._transform.momo import (
+    ScaleByMoMo,
+    ScaleByMoMoAdam,
+    ScaleByMoMoAdamState,
+    ScaleByMoMoState,
+)
+from .._transformation import AbstractOptimizer, AbstractTransformation, EmptyState
+from .._types import Scalar
+from .._wrapper.chain import Chain, ChainState
+
+_MoMoState = ChainState[tuple[ScaleByMoMoState, EmptyState]]
+_MoMoAdamState = ChainState[tuple[ScaleByMoMoAdamState, EmptyState]]
+
+
+class MoMo(AbstractOptimizer[_MoMoState]):
+    """Goes along the average gradient, no further than the objective can fall.
+
+    It is a chain of [`eqopt.ScaleByMoMo`][] and [`eqopt.Scale`][] by -1.
+
+    **Arguments:**
+
+    - `learning_rate`: the largest step size, a number or a schedule, not negative; rather too
+        large.
+    - `beta`: the decay of the averages, in $[0, 1)$.
+    - `lower_bound`: the least value that the objective can have, or a bound below it.
+    - `weight_decay`: the decay, in proportion to the learning rate, not negative.
+    - `adapt_lower_bound`: whether to estimate a better bound on the way.
+
+    Its `update` needs `value`; `step` passes it.
+    """
+
+    learning_rate: Scalar | AbstractSchedule = eqx.field(
+        converter=scheduled_real("learning_rate", at_least=0), default=1.0
+    )
+    beta: Scalar = eqx.field(converter=real("beta", at_least=0, below=1), default=0.9)
+    lower_bound: Scalar = eqx.field(converter=real("lower_bound"), default=0.0)
+    weight_decay: Scalar = eqx.field(converter=real("weight_decay", at_least=0), default=0.0)
+    adapt_lower_bound: bool = eqx.field(
+        converter=flag("adapt_lower_bound"), static=True, default=False
+    )
+
+    def compose(self) -> AbstractTransformation[_MoMoState]:
+        momo = ScaleByMoMo(
+            self.learning_rate,
+            self.beta,
+            self.lower_bound,
+            self.weight_decay,
+            self.adapt_lower_bound,
+        )
+        return Chain(momo, Scale(-1.0))
+
+
+class MoMoAdam(AbstractOptimizer[_MoMoAdamState]):
+    """Steps as [`eqopt.AdamW`][] does, no further than the objective can fall.
+
+    It is a chain of [`eqopt.ScaleByMoMoAdam`][] and [`eqopt.Scale`][] by -1.
+
+    **Arguments:**
+
+    - `learning_rate`: the largest step size, a number or a schedule, not negative; rather too
+        large.
+    - `b1`: the decay of the averages of gradients and values, in $[0, 1)$.
+    - `b2`: the decay of the average squared gradient, in $[0, 1)$.
+    - `eps`: added to the root of the average square, positive.
+    - `lower_bound`: the least value that the objective can have, or a bound below it.
+    - `weight_decay`: the decay, in proportion to the learning rate, not negative.
+    - `adapt_lower_bound`: whether to estimate a better bound on the way.
+
+    Its `update` needs `value`; `step` passes it.
+    """
+
+    learning_rate: Scalar | AbstractSchedule = eqx.field(
+        converter=scheduled_real("learning_rate", at_least=0), default=1e-2
+    )
+    b1: Scalar = eqx.field(converter=real("b1", at_least=0, below=1), default=0.9)
+    b2: Scalar = eqx.field(converter=real("b2", at_least=0, below=1), default=0.999)
+    eps: Scalar = eqx.field(converter=real("eps", above=0), default=1e-8)
+    lower_bound: Scalar = eqx.field(converter=real("lower_bound"), default=0.0)
+    weight_decay: Scalar = eqx.field(converter=real("weight_decay", at_least=0), default=0.0)
+    adapt_lower_bound: bool = eqx.field(
+        converter=flag("adapt_lower_bound"), static=True, default=False
+    )
+
+    def compose(self) -> AbstractTransformation[_MoMoAdamState]:
+        momo = ScaleByMoMoAdam(
+            self.learning_rate,
+            self.b1,
+            self.b2,
+            self.eps,
+            self.lower_bound,
+            self.weight_decay,
+            self.adapt_lower_bound,
+        )
+        return Chain(momo, Scale(-1.0))

@@ -1,0 +1,140 @@
+"""Muon."""
+
+import equinox as eqx
+import numpy as np
+
+from .._hyperparameter import flag, inexact_dtype, optional, real, size
+from .._matrices import AbstractDimensions, as_dimensions, HasDimensions
+from .._newton_schulz import (
+    Coefficients,
+    coefficients,
+    muon_frobenius,
+    Preconditioning,
+    preconditioning,
+    STANDARD,
+)
+from .._schedule.base import AbstractSchedule, scheduled_real
+from .._selector import AbstractSelector, as_selector, ByNdim
+from .._transform.adam import ScaleByAdam
+from .._transform.decay import AddDecayedWeights
+from .._transform.learning_rate import ScaleByLearningRate
+from .._transform.muon import ScaleByMuon, ScaleByShape
+from .._transformation import AbstractOptimizer, AbstractTransformation
+from .._types import Scalar
+from .._wrapper.chain import Chain
+from .._wrapper.partition import Partition, PartitionState
+
+
+class Muon(AbstractOptimizer[PartitionState]):
+    """Steps by orthogonal matrices, and for what is no matrix as Adam does.
+
+    Matrices go through a chain of [`eqopt.ScaleByMuon`][], [`eqopt.ScaleByShape`][],
+    [`eqopt.AddDecayedWeights`][] and [`eqopt.ScaleByLearningRate`][], and all else through that
+    which [`eqopt.AdamW`][] is. It is an [`eqopt.Partition`][] of the two, labeled `"muon"` and
+    `"adam"`.
+
+    !!! note
+        An embedding and the last layer of a classifier are matrices too, but are trained better by
+        Adam. Give such parameters `None` in `muon_weight_dimension_numbers`.
+
+        `eqx.nn.Linear` has its weight as `(out, in)`; the default reads matrices as `(in, out)`. To
+        the direction it makes no difference, to the factor of the shape it does. For such layers,
+        take `MuonDimensionNumbers(1, 0)`.
+
+    **Arguments:**
+
+    - `learning_rate`: the rate, a number or a schedule, not negative.
+    - `ns_coeffs`: the coefficients of the iteration, three numbers, or three for each step, or
+        `"dion"`.
+    - `ns_steps`: the number of its steps, at least 1; not used where each step has its own numbers.
+    - `beta`: the decay of the average gradient of matrices, in $[0, 1)$.
+    - `eps`: added to the norm of a matrix, and to Adam's root, not negative.
+    - `weight_decay`: the decay of matrices, in proportion to the learning rate, not negative.
+    - `weight_decay_mask`: which of the matrices decay: a selector, a function from the parameters
+        to booleans, or a tree of booleans; `None` is all of them.
+    - `mu_dtype`: the dtype of the average gradient; `None` is the parameter's, and float32 for half
+        precision.
+    - `nesterov`: whether to look ahead, as Nesterov's momentum does; Adam too.
+    - `adaptive`: whether to multiply by the dual norm of the average gradient.
+    - `preconditioning`: what is done before the iteration: [`eqopt.muon_frobenius`][],
+        [`eqopt.muon_spectral`][], [`eqopt.muon_aol`][], [`eqopt.muon_schatten`][], or a function.
+    - `adam_b1`: the decay of Adam's average gradient, in $[0, 1)$.
+    - `adam_b2`: the decay of Adam's average squared gradient, in $[0, 1)$.
+    - `adam_eps_root`: added under Adam's root, not negative.
+    - `adam_weight_decay`: the decay of what is no matrix, not negative.
+    - `adam_learning_rate`: Adam's rate, a number or a schedule, not negative; `None` is
+        `learning_rate`.
+    - `muon_weight_dimension_numbers`: which parameters are matrices, and how: a tree of
+        [`eqopt.MuonDimensionNumbers`][] and `None`, possibly a prefix, or a function from the
+        parameters to one. `None` takes what has two axes.
+    - `consistent_rms`: the root mean square that the steps are to have before the learning rate,
+        not negative; `None` scales them as [`eqopt.ScaleByShape`][] does by default.
+    """
+
+    learning_rate: Scalar | AbstractSchedule = eqx.field(
+        converter=scheduled_real("learning_rate", at_least=0)
+    )
+    ns_coeffs: Coefficients = eqx.field(converter=coefficients, default=STANDARD)
+    ns_steps: int = eqx.field(converter=size("ns_steps"), static=True, default=5)
+    beta: Scalar = eqx.field(converter=real("beta", at_least=0, below=1), default=0.95)
+    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-8)
+    weight_decay: Scalar = eqx.field(converter=real("weight_decay", at_least=0), default=0.0)
+    weight_decay_mask: AbstractSelector | None = eqx.field(
+        converter=optional(as_selector), default=None
+    )
+    mu_dtype: np.dtype | None = eqx.field(
+        converter=inexact_dtype("mu_dtype"), static=True, default=None
+    )
+    nesterov: bool = eqx.field(converter=flag("nesterov"), static=True, default=True)
+    adaptive: bool = eqx.field(converter=flag("adaptive"), static=True, default=False)
+    preconditioning: Preconditioning = eqx.field(
+        converter=preconditioning, static=True, default=muon_frobenius
+    )
+    adam_b1: Scalar = eqx.field(converter=real("adam_b1", at_least=0, below=1), default=0.9)
+    adam_b2: Scalar = eqx.field(converter=real("adam_b2", at_least=0, below=1), default=0.999)
+    adam_eps_root: Scalar = eqx.field(converter=real("adam_eps_root", at_least=0), default=0.0)
+    adam_weight_decay: Scalar = eqx.field(
+        converter=real("adam_weight_decay", at_least=0), default=0.0
+    )
+    adam_learning_rate: Scalar | AbstractSchedule | None = eqx.field(
+        converter=optional(scheduled_real("adam_learning_rate", at_least=0)), default=None
+    )
+    muon_weight_dimension_numbers: AbstractDimensions | None = eqx.field(
+        converter=optional(as_dimensions), default=None
+    )
+    consistent_rms: Scalar | None = eqx.field(
+        converter=optional(real("consistent_rms", at_least=0)), default=None
+    )
+
+    def compose(self) -> AbstractTransformation[PartitionState]:
+        dimensions, adam_rate = self.muon_weight_dimension_numbers, self.adam_learning_rate
+        matrices = ByNdim(2, 2) if dimensions is None else HasDimensions(dimensions)
+        muon = Chain(
+            ScaleByMuon(
+                self.ns_coeffs,
+                self.ns_steps,
+                self.beta,
+                self.eps,
+                self.mu_dtype,
+                self.nesterov,
+                self.adaptive,
+                self.preconditioning,
+                dimensions,
+            ),
+            ScaleByShape(dimensions, self.consistent_rms),
+            AddDecayedWeights(self.weight_decay, self.weight_decay_mask),
+            ScaleByLearningRate(self.learning_rate),
+        )
+        adam = Chain(
+            ScaleByAdam(
+                self.adam_b1,
+                self.adam_b2,
+                self.eps,
+                self.adam_eps_root,
+                self.mu_dtype,
+                self.nesterov,
+            ),
+            AddDecayedWeights(self.adam_weight_decay),
+            ScaleByLearningRate(self.learning_rate if adam_rate is None else adam_rate),
+        )
+        return Partition({"muon": muon, "adam": adam}, {matrices: "muon", ...: "adam"})

@@ -1,0 +1,41 @@
+"""Gradient descent with noise."""
+
+from typing import Any
+
+import equinox as eqx
+
+from .._hyperparameter import prng_key, real
+from .._schedule.base import AbstractSchedule, scheduled_real
+from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
+from .._transform.noise import AddNoise, AddNoiseState
+from .._transformation import AbstractOptimizer, AbstractTransformation
+from .._types import Scalar
+from .._wrapper.chain import Chain, ChainState
+
+_State = ChainState[tuple[AddNoiseState, ScaleByLearningRateState]]
+
+
+class NoisySGD(AbstractOptimizer[_State]):
+    """Goes down the gradient plus noise, of which there is less and less.
+
+    It is a chain of [`eqopt.AddNoise`][] and [`eqopt.ScaleByLearningRate`][].
+
+    **Arguments:**
+
+    - `learning_rate`: the rate, a number or a schedule, not negative.
+    - `eta`: the variance of the noise in the first step, not negative.
+    - `gamma`: the exponent of its decay, not negative.
+    - `key`: a PRNG key, to be given by name.
+    """
+
+    learning_rate: Scalar | AbstractSchedule = eqx.field(
+        converter=scheduled_real("learning_rate", at_least=0)
+    )
+    eta: Scalar = eqx.field(converter=real("eta", at_least=0), default=0.01)
+    gamma: Scalar = eqx.field(converter=real("gamma", at_least=0), default=0.55)
+    key: Any = eqx.field(converter=prng_key("key"), kw_only=True)
+
+    def compose(self) -> AbstractTransformation[_State]:
+        return Chain(
+            AddNoise(self.eta, self.gamma, self.key), ScaleByLearningRate(self.learning_rate)
+        )

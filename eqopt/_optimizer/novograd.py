@@ -1,0 +1,44 @@
+"""NovoGrad."""
+
+import equinox as eqx
+
+from .._hyperparameter import real
+from .._schedule.base import AbstractSchedule, scheduled_real
+from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
+from .._transform.novograd import ScaleByNovoGrad, ScaleByNovoGradState
+from .._transformation import AbstractOptimizer, AbstractTransformation
+from .._types import Scalar
+from .._wrapper.chain import Chain, ChainState
+
+_State = ChainState[tuple[ScaleByNovoGradState, ScaleByLearningRateState]]
+
+
+class NovoGrad(AbstractOptimizer[_State]):
+    """Steps by the gradient of each leaf, divided by its usual length, with momentum.
+
+    It is a chain of [`eqopt.ScaleByNovoGrad`][] and [`eqopt.ScaleByLearningRate`][].
+
+    **Arguments:**
+
+    - `learning_rate`: the rate, a number or a schedule, not negative.
+    - `b1`: the momentum's factor, in $[0, 1)$.
+    - `b2`: the decay of the average squared norm, in $[0, 1)$.
+    - `eps`: added to the root of that average, not negative.
+    - `eps_root`: added under that root, not negative.
+    - `weight_decay`: the decay, which becomes part of the momentum, not negative.
+    """
+
+    learning_rate: Scalar | AbstractSchedule = eqx.field(
+        converter=scheduled_real("learning_rate", at_least=0)
+    )
+    b1: Scalar = eqx.field(converter=real("b1", at_least=0, below=1), default=0.9)
+    b2: Scalar = eqx.field(converter=real("b2", at_least=0, below=1), default=0.25)
+    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-6)
+    eps_root: Scalar = eqx.field(converter=real("eps_root", at_least=0), default=0.0)
+    weight_decay: Scalar = eqx.field(converter=real("weight_decay", at_least=0), default=0.0)
+
+    def compose(self) -> AbstractTransformation[_State]:
+        return Chain(
+            ScaleByNovoGrad(self.b1, self.b2, self.eps, self.eps_root, self.weight_decay),
+            ScaleByLearningRate(self.learning_rate),
+        )

@@ -1,0 +1,38 @@
+"""Optimistic gradient descent."""
+
+import equinox as eqx
+
+from .._hyperparameter import real
+from .._schedule.base import AbstractSchedule, scheduled_real
+from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
+from .._transform.optimistic import ScaleByOptimisticGradient, ScaleByOptimisticGradientState
+from .._transformation import AbstractOptimizer, AbstractTransformation
+from .._types import Scalar
+from .._wrapper.chain import Chain, ChainState
+
+_State = ChainState[tuple[ScaleByOptimisticGradientState, ScaleByLearningRateState]]
+
+
+class OptimisticGradientDescent(AbstractOptimizer[_State]):
+    """Goes down the gradient, and on in the direction in which the gradient changes, for games.
+
+    It is a chain of [`eqopt.ScaleByOptimisticGradient`][] and [`eqopt.ScaleByLearningRate`][].
+
+    **Arguments:**
+
+    - `learning_rate`: the rate, a number or a schedule, not negative.
+    - `alpha`: the factor of the gradient, not negative.
+    - `beta`: the factor of its change, not negative.
+    """
+
+    learning_rate: Scalar | AbstractSchedule = eqx.field(
+        converter=scheduled_real("learning_rate", at_least=0)
+    )
+    alpha: Scalar = eqx.field(converter=real("alpha", at_least=0), default=1.0)
+    beta: Scalar = eqx.field(converter=real("beta", at_least=0), default=1.0)
+
+    def compose(self) -> AbstractTransformation[_State]:
+        return Chain(
+            ScaleByOptimisticGradient(self.alpha, self.beta),
+            ScaleByLearningRate(self.learning_rate),
+        )

@@ -1,0 +1,63 @@
+"""Optimistic Adam."""
+
+import equinox as eqx
+import numpy as np
+
+from .._hyperparameter import flag, inexact_dtype, real
+from .._schedule.base import AbstractSchedule, scheduled_real
+from .._transform.adam import ScaleByAdam, ScaleByAdamState
+from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
+from .._transform.optimistic import ScaleByOptimisticGradient, ScaleByOptimisticGradientState
+from .._transformation import AbstractOptimizer, AbstractTransformation
+from .._types import Scalar
+from .._wrapper.chain import Chain, ChainState
+
+_State = ChainState[
+    tuple[ScaleByAdamState, ScaleByOptimisticGradientState, ScaleByLearningRateState]
+]
+
+
+class OptimisticAdamV2(AbstractOptimizer[_State]):
+    """Steps as [`eqopt.Adam`][] does, and on in the direction in which its steps change, for games.
+
+    It is a chain of [`eqopt.ScaleByAdam`][], [`eqopt.ScaleByOptimisticGradient`][] and
+    [`eqopt.ScaleByLearningRate`][].
+
+    **Arguments:**
+
+    - `learning_rate`: the rate, a number or a schedule, not negative.
+    - `alpha`: the factor of Adam's step, not negative.
+    - `beta`: the factor of its change, not negative.
+    - `b1`: the decay of the average gradient, in $[0, 1)$.
+    - `b2`: the decay of the average squared gradient, in $[0, 1)$.
+    - `eps`: added to the root of the average square, not negative.
+    - `eps_root`: added under that root, not negative.
+    - `mu_dtype`: the dtype of the average gradient; `None` is the parameter's, and float32 for half
+        precision.
+    - `nesterov`: whether to look ahead, as Nesterov's momentum does.
+
+    ??? cite "Reference"
+        Daskalakis, Ilyas, Syrgkanis and Zeng, *Training GANs with Optimism*, ICLR 2018,
+        algorithm 1 (arXiv 1711.00141), where both factors are 1.
+    """
+
+    learning_rate: Scalar | AbstractSchedule = eqx.field(
+        converter=scheduled_real("learning_rate", at_least=0)
+    )
+    alpha: Scalar = eqx.field(converter=real("alpha", at_least=0), default=1.0)
+    beta: Scalar = eqx.field(converter=real("beta", at_least=0), default=1.0)
+    b1: Scalar = eqx.field(converter=real("b1", at_least=0, below=1), default=0.9)
+    b2: Scalar = eqx.field(converter=real("b2", at_least=0, below=1), default=0.999)
+    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-8)
+    eps_root: Scalar = eqx.field(converter=real("eps_root", at_least=0), default=0.0)
+    mu_dtype: np.dtype | None = eqx.field(
+        converter=inexact_dtype("mu_dtype"), static=True, default=None
+    )
+    nesterov: bool = eqx.field(converter=flag("nesterov"), static=True, default=True)
+
+    def compose(self) -> AbstractTransformation[_State]:
+        return Chain(
+            ScaleByAdam(self.b1, self.b2, self.eps, self.eps_root, self.mu_dtype, self.nesterov),
+            ScaleByOptimisticGradient(self.alpha, self.beta),
+            ScaleByLearningRate(self.learning_rate),
+        )

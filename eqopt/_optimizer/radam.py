@@ -1,0 +1,46 @@
+"""Rectified Adam."""
+
+import equinox as eqx
+
+from .._hyperparameter import flag, real
+from .._schedule.base import AbstractSchedule, scheduled_real
+from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
+from .._transform.radam import ScaleByRAdam, ScaleByRAdamState
+from .._transformation import AbstractOptimizer, AbstractTransformation
+from .._types import Scalar
+from .._wrapper.chain import Chain, ChainState
+
+_State = ChainState[tuple[ScaleByRAdamState, ScaleByLearningRateState]]
+
+
+class RAdam(AbstractOptimizer[_State]):
+    """Steps as [`eqopt.Adam`][] does, once the squares of the gradients are known well enough.
+
+    It is a chain of [`eqopt.ScaleByRAdam`][] and [`eqopt.ScaleByLearningRate`][].
+
+    **Arguments:**
+
+    - `learning_rate`: the rate, a number or a schedule, not negative.
+    - `b1`: the decay of the average gradient, in $[0, 1)$.
+    - `b2`: the decay of the average squared gradient, in $[0, 1)$.
+    - `eps`: added to the root of the average square, not negative.
+    - `eps_root`: added under that root, not negative.
+    - `threshold`: how many squares their average must amount to, not negative.
+    - `nesterov`: whether to look ahead, as Nesterov's momentum does.
+    """
+
+    learning_rate: Scalar | AbstractSchedule = eqx.field(
+        converter=scheduled_real("learning_rate", at_least=0)
+    )
+    b1: Scalar = eqx.field(converter=real("b1", at_least=0, below=1), default=0.9)
+    b2: Scalar = eqx.field(converter=real("b2", at_least=0, below=1), default=0.999)
+    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-8)
+    eps_root: Scalar = eqx.field(converter=real("eps_root", at_least=0), default=0.0)
+    threshold: Scalar = eqx.field(converter=real("threshold", at_least=0), default=5.0)
+    nesterov: bool = eqx.field(converter=flag("nesterov"), static=True, default=False)
+
+    def compose(self) -> AbstractTransformation[_State]:
+        return Chain(
+            ScaleByRAdam(self.b1, self.b2, self.eps, self.eps_root, self.threshold, self.nesterov),
+            ScaleByLearningRate(self.learning_rate),
+        )

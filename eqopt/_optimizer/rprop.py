@@ -1,0 +1,46 @@
+"""Rprop."""
+
+import equinox as eqx
+
+from .._hyperparameter import real
+from .._transform.basic import Scale
+from .._transform.rprop import ScaleByRprop, ScaleByRpropState
+from .._transformation import AbstractOptimizer, AbstractTransformation, EmptyState
+from .._types import Scalar
+from .._wrapper.chain import Chain, ChainState
+
+_State = ChainState[tuple[ScaleByRpropState, EmptyState]]
+
+
+class Rprop(AbstractOptimizer[_State]):
+    """Steps by the sign of the gradient, each entry by a step size that learns from sign changes.
+
+    It is a chain of [`eqopt.ScaleByRprop`][] and [`eqopt.Scale`][] by -1. It is for gradients
+    without noise, of all of the data.
+
+    **Arguments:**
+
+    - `learning_rate`: the step size to begin with, a positive number.
+    - `eta_minus`: what a step size is multiplied by where the sign changes, in $(0, 1)$.
+    - `eta_plus`: what it is multiplied by where the sign stays the same, greater than 1.
+    - `min_step_size`: the least step size, not negative.
+    - `max_step_size`: the largest step size, positive.
+    """
+
+    learning_rate: Scalar = eqx.field(converter=real("learning_rate", above=0))
+    eta_minus: Scalar = eqx.field(converter=real("eta_minus", above=0, below=1), default=0.5)
+    eta_plus: Scalar = eqx.field(converter=real("eta_plus", above=1), default=1.2)
+    min_step_size: Scalar = eqx.field(converter=real("min_step_size", at_least=0), default=1e-6)
+    max_step_size: Scalar = eqx.field(converter=real("max_step_size", above=0), default=50.0)
+
+    def compose(self) -> AbstractTransformation[_State]:
+        return Chain(
+            ScaleByRprop(
+                self.learning_rate,
+                self.eta_minus,
+                self.eta_plus,
+                self.min_step_size,
+                self.max_step_size,
+            ),
+            Scale(-1.0),
+        )

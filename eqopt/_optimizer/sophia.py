@@ -1,0 +1,95 @@
+"""Sophia."""
+
+from typing import Any
+
+import equinox as eqx
+import numpy as np
+
+from .._hyperparameter import inexact_dtype, optional, real, steps
+from .._schedule.base import AbstractSchedule, scheduled_real
+from .._selector import AbstractSelector, as_selector
+from .._transform.decay import AddDecayedWeights
+from .._transform.hutchinson import (
+    HutchinsonEstimatorDiagHessian,
+    ScaleBySophia,
+    ScaleBySophiaState,
+)
+from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
+from .._transformation import (
+    AbstractOptimizer,
+    AbstractTransformation,
+    check_transformation,
+    EmptyState,
+)
+from .._types import Scalar, Steps
+from .._wrapper.chain import Chain, ChainState
+
+_State = ChainState[tuple[ScaleBySophiaState[Any], EmptyState, ScaleByLearningRateState]]
+
+
+class Sophia(AbstractOptimizer[_State]):
+    """Steps by the average gradient over the curvature of the objective, within a limit.
+
+    It is a chain of [`eqopt.ScaleBySophia`][], [`eqopt.AddDecayedWeights`][] and
+    [`eqopt.ScaleByLearningRate`][]. Its `update` needs `value_fn`; `step` and `fit` pass it. With a
+    key of one's own: `Sophia(1e-4, hessian_diagonal_fn=HutchinsonEstimatorDiagHessian(key))`.
+
+    **Arguments:**
+
+    - `learning_rate`: the rate, a number or a schedule, not negative.
+    - `b1`: the decay of the average gradient, in $[0, 1)$.
+    - `b2`: the decay of the average curvature, in $[0, 1)$, for each estimate.
+    - `eps`: the least denominator, positive.
+    - `weight_decay`: the decay, in proportion to the learning rate, not negative.
+    - `weight_decay_mask`: what decays: a selector, a function from the parameters to booleans, or a
+        tree of booleans; `None` is everything.
+    - `gamma`: the factor of the curvature, positive.
+    - `clip_threshold`: the limit, positive; `None` is none.
+    - `update_interval`: the number of steps between estimates of the curvature, at least 1.
+    - `hessian_diagonal_fn`: makes these estimates; by default
+        [`eqopt.HutchinsonEstimatorDiagHessian`][].
+    - `mu_dtype`: the dtype of the average gradient; `None` is the parameter's, and float32 for half
+        precision.
+    """
+
+    learning_rate: Scalar | AbstractSchedule = eqx.field(
+        converter=scheduled_real("learning_rate", at_least=0)
+    )
+    b1: Scalar = eqx.field(converter=real("b1", at_least=0, below=1), default=0.965)
+    b2: Scalar = eqx.field(converter=real("b2", at_least=0, below=1), default=0.99)
+    eps: Scalar = eqx.field(converter=real("eps", above=0), default=1e-8)
+    weight_decay: Scalar = eqx.field(converter=real("weight_decay", at_least=0), default=1e-4)
+    weight_decay_mask: AbstractSelector | None = eqx.field(
+        converter=optional(as_selector), default=None
+    )
+    gamma: Scalar = eqx.field(converter=real("gamma", above=0), default=0.01)
+    clip_threshold: Scalar | None = eqx.field(
+        converter=optional(real("clip_threshold", above=0)), default=1.0
+    )
+    update_interval: Steps = eqx.field(converter=steps("update_interval", at_least=1), default=10)
+    hessian_diagonal_fn: AbstractTransformation[Any] = eqx.field(
+        default_factory=HutchinsonEstimatorDiagHessian
+    )
+    mu_dtype: np.dtype | None = eqx.field(
+        converter=inexact_dtype("mu_dtype"), static=True, default=None
+    )
+
+    def __check_init__(self) -> None:
+        check_transformation("hessian_diagonal_fn", self.hessian_diagonal_fn)
+
+    def compose(self) -> AbstractTransformation[_State]:
+        scaling = ScaleBySophia(
+            self.b1,
+            self.b2,
+            self.eps,
+            self.gamma,
+            self.clip_threshold,
+            self.update_interval,
+            self.hessian_diagonal_fn,
+            self.mu_dtype,
+        )
+        return Chain(
+            scaling,
+            AddDecayedWeights(self.weight_decay, self.weight_decay_mask),
+            ScaleByLearningRate(self.learning_rate),
+        )

@@ -1,0 +1,40 @@
+"""Yogi."""
+
+import equinox as eqx
+
+from .._hyperparameter import real
+from .._schedule.base import AbstractSchedule, scheduled_real
+from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
+from .._transform.yogi import ScaleByYogi, ScaleByYogiState
+from .._transformation import AbstractOptimizer, AbstractTransformation
+from .._types import Scalar
+from .._wrapper.chain import Chain, ChainState
+
+_State = ChainState[tuple[ScaleByYogiState, ScaleByLearningRateState]]
+
+
+class Yogi(AbstractOptimizer[_State]):
+    """Steps as [`eqopt.Adam`][] does, but is slow to forget large gradients after small ones.
+
+    It is a chain of [`eqopt.ScaleByYogi`][] and [`eqopt.ScaleByLearningRate`][].
+
+    **Arguments:**
+
+    - `learning_rate`: the rate, a number or a schedule, not negative.
+    - `b1`: the decay of the average gradient, in $[0, 1)$.
+    - `b2`: one minus the rate at which the squares are followed, in $[0, 1)$.
+    - `eps`: added to the root of what follows them, not negative.
+    """
+
+    learning_rate: Scalar | AbstractSchedule = eqx.field(
+        converter=scheduled_real("learning_rate", at_least=0)
+    )
+    b1: Scalar = eqx.field(converter=real("b1", at_least=0, below=1), default=0.9)
+    b2: Scalar = eqx.field(converter=real("b2", at_least=0, below=1), default=0.999)
+    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-3)
+
+    def compose(self) -> AbstractTransformation[_State]:
+        return Chain(
+            ScaleByYogi(self.b1, self.b2, self.eps),
+            ScaleByLearningRate(self.learning_rate),
+        )

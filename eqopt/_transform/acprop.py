@@ -1,0 +1,106 @@
+"""ACProp's rescaling by how far gradients were from their average, up to the last step."""
+
+import equinox as eqx
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Inexact, PyTree
+
+from .. import _check
+from .._arithmetic import abs_sq, minus, mix, over, over_root, plus, where_positive
+from .._hyperparameter import real
+from .._kernel import Rule
+from .._objective import Context
+from .._transformation import AbstractLeafwise
+from .._tree import bias_correction, increment, newest, zero_count, zeros_like
+from .._types import Count, Params, Scalar
+
+
+@_check.typed
+def _acprop(
+    update: Inexact[Array, "*shape"],
+    mu: Inexact[Array, "*shape"],
+    nu: Float[Array, "*shape"],
+    first: Float[Array, ""],
+    rest1: Float[Array, ""],
+    rest2: Float[Array, ""],
+    eps: Float[Array, ""],
+    eps_root: Float[Array, ""],
+    nu_weight: Float[Array, ""],
+) -> tuple[Inexact[Array, "*shape"], Inexact[Array, "*shape"], Float[Array, "*shape"]]:
+    square = where_positive(first, lax.full_like(nu, 1), over(nu, nu_weight))
+    nu = plus(mix(rest2, nu, abs_sq(minus(update, mu))), eps_root)
+    return over_root(update, square, eps), mix(rest1, mu, update), nu
+
+
+@_check.typed
+class ScaleByACPropState(eqx.Module):
+    """The state of [`eqopt.ScaleByACProp`][].
+
+    **Arguments:**
+
+    - `count`: the number of steps taken, int32 of shape `()`.
+    - `mu`: the average of the gradients, not debiased, like the parameters.
+    - `nu`: the average of the squared moduli of each gradient's distance from the average before
+        it, with `eps_root` added at each step, not debiased; real, and at least float32.
+    """
+
+    count: Count
+    mu: PyTree
+    nu: PyTree
+
+
+class ScaleByACProp(AbstractLeafwise[ScaleByACPropState]):
+    r"""Divides the gradient by the root of how far, squared, the gradients before it were from
+    their average.
+
+    With $\hat s_0 = 1$ and $\hat s_t = s_t / (1 - \beta_2^t)$,
+
+    $$\begin{aligned}
+    u_t &= g_t \big/ \left(\sqrt{\hat s_{t-1}} + \epsilon\right), \\
+    s_t &= \beta_2 s_{t-1} + (1 - \beta_2) |g_t - m_{t-1}|^2 + \bar\epsilon, \qquad
+    m_t = \beta_1 m_{t-1} + (1 - \beta_1) g_t.
+    \end{aligned}$$
+
+    Numerator and denominator are of different steps, so that a gradient does not shorten its own
+    step. There is no momentum: $m$ serves as the center only.
+
+    **Arguments:**
+
+    - `b1`: the decay $\beta_1$ of the average gradient, in $[0, 1)$.
+    - `b2`: the decay $\beta_2$ of the average squared distance, in $[0, 1)$.
+    - `eps`: $\epsilon \ge 0$, added to the root.
+    - `eps_root`: $\bar\epsilon \ge 0$, added to the average at each step.
+
+    !!! note
+        The distance is from $m_{t-1}$, as in optax's code; in its formula, and in
+        [`eqopt.ScaleByBelief`][], it is from $m_t$, which is shorter by a factor of $\beta_1$. The
+        first step is by the plain gradient, and as long as it is.
+
+    ??? cite "Reference"
+        Zhuang, Ding, Tang, Dvornek, Tatikonda and Duncan, *Momentum Centering and Asynchronous
+        Update for Adaptive Gradient Methods*, NeurIPS 2021 (arXiv 2110.05454).
+    """
+
+    b1: Scalar = eqx.field(converter=real("b1", at_least=0, below=1), default=0.9)
+    b2: Scalar = eqx.field(converter=real("b2", at_least=0, below=1), default=0.999)
+    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-16)
+    eps_root: Scalar = eqx.field(converter=real("eps_root", at_least=0), default=1e-16)
+
+    def init_state(self, params: Params, context: Context) -> ScaleByACPropState:
+        return ScaleByACPropState(zero_count(), zeros_like(params), zeros_like(params, real=True))
+
+    def rule(self, state: ScaleByACPropState, params: Params | None, context: Context) -> Rule:
+        return Rule(
+            _acprop,
+            ScaleByACPropState(increment(state.count), state.mu, state.nu),
+            trees=("mu", "nu"),
+            scalars=(
+                state.count == 0,
+                newest(self.b1),
+                newest(self.b2),
+                self.eps,
+                self.eps_root,
+                # Of the steps before this one, and of one in the first, which makes no use of it.
+                bias_correction(self.b2, jnp.maximum(state.count, 1)),
+            ),
+        )

@@ -1,0 +1,41 @@
+"""Updates without their mean."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Inexact
+
+from .. import _check
+from .._kernel import Rule
+from .._objective import Context
+from .._transformation import AbstractLeafwise, EmptyState
+from .._types import Params
+
+
+@_check.typed
+def _centralize(update: Inexact[Array, "*shape"]) -> Inexact[Array, "*shape"]:
+    if update.ndim < 2:
+        return update
+    return update - jnp.mean(update, axis=tuple(range(1, update.ndim)), keepdims=True)
+
+
+class Centralize(AbstractLeafwise[EmptyState]):
+    r"""Subtracts from each slice of an update its mean:
+    $u_{i \cdots} \leftarrow u_{i \cdots} - \overline{u_{i \cdots}}$.
+
+    A slice is all that has one index along the first axis. Updates of fewer than two axes are left
+    as they are.
+
+    !!! note
+        The paper's slice is what feeds one unit of the output. The first axis of Equinox's linear
+        layers and convolutions is the output; where it is the last, as in Flax, this is another
+        rule.
+
+    ??? cite "Reference"
+        Yong, Huang, Hua and Zhang, *Gradient Centralization: A New Optimization Technique for Deep
+        Neural Networks*, ECCV 2020, equation 1 (arXiv 2004.01461).
+    """
+
+    def init_state(self, params: Params, context: Context) -> EmptyState:
+        return EmptyState()
+
+    def rule(self, state: EmptyState, params: Params | None, context: Context) -> Rule:
+        return Rule(_centralize, state)

@@ -1,0 +1,133 @@
+"""Coin betting, which needs no learning rate."""
+
+import equinox as eqx
+from jax import lax
+from jaxtyping import Array, Float, Inexact, PyTree
+
+from .. import _check
+from .._arithmetic import is_complex, minus, over, plus, times
+from .._hyperparameter import real
+from .._kernel import Rule
+from .._objective import Context, need_params
+from .._transformation import AbstractLeafwise
+from .._tree import copies, full_like, zeros_like
+from .._types import Params, Scalar
+
+
+@_check.typed
+def _cocob(
+    update: Inexact[Array, "*shape"],
+    param: Inexact[Array, "*shape"],
+    init_particles: Inexact[Array, "*shape"],
+    cumulative_gradients: Inexact[Array, "*shape"],
+    scale: Float[Array, "*shape"],
+    subgradients: Float[Array, "*shape"],
+    reward: Float[Array, "*shape"],
+    alpha: Float[Array, ""],
+) -> tuple[
+    Inexact[Array, "*shape"],
+    Inexact[Array, "*shape"],
+    Inexact[Array, "*shape"],
+    Float[Array, "*shape"],
+    Float[Array, "*shape"],
+    Float[Array, "*shape"],
+]:
+    size = lax.abs(update)
+    moved = minus(param, init_particles)
+    scale = lax.max(scale, size)
+    subgradients = plus(subgradients, size)
+    reward = lax.max(minus(reward, _real_product(update, moved)), lax.full_like(reward, 0))
+    cumulative_gradients = minus(cumulative_gradients, update)
+    limit = lax.max(plus(subgradients, scale), times(alpha, scale))
+    # Divided twice: the product of the denominators underflows where gradients are tiny.
+    fraction = over(over(cumulative_gradients, scale), limit)
+    bet = times(fraction, plus(scale, reward))
+    # Not `(start + bet) - param`, which rounds to the digits of the parameter.
+    return (
+        minus(bet, moved),
+        init_particles,
+        cumulative_gradients,
+        scale,
+        subgradients,
+        reward,
+    )
+
+
+def _real_product(x: Array, y: Array) -> Array:
+    """The real part of `conj(x) * y`: what is won along `x`."""
+    if is_complex(x):
+        return lax.add(
+            lax.mul(lax.real(x), lax.real(y)),
+            lax.mul(lax.imag(x), lax.imag(y)),
+        )
+    return lax.mul(x, y)
+
+
+@_check.typed
+class ScaleByCOCOBState(eqx.Module):
+    """The state of [`eqopt.ScaleByCOCOB`][].
+
+    **Arguments:**
+
+    - `init_particles`: the parameters to begin with, in float32 at least.
+    - `cumulative_gradients`: minus the sum of the gradients, like the parameters.
+    - `scale`: the largest modulus of a gradient so far, for each entry; this one and the next two
+        are real, and at least float32.
+    - `subgradients`: the sum of the moduli of the gradients.
+    - `reward`: what the bets have won.
+    """
+
+    init_particles: PyTree
+    cumulative_gradients: PyTree
+    scale: PyTree
+    subgradients: PyTree
+    reward: PyTree
+
+
+class ScaleByCOCOB(AbstractLeafwise[ScaleByCOCOBState]):
+    r"""Places each parameter where a gambler would who bets on the signs of its gradients.
+
+    $$\begin{aligned}
+    L_t &= \max(L_{t-1}, |g_t|), & G_t &= G_{t-1} + |g_t|, \\
+    R_t &= \max\left(R_{t-1} - g_t (\theta_t - \theta_0), 0\right), & C_t &= C_{t-1} - g_t, \\
+    \theta_{t+1} &= \theta_0 + \frac{C_t}{L_t \max(G_t + L_t, \alpha L_t)}\, (L_t + R_t)
+    \end{aligned}$$
+
+    with $L_0 = \epsilon$. The updates are the differences $\theta_{t+1} - \theta_t$: they go
+    downhill, and are to be applied as they are. Of complex parameters, each entry is one bet, with
+    the real inner product for $g_t (\theta_t - \theta_0)$.
+
+    !!! warning
+        The next place is found from the first one. Whatever else moves the parameters is undone at
+        the next step, and scaling these updates makes no smaller bets. To that end, scale the
+        gradients, as [`eqopt.COCOB`][] does.
+
+    **Arguments:**
+
+    - `alpha`: the factor $\alpha \ge 0$ that keeps the first bets small: at first, a parameter
+        moves by about $1 / \alpha$ a step.
+    - `eps`: $\epsilon > 0$, the least scale of the gradients, against division by zero.
+
+    Raises a `ValueError` if `update` is given no parameters.
+
+    ??? cite "Reference"
+        Orabona and Tommasi, *Training Deep Networks without Learning Rates Through Coin Betting*,
+        NIPS 2017, algorithm 2 (arXiv 1705.07795).
+    """
+
+    alpha: Scalar = eqx.field(converter=real("alpha", at_least=0), default=100.0)
+    eps: Scalar = eqx.field(converter=real("eps", above=0), default=1e-8)
+
+    def init_state(self, params: Params, context: Context) -> ScaleByCOCOBState:
+        return ScaleByCOCOBState(
+            copies(params),
+            zeros_like(params),
+            full_like(params, self.eps, real=True),
+            zeros_like(params, real=True),
+            zeros_like(params, real=True),
+        )
+
+    def rule(self, state: ScaleByCOCOBState, params: Params | None, context: Context) -> Rule:
+        need_params(params, self)
+        trees = ("init_particles", "cumulative_gradients", "scale", "subgradients", "reward")
+        return Rule(_cocob, state, trees=trees, scalars=(self.alpha,), needs_params=True)

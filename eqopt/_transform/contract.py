@@ -1,0 +1,73 @@
+"""A contraction of the parameters, in proportion to the learning rate."""
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Inexact
+
+from .. import _check
+from .._arithmetic import over, plus, times
+from .._kernel import Rule
+from .._objective import Context, need_params
+from .._schedule.base import AbstractSchedule, scheduled_real, value_at
+from .._transformation import AbstractLeafwise
+from .._tree import increment, zero_count
+from .._types import Count, Params, Scalar
+
+
+@_check.typed
+def _contract(
+    update: Inexact[Array, "*shape"],
+    param: Inexact[Array, "*shape"],
+    length: Float[Array, ""],
+    change: Float[Array, ""],
+) -> Inexact[Array, "*shape"]:
+    return plus(over(update, length), times(change, param))
+
+
+@_check.typed
+class ContractByLearningRateState(eqx.Module):
+    """The state of [`eqopt.ContractByLearningRate`][].
+
+    **Arguments:**
+
+    - `count`: the number of steps taken, int32 of shape `()`.
+    """
+
+    count: Count
+
+
+class ContractByLearningRate(AbstractLeafwise[ContractByLearningRateState]):
+    r"""Makes the new parameters shorter:
+    $\theta + u \leftarrow (\theta + u) / \sqrt{1 + \gamma_t^2}$.
+
+    A step of length $\gamma_t \|\theta\|$ at a right angle to the parameters would make them longer
+    by just that factor. The last link of [`eqopt.Fromage`][].
+
+    **Arguments:**
+
+    - `learning_rate`: the rate $\gamma_t \ge 0$, a number or a schedule: that of the link before.
+
+    Raises a `ValueError` if `update` is given no parameters.
+
+    ??? cite "Reference"
+        Bernstein, Vahdat, Yue and Liu, *On the distance between two neural networks and the
+        stability of learning*, NeurIPS 2020, algorithm 1 (arXiv 2002.03432).
+    """
+
+    learning_rate: Scalar | AbstractSchedule = eqx.field(
+        converter=scheduled_real("learning_rate", at_least=0)
+    )
+
+    def init_state(self, params: Params, context: Context) -> ContractByLearningRateState:
+        return ContractByLearningRateState(zero_count())
+
+    def rule(
+        self, state: ContractByLearningRateState, params: Params | None, context: Context
+    ) -> Rule:
+        need_params(params, self)
+        rate = value_at(self.learning_rate, state.count)
+        length = jnp.sqrt(1 + rate * rate)
+        # Not `1 / length - 1`, which cancels: for a rate of 1e-3, it has one digit in float32.
+        change = -rate * rate / (length * (1 + length))
+        new = ContractByLearningRateState(increment(state.count))
+        return Rule(_contract, new, scalars=(length, change), needs_params=True)

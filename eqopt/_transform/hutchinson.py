@@ -1,0 +1,265 @@
+"""Hutchinson's estimate of the Hessian's diagonal, and Sophia's steps, which make use of one."""
+
+from typing import Any, Generic
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Inexact, PyTree
+
+from .. import _check, _kernel
+from .._arithmetic import cast, is_complex, mix, over, times, wider
+from .._hyperparameter import inexact_dtype, optional, prng_key, real, steps
+from .._kernel import Rule
+from .._objective import Context, need_params
+from .._random import advance, KeyWords, PRNGKey, signs_like, words_of
+from .._transformation import AbstractTransformation, check_state, check_transformation
+from .._tree import bias_correction, blank_like, conj, increment, newest, zero_count, zeros_like
+from .._types import Count, Params, Scalar, State, Steps, Updates
+
+
+@_check.typed
+def _by_parts(x: Inexact[Array, "*shape"], y: Inexact[Array, "*shape"]) -> Inexact[Array, "*shape"]:
+    dtype = wider(x.dtype)
+    x, y = cast(x, dtype), cast(y, dtype)
+    if is_complex(x):
+        real, imag = lax.mul(lax.real(x), lax.real(y)), lax.mul(lax.imag(x), lax.imag(y))
+        return lax.complex(real, imag)
+    return lax.mul(x, y)
+
+
+def _probe(key: Any, x: Array) -> Array:
+    if is_complex(x):
+        real, imag = jax.random.split(key)
+        return lax.complex(signs_like(real, lax.real(x)), signs_like(imag, lax.imag(x)))
+    return signs_like(key, x)
+
+
+@_check.typed
+class HutchinsonEstimatorDiagHessianState(eqx.Module):
+    """The state of [`eqopt.HutchinsonEstimatorDiagHessian`][].
+
+    **Arguments:**
+
+    - `key`: the words of the key of the next step, uint32.
+    """
+
+    key: KeyWords
+
+
+class HutchinsonEstimatorDiagHessian(AbstractTransformation[HutchinsonEstimatorDiagHessianState]):
+    r"""Replaces the updates by a random estimate of the diagonal of the objective's Hessian.
+
+    $$\hat h = v \odot \nabla^2 f(\theta)\, v, \qquad v_i = \pm 1 \text{ at random,}$$
+
+    whose mean is the diagonal, and which is the diagonal itself where the Hessian has nothing else.
+    It costs about as much as two gradients, and no more memory than one and its derivative along
+    $v$. Of complex parameters, the real and the imaginary part are two parameters, and the two
+    parts of $\hat h$ their two curvatures.
+
+    It is what [`eqopt.ScaleBySophia`][] asks, every few steps; the gradient is of no matter to it,
+    but where there is none there is no estimate.
+
+    **Arguments:**
+
+    - `key`: the PRNG key to begin with; each step makes a new one. `None` is `jax.random.key(0)`.
+
+    Its `update` needs `value_fn`, and the parameters; `step` passes both. The objective must have
+    a second derivative, forward over reverse.
+
+    !!! note
+        The objective is `value_fn`, as for line searches; optax calls it `obj_fn`. Within a
+        wrapper that shows a part of the parameters only, the Hessian is of that part.
+
+    ??? cite "Reference"
+        Hutchinson, *A Stochastic Estimator of the Trace of the Influence Matrix for Laplacian
+        Smoothing Splines*, Communications in Statistics, 1989; for the diagonal, Bekas,
+        Kokiopoulou and Saad, *An estimator for the diagonal of a matrix*, Applied Numerical
+        Mathematics, 2007.
+    """
+
+    key: PRNGKey | None = eqx.field(converter=optional(prng_key("key")), default=None)
+
+    def init_state(self, params: Params, context: Context) -> HutchinsonEstimatorDiagHessianState:
+        return HutchinsonEstimatorDiagHessianState(words_of(self.key))
+
+    def transform(
+        self,
+        updates: Updates,
+        state: HutchinsonEstimatorDiagHessianState,
+        params: Params | None,
+        context: Context,
+    ) -> tuple[Updates, HutchinsonEstimatorDiagHessianState]:
+        params = need_params(params, self)
+        objective = context.need("value_fn", self)
+        words, key = advance(state.key, self.key)
+        leaves, treedef = _check.flatten(params)
+        given = [u is not None for u in treedef.flatten_up_to(updates)]
+        probes = [
+            _probe(jax.random.fold_in(key, i), x) if asked else x if x is None else blank_like(x)
+            for i, (x, asked) in enumerate(zip(leaves, given, strict=True))
+        ]
+        # Forward over reverse: the memory of one gradient and its tangent.
+        _, products = jax.jvp(
+            lambda x: objective.evaluate(x).grad, (params,), (treedef.unflatten(probes),)
+        )
+        # As the updates, complex ones point uphill.
+        curved = treedef.flatten_up_to(conj(products))
+        diagonal = [
+            None if v is None or not asked else _by_parts(h, v)
+            for h, v, asked in zip(curved, probes, given, strict=True)
+        ]
+        return treedef.unflatten(diagonal), HutchinsonEstimatorDiagHessianState(words)
+
+
+@_check.typed
+def _step(
+    update: Inexact[Array, "*shape"],
+    mu: Inexact[Array, "*shape"],
+    nu: Inexact[Array, "*shape"],
+    rest: Float[Array, ""],
+    weight: Float[Array, ""],
+    gamma: Float[Array, ""],
+    eps: Float[Array, ""],
+    limit: Float[Array, ""] | None = None,
+) -> tuple[Inexact[Array, "*shape"], Inexact[Array, "*shape"], Inexact[Array, "*shape"]]:
+    mu = mix(rest, mu, update)
+    return _newton(over(mu, weight), nu, gamma, eps, limit), mu, nu
+
+
+def _newton(
+    direction: Inexact[Array, "*shape"],
+    nu: Inexact[Array, "*shape"],
+    gamma: Float[Array, ""],
+    eps: Float[Array, ""],
+    limit: Float[Array, ""] | None,
+) -> Inexact[Array, "*shape"]:
+    if is_complex(direction):
+        real = _newton(lax.real(direction), lax.real(nu), gamma, eps, limit)
+        return lax.complex(real, _newton(lax.imag(direction), lax.imag(nu), gamma, eps, limit))
+    step = over(direction, jnp.maximum(times(gamma, nu), eps))
+    return step if limit is None else jnp.clip(step, -limit, limit)
+
+
+@_check.typed
+def _average(
+    curvature: Inexact[Array, "*shape"], nu: Inexact[Array, "*shape"], rest: Float[Array, ""]
+) -> tuple[Inexact[Array, "*shape"], Inexact[Array, "*shape"]]:
+    return curvature, mix(rest, nu, curvature)
+
+
+@_check.typed
+class ScaleBySophiaState(eqx.Module, Generic[State]):
+    """The state of [`eqopt.ScaleBySophia`][].
+
+    **Arguments:**
+
+    - `count`: the number of steps taken, int32 of shape `()`.
+    - `mu`: the average of the gradients, not debiased, like the parameters.
+    - `nu`: the average of the estimates of the Hessian's diagonal, not debiased, like the
+        parameters.
+    - `hessian_fn_state`: the state of what makes these estimates.
+    """
+
+    count: Count
+    mu: PyTree
+    nu: PyTree
+    hessian_fn_state: State
+
+
+class ScaleBySophia(AbstractTransformation[ScaleBySophiaState[State]], Generic[State]):
+    r"""Divides the average gradient by the average curvature, and limits the quotient.
+
+    $$\begin{aligned}
+    m_t &= \beta_1 m_{t-1} + (1 - \beta_1) g_t, \qquad
+    u_t = \operatorname{clip}_\rho\left(
+        \frac{m_t / (1 - \beta_1^t)}{\max(\gamma h_{t-1}, \epsilon)}\right), \\
+    h_t &= \begin{cases}
+        \beta_2 h_{t-1} + (1 - \beta_2)\, \hat h_t & \text{every } k \text{ steps, from the first
+        on,} \\ h_{t-1} & \text{else,}
+    \end{cases}
+    \end{aligned}$$
+
+    with $\hat h_t$ an estimate of the diagonal of the objective's Hessian. Where the curvature is
+    negative, or not known yet, as in the first step, that is a step of $\rho$ against the sign of
+    the gradient. Of complex parameters, real and imaginary part go each by itself.
+
+    **Arguments:**
+
+    - `b1`: the decay $\beta_1$ of the average gradient, in $[0, 1)$.
+    - `b2`: the decay $\beta_2$ of the average curvature, in $[0, 1)$.
+    - `eps`: the least denominator $\epsilon$, positive.
+    - `gamma`: the factor $\gamma$ of the curvature, positive. With a larger one more entries stay
+        within the limit; the paper wants between a tenth and a half of them to.
+    - `clip_threshold`: the limit $\rho$, positive; `None` is none.
+    - `update_interval`: the number $k$ of steps between estimates, at least 1.
+    - `hessian_diagonal_fn`: makes the estimates: a transformation that replaces the updates by
+        them, given the gradient and what `update` was given; by default
+        [`eqopt.HutchinsonEstimatorDiagHessian`][]. It is not computed in the steps between.
+    - `mu_dtype`: the dtype of $m$; `None` is the parameter's, and float32 for half
+        precision.
+
+    Raises a `ValueError` if `update` is given no parameters, or lacks what the estimate needs,
+    which is `value_fn`; `step` passes it.
+
+    !!! note
+        As in optax, and not as in the paper, $m$ is debiased, and an estimate counts from the next
+        step on. Nothing is printed. $\beta_2$ is a decay per estimate, and not per step.
+
+    ??? cite "Reference"
+        Liu, Li, Hall, Liang and Ma, *Sophia: A Scalable Stochastic Second-order Optimizer for
+        Language Model Pre-training*, ICLR 2024, algorithm 3 (arXiv 2305.14342).
+    """
+
+    b1: Scalar = eqx.field(converter=real("b1", at_least=0, below=1), default=0.965)
+    b2: Scalar = eqx.field(converter=real("b2", at_least=0, below=1), default=0.99)
+    eps: Scalar = eqx.field(converter=real("eps", above=0), default=1e-8)
+    gamma: Scalar = eqx.field(converter=real("gamma", above=0), default=0.01)
+    clip_threshold: Scalar | None = eqx.field(
+        converter=optional(real("clip_threshold", above=0)), default=1.0
+    )
+    update_interval: Steps = eqx.field(converter=steps("update_interval", at_least=1), default=10)
+    hessian_diagonal_fn: AbstractTransformation[State] = eqx.field(
+        default_factory=HutchinsonEstimatorDiagHessian
+    )
+    mu_dtype: np.dtype | None = eqx.field(
+        converter=inexact_dtype("mu_dtype"), static=True, default=None
+    )
+
+    def __check_init__(self) -> None:
+        check_transformation("hessian_diagonal_fn", self.hessian_diagonal_fn)
+
+    def init_state(self, params: Params, context: Context) -> ScaleBySophiaState[State]:
+        mu, nu = zeros_like(params, self.mu_dtype), zeros_like(params)
+        estimates = self.hessian_diagonal_fn.init_state(params, context)
+        return ScaleBySophiaState(zero_count(), mu, nu, estimates)
+
+    def transform(
+        self,
+        updates: Updates,
+        state: ScaleBySophiaState[State],
+        params: Params | None,
+        context: Context,
+    ) -> tuple[Updates, ScaleBySophiaState[State]]:
+        params = need_params(params, self)
+        check_state(self.hessian_diagonal_fn, state.hessian_fn_state, "state.hessian_fn_state")
+        count = increment(state.count)
+        limit = () if self.clip_threshold is None else (self.clip_threshold,)
+        weight = bias_correction(self.b1, count)
+        scalars = (newest(self.b1), weight, self.gamma, self.eps, *limit)
+        rule = Rule(_step, state, trees=("mu", "nu"), scalars=scalars)
+        out, (after,) = _kernel.run((rule,), updates, params)
+
+        def estimate(held: Any) -> Any:
+            curvature, estimates = self.hessian_diagonal_fn.transform(
+                updates, held.hessian_fn_state, params, context
+            )
+            new = ScaleBySophiaState(held.count, held.mu, held.nu, estimates)
+            average = Rule(_average, new, trees=("nu",), scalars=(newest(self.b2),))
+            return _kernel.run((average,), curvature, params)[1][0]
+
+        due = lax.eq(lax.rem(state.count, jnp.asarray(self.update_interval)), np.int32(0))
+        after = lax.cond(due, estimate, lambda held: held, after)
+        return out, ScaleBySophiaState(count, after.mu, after.nu, after.hessian_fn_state)

@@ -1,0 +1,327 @@
+"""Step sizes from a model of the objective, made of averages and bounded from below."""
+
+from typing import Any, TypeAlias
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Inexact, PyTree
+
+from .. import _check, _kernel
+from .._arithmetic import abs_sq, mix, over, plus, safe_sqrt, times
+from .._hyperparameter import flag, float_dtype, real
+from .._kernel import Rule
+from .._objective import Context, need_params
+from .._schedule.base import AbstractSchedule, scheduled_real, value_at
+from .._transformation import AbstractTransformation
+from .._tree import (
+    bias_correction,
+    copies,
+    increment,
+    inner,
+    newest,
+    where_given,
+    zero_count,
+    zeros_like,
+)
+from .._types import Count, Params, Scalar, Updates
+
+_Number: TypeAlias = Float[Array, ""]
+
+# As in optax, in every dtype.
+_SMALLEST = float(np.finfo(np.float64).eps)
+
+
+@_check.typed
+def _average(
+    update: Inexact[Array, "*shape"], exp_avg: Inexact[Array, "*shape"], rest: _Number
+) -> tuple[Inexact[Array, "*shape"], Inexact[Array, "*shape"]]:
+    exp_avg = mix(rest, exp_avg, update)
+    return exp_avg, exp_avg
+
+
+@_check.typed
+def _adam(
+    update: Inexact[Array, "*shape"],
+    exp_avg: Inexact[Array, "*shape"],
+    exp_avg_sq: Float[Array, "*shape"],
+    rest1: _Number,
+    rest2: _Number,
+    weight2: _Number,
+    eps: _Number,
+) -> tuple[Inexact[Array, "*shape"], Inexact[Array, "*shape"], Float[Array, "*shape"]]:
+    exp_avg = mix(rest1, exp_avg, update)
+    exp_avg_sq = mix(rest2, exp_avg_sq, abs_sq(update))
+    size = plus(safe_sqrt(over(exp_avg_sq, weight2)), eps)
+    return over(exp_avg, size), exp_avg, exp_avg_sq
+
+
+@_check.typed
+def _proximal(
+    update: Inexact[Array, "*shape"],
+    param: Inexact[Array, "*shape"],
+    step_size: _Number,
+    decay: _Number,
+) -> Inexact[Array, "*shape"]:
+    return over(
+        plus(times(step_size, update), times(decay, param)), plus(decay, jnp.ones_like(decay))
+    )
+
+
+class _Model(eqx.Module):
+    """The averages of a step, and all that its size follows from.
+
+    **Arguments:**
+
+    - `barf`, `gamma`: the averages of the values, and of the inner products of gradient and
+        parameters.
+    - `product`: the inner product of the average gradient and the parameters.
+    - `sq_norm`: the squared norm of the average gradient.
+    - `weight`: the sum of the weights in the averages.
+    - `decay`: the learning rate times the weight decay.
+    """
+
+    barf: _Number
+    gamma: _Number
+    product: _Number
+    sq_norm: _Number
+    weight: _Number
+    decay: _Number
+
+    def reset(self, bound: _Number, least: Scalar) -> _Number:
+        """A bound that lies above the model is lowered."""
+        growth = 1 + self.decay
+        cap = growth * (self.barf - self.gamma) + self.product
+        lowered = jnp.maximum(cap / (2 * self.weight * growth), least)
+        return jnp.where(cap < growth * self.weight * bound, lowered, bound)
+
+    def step_size(self, bound: _Number, rate: _Number) -> _Number:
+        """To where the model meets the bound, but no further than the rate allows."""
+        gap = (1 + self.decay) * (self.barf - self.weight * bound - self.gamma) + self.product
+        # Asked this way, so that a NaN is not taken for small. The division is guarded twice, so
+        # that its derivative is finite where it is not used.
+        small = self.sq_norm <= _SMALLEST
+        step = jnp.maximum(gap, 0) / jnp.where(small, 1, self.sq_norm)
+        return jnp.minimum(rate / self.weight, jnp.where(small, 0, step))
+
+    def estimate(self, step_size: _Number, least: Scalar) -> _Number:
+        """The next bound."""
+        value = self.barf + self.product - self.gamma
+        return jnp.maximum((value - step_size * self.sq_norm / 2) / self.weight, least)
+
+
+def _bounded(
+    model: _Model, bound: _Number, least: Scalar, rate: _Number, adapt: bool
+) -> tuple[_Number, _Number]:
+    """The size of the step, and the bound after it."""
+    if not adapt:
+        return model.step_size(bound, rate), bound
+    step_size = model.step_size(model.reset(bound, least), rate)
+    return step_size, model.estimate(step_size, least)
+
+
+def _averaged(old: _Number, rest: _Number, new: Any) -> _Number:
+    return mix(rest, old, jnp.asarray(new).astype(float_dtype()))
+
+
+@_check.typed
+class ScaleByMoMoState(eqx.Module):
+    """The state of [`eqopt.ScaleByMoMo`][].
+
+    **Arguments:**
+
+    - `exp_avg`: the average of the gradients, like the parameters.
+    - `barf`: the average of the objective's values, of shape `()`.
+    - `gamma`: the average of the inner products of gradient and parameters, of shape `()`.
+    - `lb`: the lower bound of the objective, of shape `()`.
+    - `count`: the number of steps taken, int32 of shape `()`.
+    """
+
+    exp_avg: PyTree
+    barf: Float[Array, ""]
+    gamma: Float[Array, ""]
+    lb: Float[Array, ""]
+    count: Count
+
+
+class ScaleByMoMo(AbstractTransformation[ScaleByMoMoState]):
+    r"""Steps along the average gradient to where a model of the objective meets its lower bound.
+
+    With $\bar f_t$, $d_t$ and $\gamma_t$ the averages of the values $f_t$, the gradients $g_t$ and
+    the products $\langle g_t, \theta_t \rangle$, each begun with its first term,
+
+    $$\tau_t = \min\left(\eta_t,\; \frac{\max\left((1 + \eta_t \lambda)
+    (\bar f_t - f_\star - \gamma_t) + \langle d_t, \theta_t \rangle,\, 0\right)}{\|d_t\|^2}\right),
+    \qquad u_t = \frac{\tau_t d_t + \eta_t \lambda\, \theta_t}{1 + \eta_t \lambda}$$
+
+    with products and norm over all leaves together; where $\|d_t\|^2 \le 2^{-52}$, $\tau_t = 0$.
+    The sign is kept: [`eqopt.MoMo`][] turns it.
+
+    With `adapt_lower_bound`, $f_\star$ is estimated: first halved down to the model where it lies
+    above, and after the step
+    $\max(\bar f_t + \langle d_t, \theta_t \rangle - \gamma_t - \tau_t \|d_t\|^2 / 2, \, f_0)$.
+
+    !!! note
+        $\theta_t - u_t$ is the point with the least value of the model plus
+        $\|\theta - \theta_t\|^2 / 2 \eta_t + \lambda \|\theta\|^2 / 2$. With weight decay, optax
+        does not divide $\tau_t d_t$, and goes beyond it.
+
+    **Arguments:**
+
+    - `learning_rate`: the largest step size $\eta_t \ge 0$: a number, an
+        [`eqopt.AbstractSchedule`][], or a function of the count.
+    - `beta`: the decay of the averages, in $[0, 1)$.
+    - `lower_bound`: the lower bound $f_0$ of the objective, any number.
+    - `weight_decay`: the factor $\lambda \ge 0$.
+    - `adapt_lower_bound`: whether to estimate a better bound $f_\star \ge f_0$ on the way.
+
+    Its `update` needs `value`; `step` passes it. Raises a `ValueError` if there is none, or if
+    `update` is given no parameters.
+
+    ??? cite "Reference"
+        Schaipp, Ohana, Eickenberg, Defazio and Gower, *MoMo: Momentum Models for Adaptive Learning
+        Rates*, ICML 2024 (arXiv 2305.07583).
+    """
+
+    learning_rate: Scalar | AbstractSchedule = eqx.field(
+        converter=scheduled_real("learning_rate", at_least=0), default=1.0
+    )
+    beta: Scalar = eqx.field(converter=real("beta", at_least=0, below=1), default=0.9)
+    lower_bound: Scalar = eqx.field(converter=real("lower_bound"), default=0.0)
+    weight_decay: Scalar = eqx.field(converter=real("weight_decay", at_least=0), default=0.0)
+    adapt_lower_bound: bool = eqx.field(
+        converter=flag("adapt_lower_bound"), static=True, default=False
+    )
+
+    def init_state(self, params: Params, context: Context) -> ScaleByMoMoState:
+        zero = jnp.zeros((), float_dtype())
+        bound = copies(jnp.asarray(self.lower_bound))
+        return ScaleByMoMoState(zeros_like(params), zero, jnp.zeros_like(zero), bound, zero_count())
+
+    def transform(
+        self, updates: Updates, state: ScaleByMoMoState, params: Params | None, context: Context
+    ) -> tuple[Updates, ScaleByMoMoState]:
+        params = need_params(params, self)
+        value = context.need("value", self)
+        own = where_given(updates, params)
+        # Each average begins with its first term.
+        rest = jnp.where(state.count == 0, 1, newest(self.beta))
+        barf = _averaged(state.barf, rest, value)
+        gamma = _averaged(state.gamma, rest, inner(updates, own))
+        average = Rule(_average, state, trees=("exp_avg",), scalars=(rest,))
+        direction, (new,) = _kernel.run((average,), updates, params)
+        rate = value_at(self.learning_rate, state.count).astype(float_dtype())
+        decay = rate * self.weight_decay
+        model = _Model(
+            barf,
+            gamma,
+            inner(direction, own),
+            inner(direction, direction),
+            jnp.ones_like(rate),
+            decay,
+        )
+        step_size, bound = _bounded(model, state.lb, self.lower_bound, rate, self.adapt_lower_bound)
+        new = ScaleByMoMoState(new.exp_avg, barf, gamma, bound, increment(state.count))
+        step = Rule(_proximal, new, scalars=(step_size, decay), needs_params=True)
+        out, _ = _kernel.run((step,), direction, params)
+        return out, new
+
+
+@_check.typed
+class ScaleByMoMoAdamState(eqx.Module):
+    """The state of [`eqopt.ScaleByMoMoAdam`][].
+
+    **Arguments:**
+
+    - `exp_avg`: the average of the gradients, like the parameters; no average here is debiased.
+    - `exp_avg_sq`: the average of their squared moduli; real, and at least float32.
+    - `barf`: the average of the objective's values, of shape `()`.
+    - `gamma`: the average of the inner products of gradient and parameters, of shape `()`.
+    - `lb`: the lower bound of the objective, of shape `()`.
+    - `count`: the number of steps taken, int32 of shape `()`.
+    """
+
+    exp_avg: PyTree
+    exp_avg_sq: PyTree
+    barf: Float[Array, ""]
+    gamma: Float[Array, ""]
+    lb: Float[Array, ""]
+    count: Count
+
+
+class ScaleByMoMoAdam(AbstractTransformation[ScaleByMoMoAdamState]):
+    r"""Does as [`eqopt.ScaleByMoMo`][] does, with distances measured by Adam's average of squares.
+
+    With averages that begin with zero, their weight $\rho_t = 1 - \beta_1^t$ and the diagonal
+    $D_t = \sqrt{v_t / (1 - \beta_2^t)} + \epsilon$,
+
+    $$\tau_t = \min\left(\frac{\eta_t}{\rho_t},\; \frac{\max\left((1 + \eta_t \lambda)
+    (\bar f_t - \rho_t f_\star - \gamma_t) + \langle d_t, \theta_t \rangle,\, 0\right)}
+    {\langle d_t, D_t^{-1} d_t \rangle}\right), \qquad
+    u_t = \frac{\tau_t D_t^{-1} d_t + \eta_t \lambda\, \theta_t}{1 + \eta_t \lambda}.$$
+
+    **Arguments:**
+
+    - `learning_rate`: the largest step size $\eta_t \ge 0$: a number, an
+        [`eqopt.AbstractSchedule`][], or a function of the count.
+    - `b1`: the decay $\beta_1$ of the averages of gradients, values and products, in $[0, 1)$.
+    - `b2`: the decay $\beta_2$ of the average $v_t$ of the squared gradients, in $[0, 1)$.
+    - `eps`: $\epsilon > 0$.
+    - `lower_bound`: the lower bound of the objective, any number.
+    - `weight_decay`: the factor $\lambda \ge 0$.
+    - `adapt_lower_bound`: whether to estimate a better bound on the way.
+
+    Its `update` needs `value` and the parameters, as that of [`eqopt.ScaleByMoMo`][] does.
+
+    ??? cite "Reference"
+        Schaipp, Ohana, Eickenberg, Defazio and Gower, *MoMo: Momentum Models for Adaptive Learning
+        Rates*, ICML 2024, MoMo-Adam (arXiv 2305.07583).
+    """
+
+    learning_rate: Scalar | AbstractSchedule = eqx.field(
+        converter=scheduled_real("learning_rate", at_least=0), default=1e-2
+    )
+    b1: Scalar = eqx.field(converter=real("b1", at_least=0, below=1), default=0.9)
+    b2: Scalar = eqx.field(converter=real("b2", at_least=0, below=1), default=0.999)
+    eps: Scalar = eqx.field(converter=real("eps", above=0), default=1e-8)
+    lower_bound: Scalar = eqx.field(converter=real("lower_bound"), default=0.0)
+    weight_decay: Scalar = eqx.field(converter=real("weight_decay", at_least=0), default=0.0)
+    adapt_lower_bound: bool = eqx.field(
+        converter=flag("adapt_lower_bound"), static=True, default=False
+    )
+
+    def init_state(self, params: Params, context: Context) -> ScaleByMoMoAdamState:
+        zero = jnp.zeros((), float_dtype())
+        return ScaleByMoMoAdamState(
+            zeros_like(params),
+            zeros_like(params, real=True),
+            zero,
+            jnp.zeros_like(zero),
+            copies(jnp.asarray(self.lower_bound)),
+            zero_count(),
+        )
+
+    def transform(
+        self, updates: Updates, state: ScaleByMoMoAdamState, params: Params | None, context: Context
+    ) -> tuple[Updates, ScaleByMoMoAdamState]:
+        params = need_params(params, self)
+        value = context.need("value", self)
+        own = where_given(updates, params)
+        count = increment(state.count)
+        rest1, rest2 = newest(self.b1), newest(self.b2)
+        barf = _averaged(state.barf, rest1, value)
+        gamma = _averaged(state.gamma, rest1, inner(updates, own))
+        weight1, weight2 = bias_correction(self.b1, count), bias_correction(self.b2, count)
+        trees, scalars = ("exp_avg", "exp_avg_sq"), (rest1, rest2, weight2, self.eps)
+        moments = Rule(_adam, state, trees=trees, scalars=scalars)
+        direction, (new,) = _kernel.run((moments,), updates, params)
+        average = where_given(updates, new.exp_avg)
+        rate = value_at(self.learning_rate, state.count).astype(float_dtype())
+        decay = rate * self.weight_decay
+        products = inner(average, own), inner(average, direction)
+        model = _Model(barf, gamma, *products, weight1, decay)
+        step_size, bound = _bounded(model, state.lb, self.lower_bound, rate, self.adapt_lower_bound)
+        new = ScaleByMoMoAdamState(new.exp_avg, new.exp_avg_sq, barf, gamma, bound, count)
+        step = Rule(_proximal, new, scalars=(step_size, decay), needs_params=True)
+        out, _ = _kernel.run((step,), direction, params)
+        return out, new

@@ -1,0 +1,57 @@
+"""Updates without NaN."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Inexact, PyTree
+
+from .. import _check
+from .._kernel import Rule
+from .._objective import Context
+from .._transformation import AbstractLeafwise
+from .._tree import full_like
+from .._types import Params
+
+
+@_check.typed
+def _zero_nans(
+    update: Inexact[Array, "*shape"], found_nan: Bool[Array, ""]
+) -> tuple[Inexact[Array, "*shape"], Bool[Array, ""]]:
+    bad = jnp.isnan(update)
+    return jnp.where(bad, 0, update), jnp.any(bad)
+
+
+def _no_shape(shape: tuple[int, ...]) -> tuple[tuple[int, ...] | None, ...]:
+    return ((),)
+
+
+@_check.typed
+class ZeroNaNsState(eqx.Module):
+    """The state of [`eqopt.ZeroNaNs`][].
+
+    **Arguments:**
+
+    - `found_nan`: a tree like the parameters, with one boolean for each: whether the last update
+        that it was given had a NaN in it.
+    """
+
+    found_nan: PyTree
+
+
+class ZeroNaNs(AbstractLeafwise[ZeroNaNsState]):
+    r"""Replaces each NaN in the updates by zero, and says in its state where there was one.
+
+    The rest of the update stays as it is, infinity included; to skip a step that is not finite, see
+    [`eqopt.ApplyIfFinite`][]. A complex number of which one part is NaN becomes zero.
+    """
+
+    def init_state(self, params: Params, context: Context) -> ZeroNaNsState:
+        def nothing(x: Array) -> Array:
+            # Like a reduction of the parameter, so that it lives where one would.
+            return full_like(jnp.any(jnp.isnan(x)), False, np.bool_)
+
+        return ZeroNaNsState(jax.tree.map(nothing, params))
+
+    def rule(self, state: ZeroNaNsState, params: Params | None, context: Context) -> Rule:
+        return Rule(_zero_nans, state, trees=("found_nan",), shapes=_no_shape)

@@ -1,0 +1,86 @@
+"""Noise on the updates."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Inexact, UInt32
+
+from .. import _check
+from .._arithmetic import cast, plus, real_dtype, safe_sqrt, times, wider
+from .._hyperparameter import prng_key, real
+from .._objective import Context
+from .._sharing import map_leaves
+from .._transformation import AbstractTransformation
+from .._tree import increment, placed_like, zero_count
+from .._types import Count, Params, Scalar, Updates
+
+
+@jax.jit
+@_check.typed
+def _noisy(
+    update: Inexact[Array, "*shape"], key: Any, deviation: Float[Array, ""]
+) -> Inexact[Array, "*shape"]:
+    dtype = wider(update.dtype)
+    noise = placed_like(jax.random.normal(key, update.shape, dtype), update)
+    return plus(cast(update, dtype), times(cast(deviation, real_dtype(dtype)), noise))
+
+
+@_check.typed
+class AddNoiseState(eqx.Module):
+    """The state of [`eqopt.AddNoise`][].
+
+    **Arguments:**
+
+    - `count`: the number of steps taken, int32 of shape `()`.
+    - `key`: the key of the next step, as its words, uint32.
+    """
+
+    count: Count
+    key: UInt32[Array, " words"]
+
+
+class AddNoise(AbstractTransformation[AddNoiseState]):
+    r"""Adds normally distributed noise to the updates, less and less of it.
+
+    $$u_t \leftarrow u_t + \sigma_t z_t, \qquad z_t \sim \mathcal N(0, I), \qquad
+    \sigma_t^2 = \eta / (1 + t)^\gamma$$
+
+    where $t$ is the number of steps taken before this one. The noise is drawn anew for each step
+    and each leaf. Of complex updates, real and imaginary part have half of the variance each.
+
+    **Arguments:**
+
+    - `eta`: the variance $\eta \ge 0$ in the first step.
+    - `gamma`: the exponent $\gamma \ge 0$ of its decay.
+    - `key`: a PRNG key, `jax.random.key(0)` for one; those of the old kind are taken as well. It is
+        what `init` begins with: another has no effect on a state that is there.
+
+    ??? cite "Reference"
+        Neelakantan, Vilnis, Le, Sutskever, Kaiser, Kurach and Martens, *Adding Gradient Noise
+        Improves Learning for Very Deep Networks*, 2015, section 3 (arXiv 1511.06807).
+    """
+
+    eta: Scalar = eqx.field(converter=real("eta", at_least=0))
+    gamma: Scalar = eqx.field(converter=real("gamma", at_least=0))
+    key: Any = eqx.field(converter=prng_key("key"))
+
+    def init_state(self, params: Params, context: Context) -> AddNoiseState:
+        # The words, for what is saved with Equinox cannot hold typed keys; and a copy of them.
+        return AddNoiseState(zero_count(), jnp.copy(jax.random.key_data(self.key)))
+
+    def transform(
+        self, updates: Updates, state: AddNoiseState, params: Params | None, context: Context
+    ) -> tuple[Updates, AddNoiseState]:
+        count = increment(state.count)
+        exponent = jnp.asarray(self.gamma)
+        decay = jnp.power(count.astype(exponent.dtype), -exponent / 2)
+        deviation = safe_sqrt(jnp.asarray(self.eta)) * decay
+        kind = jax.random.key_impl(self.key)
+        following, own = jax.random.split(jax.random.wrap_key_data(state.key, impl=kind))
+        leaves, treedef = jax.tree.flatten(updates)
+        keys = jax.random.split(own, max(len(leaves), 1))
+        columns = (leaves, [keys[i] for i in range(len(leaves))], [deviation] * len(leaves))
+        noisy = treedef.unflatten(map_leaves(_noisy, *columns))
+        return noisy, AddNoiseState(count, jax.random.key_data(following))

@@ -1,0 +1,48 @@
+"""Parameters that stay nonnegative."""
+
+from jax import lax
+from jaxtyping import Array, Inexact
+
+from .. import _check
+from .._arithmetic import is_complex
+from .._kernel import Rule
+from .._objective import Context, need_params
+from .._transformation import AbstractLeafwise, EmptyState
+from .._types import Params
+
+
+@_check.typed
+def _keep_nonnegative(
+    update: Inexact[Array, "*shape"], param: Inexact[Array, "*shape"]
+) -> Inexact[Array, "*shape"]:
+    if is_complex(update):
+        return lax.complex(
+            _keep_nonnegative(lax.real(update), lax.real(param)),
+            _keep_nonnegative(lax.imag(update), lax.imag(param)),
+        )
+    # Not by the sum. The parameter's negative is a number of its dtype, so an update that is not
+    # less stays so when it is rounded to that dtype, and the sum is not negative.
+    least = lax.neg(param)
+    return lax.select(lax.lt(update, least), least, update)
+
+
+class KeepParamsNonnegative(AbstractLeafwise[EmptyState]):
+    r"""Cuts the updates short where they would make a parameter negative:
+    $u \leftarrow \max(u, -\theta)$.
+
+    What it keeps is exact: added by [`eqopt.apply_updates`][], in whatever dtype, the updates give
+    parameters that are at least 0. A parameter that is negative becomes 0. Of a complex parameter,
+    both parts are kept nonnegative. NaN is let through.
+
+    !!! warning
+        It must see the updates as they are applied: it comes last in a chain.
+
+    Raises a `ValueError` if `update` is given no parameters.
+    """
+
+    def init_state(self, params: Params, context: Context) -> EmptyState:
+        return EmptyState()
+
+    def rule(self, state: EmptyState, params: Params | None, context: Context) -> Rule:
+        need_params(params, self)
+        return Rule(_keep_nonnegative, state, needs_params=True)

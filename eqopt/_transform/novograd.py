@@ -1,0 +1,122 @@
+"""NovoGrad's rescaling by one second moment a leaf."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Inexact, PyTree
+
+from .. import _check
+from .._arithmetic import abs_sq, mix, over_root, plus, times
+from .._hyperparameter import inexact_dtype, real
+from .._kernel import Rule
+from .._objective import Context, need_params
+from .._transformation import AbstractLeafwise
+from .._tree import increment, newest, zero_count, zeros_like
+from .._types import Count, Params, Scalar
+
+
+@_check.typed
+def _novograd(
+    update: Inexact[Array, "*shape"],
+    param: Inexact[Array, "*shape"],
+    mu: Inexact[Array, "*shape"],
+    nu: Float[Array, ""],
+    b1: Float[Array, ""],
+    rest2: Float[Array, ""],
+    eps: Float[Array, ""],
+    eps_root: Float[Array, ""],
+    weight_decay: Float[Array, ""],
+) -> tuple[Inexact[Array, "*shape"], Inexact[Array, "*shape"], Float[Array, ""]]:
+    nu = mix(rest2, nu, jnp.sum(abs_sq(update)))
+    decayed = plus(over_root(update, nu, eps, eps_root), times(weight_decay, param))
+    mu = plus(times(b1, mu), decayed)
+    return mu, mu, nu
+
+
+def _shapes(shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Those of `mu` and `nu`."""
+    return shape, ()
+
+
+@_check.typed
+class ScaleByNovoGradState(eqx.Module):
+    """The state of [`eqopt.ScaleByNovoGrad`][].
+
+    **Arguments:**
+
+    - `count`: the number of steps taken, int32 of shape `()`.
+    - `mu`: the momentum, like the parameters.
+    - `nu`: the average of the gradient's squared norm, of shape `()` for each leaf; real, and at
+        least float32.
+    """
+
+    count: Count
+    mu: PyTree
+    nu: PyTree
+
+
+class ScaleByNovoGrad(AbstractLeafwise[ScaleByNovoGradState]):
+    r"""Divides the gradient of each leaf by its usual length, lets the weights decay, and adds
+    momentum.
+
+    With norms over one leaf each, in float32 at least, and $v_1 = \|g_1\|^2$,
+
+    $$v_t = \beta_2 v_{t-1} + (1 - \beta_2) \|g_t\|^2, \qquad
+    u_t = \beta_1 u_{t-1} + \frac{g_t}{\sqrt{v_t + \bar\epsilon} + \epsilon} + \lambda\theta.$$
+
+    It remembers half as much as Adam: beside the momentum, one number a leaf.
+
+    **Arguments:**
+
+    - `b1`: the momentum's factor $\beta_1$, in $[0, 1)$.
+    - `b2`: the decay $\beta_2$ of the average squared norm, in $[0, 1)$.
+    - `eps`: $\epsilon \ge 0$, added to the root.
+    - `eps_root`: $\bar\epsilon \ge 0$, added under the root.
+    - `weight_decay`: the factor $\lambda \ge 0$.
+    - `mu_dtype`: the dtype of the momentum; `None` is the parameter's, and float32 for half
+        precision.
+
+    Raises a `ValueError` if `update` is given no parameters.
+
+    !!! note
+        The momentum is a sum and no average: updates grow to $1 / (1 - \beta_1)$ times the length
+        of the first, and the decay with them.
+
+    ??? cite "Reference"
+        Ginsburg et al., *Stochastic Gradient Methods with Layer-wise Adaptive Moments for Training
+        of Deep Networks*, 2019, algorithm 1 (arXiv 1905.11286).
+    """
+
+    b1: Scalar = eqx.field(converter=real("b1", at_least=0, below=1), default=0.9)
+    b2: Scalar = eqx.field(converter=real("b2", at_least=0, below=1), default=0.25)
+    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-8)
+    eps_root: Scalar = eqx.field(converter=real("eps_root", at_least=0), default=0.0)
+    weight_decay: Scalar = eqx.field(converter=real("weight_decay", at_least=0), default=0.0)
+    mu_dtype: np.dtype | None = eqx.field(
+        converter=inexact_dtype("mu_dtype"), static=True, default=None
+    )
+
+    def init_state(self, params: Params, context: Context) -> ScaleByNovoGradState:
+        # Like sums, so that they live where their leaves do.
+        sums = jax.tree.map(jnp.sum, params)
+        return ScaleByNovoGradState(
+            zero_count(), zeros_like(params, self.mu_dtype), zeros_like(sums, real=True)
+        )
+
+    def rule(self, state: ScaleByNovoGradState, params: Params | None, context: Context) -> Rule:
+        need_params(params, self)
+        return Rule(
+            _novograd,
+            ScaleByNovoGradState(increment(state.count), state.mu, state.nu),
+            trees=("mu", "nu"),
+            scalars=(
+                self.b1,
+                jnp.where(state.count == 0, 1, newest(self.b2)),
+                self.eps,
+                self.eps_root,
+                self.weight_decay,
+            ),
+            needs_params=True,
+            shapes=_shapes,
+        )

@@ -1,0 +1,77 @@
+"""Gradients, with a look at where they are going."""
+
+import equinox as eqx
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Inexact, PyTree
+
+from .. import _check
+from .._arithmetic import minus, plus, times
+from .._hyperparameter import real
+from .._kernel import Rule
+from .._objective import Context
+from .._transformation import AbstractLeafwise
+from .._tree import increment, zero_count, zeros_like
+from .._types import Count, Params, Scalar
+
+
+@_check.typed
+def _optimistic(
+    update: Inexact[Array, "*shape"],
+    previous: Inexact[Array, "*shape"],
+    count: Float[Array, ""],
+    alpha: Float[Array, ""],
+    beta: Float[Array, ""],
+) -> tuple[Inexact[Array, "*shape"], Inexact[Array, "*shape"]]:
+    first = lax.eq(count, np.zeros((), count.dtype))
+    change = minus(update, lax.select(first, update, previous))
+    return plus(times(alpha, update), times(beta, change)), update
+
+
+@_check.typed
+class ScaleByOptimisticGradientState(eqx.Module):
+    """The state of [`eqopt.ScaleByOptimisticGradient`][].
+
+    **Arguments:**
+
+    - `count`: the number of steps taken, int32 of shape `()`.
+    - `previous_gradient`: the updates that came into the last step, like the parameters.
+    """
+
+    count: Count
+    previous_gradient: PyTree
+
+
+class ScaleByOptimisticGradient(AbstractLeafwise[ScaleByOptimisticGradientState]):
+    r"""Adds to the updates how much they have changed since the last step:
+    $u_t = \alpha g_t + \beta (g_t - g_{t-1})$.
+
+    The change is a guess of the next one. In a game of two players it damps the circles in which
+    gradient descent goes around the equilibrium. In the first step, nothing has changed.
+
+    **Arguments:**
+
+    - `alpha`: the factor $\alpha \ge 0$ of the updates.
+    - `beta`: the factor $\beta \ge 0$ of their change.
+
+    ??? cite "Reference"
+        Mokhtari, Ozdaglar and Pattathil, *A Unified Analysis of Extra-gradient and Optimistic
+        Gradient Methods for Saddle Point Problems: Proximal Point Approach*, AISTATS 2020
+        (arXiv 1901.08511).
+    """
+
+    alpha: Scalar = eqx.field(converter=real("alpha", at_least=0), default=1.0)
+    beta: Scalar = eqx.field(converter=real("beta", at_least=0), default=1.0)
+
+    def init_state(self, params: Params, context: Context) -> ScaleByOptimisticGradientState:
+        return ScaleByOptimisticGradientState(zero_count(), zeros_like(params))
+
+    def rule(
+        self, state: ScaleByOptimisticGradientState, params: Params | None, context: Context
+    ) -> Rule:
+        return Rule(
+            _optimistic,
+            ScaleByOptimisticGradientState(increment(state.count), state.previous_gradient),
+            trees=("previous_gradient",),
+            scalars=(state.count, self.alpha, self.beta),
+        )

@@ -1,0 +1,106 @@
+"""Aggregating the gradients of single examples, so that none of them can be told from the sum."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Inexact
+
+from .. import _check
+from .._arithmetic import cast, is_complex, over, plus, real_dtype, times
+from .._hyperparameter import prng_key, real
+from .._objective import Context, need_params
+from .._per_example import per_example_global_norm_clip
+from .._random import advance, KeyWords, normal_like, PRNGKey, words_of
+from .._transformation import AbstractPerExample
+from .._types import Params, Scalar, Updates
+
+
+@_check.typed
+class DifferentiallyPrivateAggregateState(eqx.Module):
+    """The state of [`eqopt.DifferentiallyPrivateAggregate`][].
+
+    **Arguments:**
+
+    - `key`: the words of the key of the next step, uint32.
+    """
+
+    key: KeyWords
+
+
+class DifferentiallyPrivateAggregate(AbstractPerExample[DifferentiallyPrivateAggregateState]):
+    r"""Replaces the gradients of the examples in a batch by one, in which no example shows.
+
+    $$u = \frac{1}{n} \left(\sum_{i=1}^n g_i \min(1, C / \|g_i\|) + \sigma C z\right), \qquad
+    z \sim \mathcal N(0, 1) \text{ for each entry,}$$
+
+    with the norm over all leaves together. A gradient whose norm is not finite is left out of the
+    sum, and counts in $n$. Clipping, sum and noise are in float32 at least.
+
+    It takes the gradient of **each example**: each leaf with one more axis in front, of the same
+    size $n$ in all of them, as [`eqopt.per_example_value_and_grad`][] gives them. So it is the
+    first link of all, in a chain, in an optimizer, or alone, and `step` and `fit`, which have one
+    gradient of the whole batch, cannot be used.
+
+    **Arguments:**
+
+    - `l2_norm_clip`: the largest norm $C \ge 0$ of what one example adds.
+    - `noise_multiplier`: $\sigma \ge 0$, the standard deviation of the noise over $C$.
+    - `key`: the PRNG key to begin with, a secret; each step makes a new one. It has no default, for
+        noise that anybody can subtract is none.
+
+    Raises a `ValueError` if `update` is given no parameters, or gradients that are not of their
+    shapes with one axis of examples in front.
+
+    !!! warning
+        How much privacy there is, depends on how batches are drawn and on the number of steps too;
+        that is for an accountant to say, which this is not. What is computed of the examples by
+        other ways, such as a loss that is published or decides when to stop, has no noise.
+
+    !!! note
+        Of complex parameters, the real and the imaginary part each have noise of that deviation. In
+        optax it is $\sqrt{2}$ times too small there.
+
+    ??? cite "Reference"
+        Abadi, Chu, Goodfellow, McMahan, Mironov, Talwar and Zhang, *Deep Learning with Differential
+        Privacy*, CCS 2016, algorithm 1 (arXiv 1607.00133).
+    """
+
+    l2_norm_clip: Scalar = eqx.field(converter=real("l2_norm_clip", at_least=0))
+    noise_multiplier: Scalar = eqx.field(converter=real("noise_multiplier", at_least=0))
+    key: PRNGKey = eqx.field(converter=prng_key("key"))
+
+    def init_state(self, params: Params, context: Context) -> DifferentiallyPrivateAggregateState:
+        return DifferentiallyPrivateAggregateState(words_of(self.key))
+
+    def transform(
+        self,
+        updates: Updates,
+        state: DifferentiallyPrivateAggregateState,
+        params: Params | None,
+        context: Context,
+    ) -> tuple[Updates, DifferentiallyPrivateAggregateState]:
+        num = _check.num_examples(updates, need_params(params, self), self)
+        total, _ = per_example_global_norm_clip(updates, self.l2_norm_clip)
+        words, key = advance(state.key, self.key)
+        deviation = jnp.asarray(self.l2_norm_clip) * jnp.asarray(self.noise_multiplier)
+        leaves, treedef = _check.flatten(total)
+        noisy = [
+            None if x is None else _noised(x, jax.random.fold_in(key, i), deviation, num)
+            for i, x in enumerate(leaves)
+        ]
+        return treedef.unflatten(noisy), DifferentiallyPrivateAggregateState(words)
+
+
+def _noised(
+    total: Inexact[Array, "*shape"], key: Any, deviation: Float[Array, ""], num: int
+) -> Inexact[Array, "*shape"]:
+    dtype = real_dtype(total.dtype)
+    if is_complex(total):
+        keys = jax.random.split(key)
+        noise = lax.complex(*map(normal_like, keys, (lax.real(total), lax.imag(total))))
+    else:
+        noise = normal_like(key, total)
+    return over(plus(total, times(cast(deviation, dtype), noise)), jnp.asarray(num, dtype))

@@ -1,0 +1,117 @@
+"""Parameters that stay in a set."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Inexact
+
+from .. import _check
+from .._arithmetic import cast, wider
+from .._nesting import AbstractParticular, Need
+from .._objective import Context, need_params
+from .._transformation import EmptyState
+from .._tree import add, moved, narrowed, where_given
+from .._types import Params, Updates
+from ..projections._base import AbstractBox, AbstractProjection, by_parts, nearest, neighbor
+
+
+@jax.jit
+@_check.typed
+def _toward(
+    param: Inexact[Array, "*shape"], target: Inexact[Array, "*shape"]
+) -> Inexact[Array, "*shape"]:
+    """The update to a target, in the parameter's dtype."""
+    dtype = wider(param.dtype)
+    return narrowed(lax.sub(cast(target, dtype), cast(param, dtype)), param.dtype)
+
+
+@jax.jit
+@_check.typed
+def _into(
+    param: Float[Array, "*shape"],
+    target: Float[Array, "*shape"],
+    low: Float[Array, "*shape"] | None,
+    high: Float[Array, "*shape"] | None,
+) -> Float[Array, "*shape"]:
+    """The update to a target, such that the parameter ends up between bounds."""
+    update = _toward(param, target)
+    # The update is itself rounded, so the sum may miss the target. The next update toward the
+    # inside is not less than the exact one, and rounding is monotonic: one neighbor is enough.
+    reached = add(param, update)
+    if low is not None:
+        update = jnp.where(reached < low, neighbor(update, np.inf), update)
+    if high is not None:
+        update = jnp.where(reached > high, neighbor(update, -np.inf), update)
+    return update
+
+
+class Project(AbstractParticular[EmptyState]):
+    r"""Changes the updates so that the parameters land in a set: in the point of it that is nearest
+    to where they would have gone.
+
+    With $P$ the projection,
+
+    $$u \leftarrow P(\theta + u) - \theta.$$
+
+    It goes last into a chain, after the learning rate. With gradient descent before it, that is
+    projected gradient descent.
+
+    What [`eqopt.apply_updates`][] makes of it is in the set. Of [`eqopt.projections.NonNegative`][]
+    and the other sets of bounds, exactly, in every dtype; of all others, up to the rounding of the
+    parameters.
+
+    For a set of some of the parameters only, put it into [`eqopt.Masked`][]. In the same way,
+    parameters without a gradient stay where they are, and the others land in the set by themselves,
+    as if there were no more of them.
+
+    !!! note
+        Project the parameters to begin with too: `model = projection(model)`. From outside, where
+        the bounds are much nearer to each other than to the parameter, the first update may be
+        too coarse a number to get in between.
+
+    !!! warning
+        It must see the updates as they are applied. Around it, [`eqopt.MasterWeights`][] keeps the
+        masters in the set; the model's parameters are these, rounded.
+
+    **Arguments:**
+
+    - `projection`: an [`eqopt.projections.AbstractProjection`][].
+
+    ??? cite "Reference"
+        Bertsekas, *On the Goldstein-Levitin-Polyak gradient projection method*, IEEE Transactions
+        on Automatic Control 21, 1976.
+    """
+
+    projection: AbstractProjection
+
+    def __check_init__(self) -> None:
+        if not isinstance(self.projection, AbstractProjection):
+            raise TypeError(
+                "`projection` must be an `eqopt.projections.AbstractProjection`; got "
+                f"{_check.describe(self.projection)}"
+            )
+
+    def needs(self) -> frozenset[Need]:
+        return frozenset({Need.MOVES, Need.EXACT, Need.LANDS})
+
+    def init_state(self, params: Params, context: Context) -> EmptyState:
+        return EmptyState()
+
+    def transform(
+        self, updates: Updates, state: EmptyState, params: Params | None, context: Context
+    ) -> tuple[Updates, EmptyState]:
+        params = where_given(updates, need_params(params, self))
+        target = nearest(self.projection, moved(params, updates))
+        if not isinstance(self.projection, AbstractBox):
+            return jax.tree.map(_toward, params, target), state
+        leaves, treedef = _check.flatten(params)
+        targets: list[Any] = treedef.flatten_up_to(target)
+        bounds = zip(*self.projection.bounds(params), strict=True)
+        changes = [
+            None if x is None else by_parts(_into, x, y, low, high)
+            for x, y, (low, high) in zip(leaves, targets, bounds, strict=True)
+        ]
+        return treedef.unflatten(changes), state

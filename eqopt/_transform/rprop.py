@@ -1,0 +1,115 @@
+"""Resilient backpropagation: a step size for each entry, led by signs alone."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Inexact, PyTree
+
+from .. import _check
+from .._arithmetic import is_complex
+from .._hyperparameter import real
+from .._kernel import Rule
+from .._objective import Context
+from .._transformation import AbstractLeafwise
+from .._tree import full_like, zeros_like
+from .._types import Params, Scalar
+
+
+@_check.typed
+def _rprop(
+    update: Inexact[Array, "*shape"],
+    step_sizes: Inexact[Array, "*shape"],
+    signs: Inexact[Array, "*shape"],
+    eta_minus: Float[Array, ""],
+    eta_plus: Float[Array, ""],
+    min_step_size: Float[Array, ""],
+    max_step_size: Float[Array, ""],
+) -> tuple[Inexact[Array, "*shape"], Inexact[Array, "*shape"], Inexact[Array, "*shape"]]:
+    if is_complex(update):
+        numbers = (eta_minus, eta_plus, min_step_size, max_step_size)
+        x = _rprop(lax.real(update), lax.real(step_sizes), lax.real(signs), *numbers)
+        y = _rprop(lax.imag(update), lax.imag(step_sizes), lax.imag(signs), *numbers)
+        return lax.complex(x[0], y[0]), lax.complex(x[1], y[1]), lax.complex(x[2], y[2])
+    now = lax.sign(update)
+    # Of the signs, for a product of tiny gradients is zero. Neither is true of a NaN, which passes,
+    # and leaves the step size as it is.
+    agreement = lax.mul(now, signs)
+    factor = jnp.where(agreement > 0, eta_plus, jnp.where(agreement < 0, eta_minus, 1))
+    step_sizes = jnp.clip(lax.mul(step_sizes, factor), min_step_size, max_step_size)
+    now = jnp.where(agreement < 0, 0, now)
+    return lax.mul(step_sizes, now), step_sizes, now
+
+
+@_check.typed
+class ScaleByRpropState(eqx.Module):
+    """The state of [`eqopt.ScaleByRprop`][].
+
+    **Arguments:**
+
+    - `step_sizes`: the step size of each entry, like the parameters; of a complex parameter, that
+        of the real part and, as the imaginary part, that of the imaginary part.
+    - `signs`: the signs of the last step's updates, like the parameters.
+    """
+
+    step_sizes: PyTree
+    signs: PyTree
+
+
+class ScaleByRprop(AbstractLeafwise[ScaleByRpropState]):
+    r"""Replaces each entry of the updates by its sign, times a step size of its own, which grows
+    while the sign stays the same and shrinks when it changes.
+
+    $$\begin{aligned}
+    \Delta_t &= \operatorname{clip}(c\, \Delta_{t-1}, \Delta_{\min}, \Delta_{\max}), \qquad
+    c = \begin{cases}
+    \eta_+ & s_{t-1} \operatorname{sign}(g_t) > 0, \\
+    \eta_- & s_{t-1} \operatorname{sign}(g_t) < 0, \\
+    1 & \text{else,}
+    \end{cases} \\
+    s_t &= \begin{cases}
+    0 & s_{t-1} \operatorname{sign}(g_t) < 0, \\
+    \operatorname{sign}(g_t) & \text{else,}
+    \end{cases} \qquad
+    u_t = \Delta_t\, s_t.
+    \end{aligned}$$
+
+    Where the sign has just changed, the entry rests for one step. The size of the gradient does not
+    matter, so it should not be that of a mini-batch, whose sign is noise. The real and the
+    imaginary part of a complex parameter have a step size each.
+
+    **Arguments:**
+
+    - `learning_rate`: the step size $\Delta_0 > 0$ to begin with: a number. Once the state is made,
+        another has no effect.
+    - `eta_minus`: the factor $\eta_-$, in $(0, 1)$.
+    - `eta_plus`: the factor $\eta_+ > 1$.
+    - `min_step_size`: the least step size $\Delta_{\min} \ge 0$.
+    - `max_step_size`: the largest step size $\Delta_{\max} > 0$.
+
+    !!! note
+        It is torch's rule. optax 0.2.8 computes the same, and then returns the update of the step
+        before.
+
+    ??? cite "Reference"
+        Igel and Hüsken, *Empirical evaluation of the improved Rprop learning algorithms*,
+        Neurocomputing 50, 2003, iRprop-; after Riedmiller and Braun, *A direct adaptive method for
+        faster backpropagation learning: the RPROP algorithm*, ICNN 1993.
+    """
+
+    learning_rate: Scalar = eqx.field(converter=real("learning_rate", above=0))
+    eta_minus: Scalar = eqx.field(converter=real("eta_minus", above=0, below=1), default=0.5)
+    eta_plus: Scalar = eqx.field(converter=real("eta_plus", above=1), default=1.2)
+    min_step_size: Scalar = eqx.field(converter=real("min_step_size", at_least=0), default=1e-6)
+    max_step_size: Scalar = eqx.field(converter=real("max_step_size", above=0), default=50.0)
+
+    def init_state(self, params: Params, context: Context) -> ScaleByRpropState:
+        def steps(x: Array) -> Array:
+            size = jnp.asarray(self.learning_rate)
+            return full_like(x, lax.complex(size, size) if is_complex(x) else size)
+
+        return ScaleByRpropState(jax.tree.map(steps, params), zeros_like(params))
+
+    def rule(self, state: ScaleByRpropState, params: Params | None, context: Context) -> Rule:
+        scalars = (self.eta_minus, self.eta_plus, self.min_step_size, self.max_step_size)
+        return Rule(_rprop, state, trees=("step_sizes", "signs"), scalars=scalars)

@@ -1,0 +1,104 @@
+"""Yogi's rescaling by a second moment that changes by no more than each square."""
+
+import equinox as eqx
+from jax import lax
+from jaxtyping import Array, Float, Inexact, PyTree
+
+from .. import _check
+from .._arithmetic import abs_sq, minus, mix, over, over_root, times
+from .._hyperparameter import real
+from .._kernel import Rule
+from .._objective import Context
+from .._transformation import AbstractLeafwise
+from .._tree import full_like, increment, moment_weights, newest, zero_count
+from .._types import Count, Params, Scalar
+
+
+@_check.typed
+def _yogi(
+    update: Inexact[Array, "*shape"],
+    mu: Inexact[Array, "*shape"],
+    nu: Float[Array, "*shape"],
+    rest1: Float[Array, ""],
+    rest2: Float[Array, ""],
+    eps: Float[Array, ""],
+    eps_root: Float[Array, ""],
+    mu_weight: Float[Array, ""],
+    nu_weight: Float[Array, ""],
+) -> tuple[Inexact[Array, "*shape"], Inexact[Array, "*shape"], Float[Array, "*shape"]]:
+    square = abs_sq(update)
+    mu = mix(rest1, mu, update)
+    nu = minus(nu, times(rest2, times(lax.sign(minus(nu, square)), square)))
+    return over_root(over(mu, mu_weight), over(nu, nu_weight), eps, eps_root), mu, nu
+
+
+@_check.typed
+class ScaleByYogiState(eqx.Module):
+    """The state of [`eqopt.ScaleByYogi`][].
+
+    **Arguments:**
+
+    - `count`: the number of steps taken, int32 of shape `()`.
+    - `mu`: the average of the gradients, not debiased, like the parameters.
+    - `nu`: what follows their squared moduli, not debiased; real, and at least float32.
+    """
+
+    count: Count
+    mu: PyTree
+    nu: PyTree
+
+
+class ScaleByYogi(AbstractLeafwise[ScaleByYogiState]):
+    r"""Divides the average gradient by the root of what follows the squared gradients in steps no
+    longer than they are.
+
+    $$\begin{aligned}
+    m_t &= \beta_1 m_{t-1} + (1 - \beta_1) g_t, &
+    v_t &= v_{t-1} - (1 - \beta_2) \operatorname{sign}\left(v_{t-1} - |g_t|^2\right) |g_t|^2, \\
+    \hat m_t &= m_t / (1 - \beta_1^t), & \hat v_t &= v_t / (1 - \beta_2^t), \\
+    u_t &= \hat m_t \big/ \left(\sqrt{\hat v_t + \bar\epsilon} + \epsilon\right).
+    \end{aligned}$$
+
+    Where gradients have become small, Adam forgets the large ones at a rate of $1 - \beta_2$, and
+    its steps grow; this forgets them the more slowly, the smaller the gradients are.
+
+    **Arguments:**
+
+    - `b1`: the decay $\beta_1$ of the average gradient, in $[0, 1)$.
+    - `b2`: one minus the rate at which $v$ moves, $\beta_2$, in $[0, 1)$.
+    - `eps`: $\epsilon \ge 0$, added to the root.
+    - `eps_root`: $\bar\epsilon \ge 0$, added under the root.
+    - `initial_accumulator_value`: $v_0 \ge 0$, and also every entry of $m_0$.
+
+    !!! note
+        That $m_0$ is not 0 is optax's. By default that adds $9 \cdot 10^{-6}$ to $\hat m_1$, and
+        less to what follows. The paper debiases neither average.
+
+    ??? cite "Reference"
+        Zaheer, Reddi, Sachan, Kale and Kumar, *Adaptive Methods for Nonconvex Optimization*,
+        NeurIPS 2018, algorithm 2.
+    """
+
+    b1: Scalar = eqx.field(converter=real("b1", at_least=0, below=1), default=0.9)
+    b2: Scalar = eqx.field(converter=real("b2", at_least=0, below=1), default=0.999)
+    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-3)
+    eps_root: Scalar = eqx.field(converter=real("eps_root", at_least=0), default=0.0)
+    initial_accumulator_value: Scalar = eqx.field(
+        converter=real("initial_accumulator_value", at_least=0), default=1e-6
+    )
+
+    def init_state(self, params: Params, context: Context) -> ScaleByYogiState:
+        start = self.initial_accumulator_value
+        return ScaleByYogiState(
+            zero_count(), full_like(params, start), full_like(params, start, real=True)
+        )
+
+    def rule(self, state: ScaleByYogiState, params: Params | None, context: Context) -> Rule:
+        count = increment(state.count)
+        weights = moment_weights(self.b1, self.b2, count)
+        return Rule(
+            _yogi,
+            ScaleByYogiState(count, state.mu, state.nu),
+            trees=("mu", "nu"),
+            scalars=(newest(self.b1), newest(self.b2), self.eps, self.eps_root, *weights),
+        )

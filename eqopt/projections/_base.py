@@ -1,0 +1,243 @@
+"""What a projection is, and what the sets share."""
+
+import abc
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import wadler_lindig as wl
+from jax import lax
+from jaxtyping import Array, Float, Inexact, PyTree
+
+from .. import _check, _door
+from .._arithmetic import cast, is_complex, real_dtype, wider
+from .._hyperparameter import float_dtype, prettily, real, settle
+from .._tree import narrowed, placed_like
+from .._types import Model, Params
+
+
+class AbstractProjection(eqx.Module):
+    """The nearest point of a set of parameters.
+
+    A projection is called with a whole model. All of its inexact arrays together are one point; of
+    a complex number, the real and the imaginary part are two coordinates. Everything else is
+    carried along, and so is `None`. [`eqopt.Project`][] keeps an optimizer's parameters in the set.
+
+    It is written as `project`.
+    """
+
+    @abc.abstractmethod
+    def project(self, params: Params) -> Params:
+        """The rule: the nearest point of the set.
+
+        **Arguments:**
+
+        - `params`: inexact arrays, in their own dtypes, and `None` for all else.
+
+        **Returns:**
+
+        A tree like it, in the same dtypes or wider ones.
+        """
+
+    def __call__(self, tree: Model) -> Model:
+        """Gives the nearest model in the set, each number rounded once, to its dtype."""
+        trained, rest = eqx.partition(tree, _check.is_inexact)
+        return eqx.combine(_door.call(nearest, settle(self), trained), rest)
+
+    def __pdoc__(self, **kwargs: Any) -> wl.AbstractDoc:
+        return prettily(self, **kwargs)
+
+
+class AbstractBox(AbstractProjection):
+    """A set that has each number between bounds of its own."""
+
+    @abc.abstractmethod
+    def bounds(self, params: Params) -> tuple[list[Array | None], list[Array | None]]:
+        """The smallest and the largest numbers of each leaf's dtype that are in the set.
+
+        The leaves are those of `_check.flatten`; `None` is no bound.
+        """
+
+    def project(self, params: Params) -> Params:
+        leaves, treedef = _check.flatten(params)
+        lower, upper = self.bounds(params)
+        return treedef.unflatten(
+            [
+                None if x is None else by_parts(clipped, x, low, high)
+                for x, low, high in zip(leaves, lower, upper, strict=True)
+            ]
+        )
+
+
+def nearest(projection: AbstractProjection, params: Params) -> Params:
+    """The projection of a tree of arrays, in their dtypes."""
+    return jax.tree.map(lambda x, y: narrowed(y, x.dtype), params, projection.project(params))
+
+
+# Bounds
+
+
+def clipped(
+    x: Float[Array, "*shape"], low: Array | None, high: Array | None
+) -> Float[Array, "*shape"]:
+    # Selected, and not by `max` and `min`, which have half a derivative on the bound itself.
+    if low is not None:
+        x = jnp.where(x < low, low, x)
+    if high is not None:
+        x = jnp.where(x > high, high, x)
+    return x
+
+
+def by_parts(kernel: Callable[..., Array], *arrays: Array | None) -> Array:
+    """A kernel of real arrays; of complex ones, of the real and of the imaginary parts."""
+    if not any(x is not None and is_complex(x) for x in arrays):
+        return kernel(*arrays)
+    # What is real bounds both parts.
+    parts = [
+        (x, x) if x is None or not is_complex(x) else (lax.real(x), lax.imag(x)) for x in arrays
+    ]
+    re, im = (kernel(*part) for part in zip(*parts, strict=True))
+    return lax.complex(re, im)
+
+
+def inward(
+    x: Inexact[Array, "*shape"], bound: Any, *, up: bool, name: str
+) -> Float[Array, "*#shape"]:
+    """The bound in the leaf's real dtype: the nearest number there that does not pass it."""
+    exact = spread(x, bound, name)
+    dtype = real_dtype(x.dtype)
+    near = narrowed(cast(exact, wider(exact.dtype, dtype)), dtype)
+    back = cast(near, wider(exact.dtype, dtype))
+    wide = cast(exact, back.dtype)
+    passes = back < wide if up else back > wide
+    return jnp.where(passes, neighbor(near, np.inf if up else -np.inf), near)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def neighbor(x: Float[Array, "*shape"], toward: float) -> Float[Array, "*shape"]:
+    """The next number up or down, which moves along with `x`. (`nextafter` has no derivative.)"""
+    return lax.nextafter(x, lax.full_like(x, toward))
+
+
+@neighbor.defjvp
+def _(toward: float, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    return neighbor(primals[0], toward), tangents[0]
+
+
+# Numbers or trees
+
+
+def spreadable(name: str, *, finite: bool = True, real_only: bool = True) -> Callable[[Any], Any]:
+    """Makes the converter of a number, or of a tree of numbers and arrays.
+
+    What in a tree is no number, such as a model's functions and integers, becomes `None`.
+    """
+    one = real(name, finite=finite)
+
+    def convert(value: Any) -> Any:
+        if _is_number(value) and np.shape(value) == () and not jnp.iscomplexobj(value):
+            return one(value)
+        # Strings, and whatever else is a leaf, have become holes.
+        tree = jax.tree.map(leaf, value)
+        if not jax.tree.leaves(tree):
+            raise TypeError(
+                f"`{name}` must be a number, or a tree of arrays like the parameters; got "
+                f"{_check.describe(value)}"
+            )
+        return tree
+
+    def leaf(x: Any) -> Any:
+        if isinstance(x, int | float) and not isinstance(x, bool):
+            return one(x)
+        if not _check.is_inexact(x):
+            return None
+        if jnp.iscomplexobj(x) and real_only:
+            raise TypeError(f"`{name}` must be real; got {_check.describe(x)}")
+        if jnp.iscomplexobj(x):
+            dtype = wider(np.complex64, float_dtype())
+        else:
+            dtype = float_dtype()
+        # A copy of what may be written to; JAX's arrays may not.
+        return cast(x, dtype) if isinstance(x, jax.Array) else np.array(x, dtype)
+
+    return convert
+
+
+def _is_number(x: Any) -> bool:
+    return isinstance(x, (*_check.ARRAYS, int, float)) and not isinstance(x, bool)
+
+
+def matched(value: Any, params: Params, name: str) -> list[Any]:
+    """Of a number or a tree, what belongs to each leaf of the parameters, `None` included."""
+    leaves, treedef = _check.flatten(params)
+    if _check.is_array(value):
+        if len(leaves) != 1 and np.shape(value) != ():
+            raise ValueError(
+                f"`{name}` is {_check.describe(value)}; it must be one number, or like `params`"
+            )
+        return [value] * len(leaves)
+    found, own = _check.flatten(value)
+    if own != treedef:
+        raise _check.structure_error(value, params, name, "params")
+    shapes = zip(found, leaves, _check.paths(name, params), strict=True)
+    for x, p, path in shapes:
+        if x is not None and p is not None and x.shape not in ((), p.shape):
+            raise ValueError(f"`{path}` has shape {x.shape}; the parameter has {p.shape}")
+    return found
+
+
+def spread(x: Array, value: Any, name: str) -> Array:
+    """A number for each entry of a leaf, where the leaf lives."""
+    array = jnp.asarray(value)
+    if array.shape not in ((), x.shape):
+        raise ValueError(f"`{name}` has shape {array.shape}; the parameter has {x.shape}")
+    return placed_like(jnp.broadcast_to(array, x.shape), x)
+
+
+# All coordinates
+
+
+def coordinates(params: PyTree) -> list[Float[Array, "..."]]:
+    """The real arrays that a tree consists of, in one dtype, the widest."""
+    leaves = jax.tree.leaves(params)
+    parts = [
+        part for x in leaves for part in ((lax.real(x), lax.imag(x)) if is_complex(x) else (x,))
+    ]
+    dtype = real_dtype(wider(np.float32, *{x.dtype for x in leaves}))
+    return [cast(x, dtype) for x in parts]
+
+
+def from_coordinates(parts: list[Float[Array, "..."]], params: PyTree) -> PyTree:
+    """The way back, to a tree like another one."""
+    rest = iter(parts)
+
+    def back(x: Array) -> Array:
+        if is_complex(x):
+            dtype = real_dtype(x.dtype)
+            return lax.complex(narrowed(next(rest), dtype), narrowed(next(rest), dtype))
+        return narrowed(next(rest), x.dtype)
+
+    return jax.tree.map(back, params)
+
+
+def largest(parts: list[Float[Array, "..."]]) -> Float[Array, ""]:
+    """The largest of all coordinates."""
+    # Of an empty array, minus infinity.
+    tops = [jnp.max(x, initial=-np.inf) for x in parts]
+    return jnp.max(jnp.stack(tops))
+
+
+def magnitude(parts: list[Float[Array, "..."]]) -> Float[Array, ""]:
+    """The largest modulus, by which to divide before squaring; 1 for nothing but zeros."""
+    top = lax.stop_gradient(largest([lax.abs(x) for x in parts]))
+    # Asked this way, so that a NaN is not taken for zero.
+    return jnp.where(top < np.finfo(top.dtype).tiny, np.ones((), top.dtype), top)
+
+
+def inner_product(a: list[Float[Array, "..."]], b: list[Float[Array, "..."]]) -> Float[Array, ""]:
+    """The inner product of two points."""
+    return jnp.sum(jnp.stack([jnp.sum(x * y) for x, y in zip(a, b, strict=True)]))
