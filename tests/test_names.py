@@ -43,7 +43,6 @@ LIVE = {x: file for file, *xs in map(str.split, _LIVE.split("\n")[1:-1]) for x i
 # What takes other steps than optax's, why, and the file that has another oracle.
 EXCEPTIONS = {
     "Adan": ("optax looks ahead by 1 - b2, the paper by b2", "test_parity_adam_family"),
-    "ScaleByAdan": ("as for Adan", "test_parity_adam_family"),
     "GaLore": ("the sign of a singular vector is anybody's choice", "test_galore"),
     "ScaleByGaLore": ("as for GaLore", "test_galore"),
     "HutchinsonEstimatorDiagHessian": (

@@ -1,5 +1,7 @@
 """The functions give what optax's give."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -59,7 +61,7 @@ def test_value_and_grad_from_state():
     ours, theirs = x, x
     state, other_state = opt.init(x), tx.init(x)
     own = eqopt.value_and_grad_from_state(objective)
-    other = optax.value_and_grad_from_state(objective)
+    other: Any = optax.value_and_grad_from_state(objective)
     for _ in range(8):
         value, grad = own(ours, state=state)
         other_value, other_grad = other(theirs, state=other_state)
