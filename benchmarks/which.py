@@ -1,6 +1,6 @@
 """Which optimizer: each one trains the same networks, over a range of learning rates and seeds.
 
-`python -m benchmarks.which` prints a table for each task, and writes it to `docs/benchmarks/`. An
+`python -m benchmarks.which` prints a table, and writes its numbers to `docs/benchmarks/`. An
 optimizer's runs, of all rates and seeds, are one compiled program: the optimizers of all rates are
 one Module whose numbers are arrays, and the training step is mapped over it.
 
@@ -98,13 +98,13 @@ class Task:
 
 def tasks() -> dict[str, Task]:
     return {
-        "digits: a network of two hidden layers, 10 classes": _task(
+        "digits, 2 hidden layers": _task(
             load_digits, cross_entropy, lambda key: eqx.nn.MLP(64, 10, 64, 2, key=key), 64
         ),
-        "digits: one of eight hidden layers": _task(
+        "digits, 8 hidden layers": _task(
             load_digits, cross_entropy, lambda key: eqx.nn.MLP(64, 10, 32, 8, key=key), 64
         ),
-        "diabetes: regression, small batches": _task(
+        "diabetes, 2 hidden layers": _task(
             load_diabetes, squared_error, lambda key: eqx.nn.MLP(10, 1, 32, 2, key=key), 16
         ),
     }
@@ -166,15 +166,25 @@ def summary(losses: np.ndarray, rates: tuple[float, ...]) -> dict[str, float]:
     return {"loss": float(medians[best]), "rate": rates[best], "near": near, "at_one": at_one}
 
 
-def table(results: Mapping[str, Mapping[str, float]]) -> str:
-    """Best first."""
-    lines = [
-        "| optimizer | held-out loss | best rate | good rates |",
-        "| --- | ---: | ---: | ---: |",
-    ]
-    for name, found in sorted(results.items(), key=lambda item: item[1]["loss"]):
-        lines.append(f"| {name} | {found['loss']:.3g} | {found['rate']:.2g} | {found['near']:g} |")
+def table(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    """All tasks in one table, those first that come first on average."""
+    ranks = {
+        name: sum(x["loss"] < own[name]["loss"] for own in found.values() for x in own.values())
+        for name in next(iter(found.values()))
+    }
+    columns = ["optimizer", *(y for title in found for y in (title, "rate", "good"))]
+    lines = [_line(columns), _line(["---", *["---:"] * (len(columns) - 1)])]
+    for name in sorted(ranks, key=lambda name: ranks[name]):
+        cells = [name]
+        for own in found.values():
+            x = own[name]
+            cells += [f"{x['loss']:.2g}", f"{x['rate']:.2g}", f"{x['near']:g}"]
+        lines.append(_line(cells))
     return "\n".join(lines)
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -189,10 +199,10 @@ def main(arguments: list[str] | None = None) -> int:
             name: summary(held_out_losses(task, make, size), size.rates)
             for name, make in OPTIMIZERS.items()
         }
-        print(f"\n{title}\n\n{table(found[title])}", flush=True)
-        if not options.smoke:
-            options.json.parent.mkdir(parents=True, exist_ok=True)
-            options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    print(table(found))
+    if not options.smoke:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     return 0
 
 

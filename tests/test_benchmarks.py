@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 import eqopt
-from benchmarks import _report, _timing, compile, memory, minimize
+from benchmarks import _report, _timing, compile, memory, minimize, which
 from benchmarks._timing import Row, Spread
 
 
@@ -119,3 +119,15 @@ def test_files(tmp_path):
     lines = list(_report.verdicts([row for rows in results.values() for row in rows]))
     assert "MISSED" in lines[0]
     assert "ok" in lines[1]
+
+
+def test_which_optimizer():
+    """The comparison runs, learns, and is what the page shows."""
+    (task, *_) = which.tasks().values()
+    size = which.Size(num_steps=40, num_seeds=2, rates=(1e-6, 1e-2))
+    losses = which.held_out_losses(task, eqopt.Adam, size)
+    assert losses.shape == (2, 2)
+    found = which.summary(losses, size.rates)
+    assert (found["rate"], found["near"]) == (1e-2, 1) and found["loss"] < 1.0
+    page = (_report.RESULTS.parent / "which-optimizer.md").read_text(encoding="utf-8")
+    assert which.table(json.loads(which.FILE.read_text(encoding="utf-8"))) in page
