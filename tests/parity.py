@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from jax import lax
 
 import eqopt
@@ -19,8 +20,10 @@ from tests.trees import assert_near, conj, is_matrix, random_array, random_like,
 
 Hyper: TypeAlias = dict[str, Any]
 Draw: TypeAlias = Callable[[np.random.Generator], float]
+Shapes: TypeAlias = dict[str, tuple[int, ...]] | None
 
 TOLERANCE = 1e-12 if X64 else 5e-6
+NUM_STEPS, NUM_DRAWS = (50, 5) if X64 else (12, 2)
 BOOLS = (False, True)
 
 
@@ -141,9 +144,7 @@ def trajectory(
     return lax.scan(step, (params, tx.init(params)), (gradients, given or {}))[1]
 
 
-def problem(
-    row: Row, draw: int, num_steps: int, shapes: dict[str, tuple[int, ...]] | None = None
-) -> tuple[Hyper, Any, Any]:
+def problem(row: Row, draw: int, num_steps: int, shapes: Shapes = None) -> tuple[Hyper, Any, Any]:
     """Hyper-parameters, parameters and gradients: of the same shapes in each draw."""
     same, rng = np.random.default_rng(len(row.name)), np.random.default_rng(draw)
     tree = random_tree(same, FLOAT)
@@ -154,9 +155,7 @@ def problem(
     return hyper, random_like(rng, tree), random_like(rng, tree, leading=(num_steps,))
 
 
-def compare(
-    row: Row, num_steps: int, num_draws: int, shapes: dict[str, tuple[int, ...]] | None = None
-) -> None:
+def compare(row: Row, shapes: Shapes = None) -> None:
     """Fails unless both take the same steps."""
 
     @jax.jit
@@ -167,9 +166,9 @@ def compare(
     def theirs(h: Hyper, params: Any, gradients: Any, given: Hyper) -> Any:
         return trajectory(row.theirs(h), optax.apply_updates, params, conj(gradients), given)
 
-    for draw in range(num_draws):
-        h, params, gradients = problem(row, draw, num_steps, shapes)
-        values = np.random.default_rng(draw).uniform(0.1, 10, num_steps).astype(FLOAT)
+    for draw in range(NUM_DRAWS):
+        h, params, gradients = problem(row, draw, NUM_STEPS, shapes)
+        values = np.random.default_rng(draw).uniform(0.1, 10, NUM_STEPS).astype(FLOAT)
         given = {"value": values} if row.values else {}
         left = ours(h, params, gradients, given)
         with jax.numpy_dtype_promotion("standard"):
@@ -190,7 +189,7 @@ def _alone(link: AbstractTransformation[Any], updates: Any, state: Any, params: 
 
 
 def one_by_one(
-    row: Row, num_steps: int, shapes: dict[str, tuple[int, ...]] | None = None
+    row: Row, num_steps: int, shapes: Shapes = None
 ) -> Iterator[tuple[tuple[Any, Any], tuple[Any, Any]]]:
     """The updates and states of an optimizer in each step, and those of its links by themselves."""
     h, params, gradients = problem(row, 0, num_steps, shapes)
@@ -217,3 +216,41 @@ def fields_not_varied(cls: type[AbstractTransformation[Any]], rows: Sequence[Row
     """The fields of a class that are at their defaults in every row."""
     varied = {name for row in rows if row.cls is cls for name in row.fields}
     return {f.name for f in dataclasses.fields(cls)} - _NOT_VARIED - varied
+
+
+# The tests of a family, each of which is given its rows.
+
+
+def each(rows: Sequence[Row]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("row", rows, ids=lambda row: row.name)
+
+
+def trajectories(rows: Sequence[Row], shapes: Shapes = None) -> Callable[[Row], None]:
+    """Trajectories equal optax's; also with leaves of some more shapes."""
+
+    @each(rows)
+    def test(row: Row) -> None:
+        compare(row, shapes)
+
+    return test
+
+
+def fields(rows: Sequence[Row]) -> Callable[[Any], None]:
+    """Every field of every class is varied."""
+
+    @pytest.mark.parametrize("cls", dict.fromkeys(x.cls for x in rows), ids=lambda x: x.__name__)
+    def test(cls: type[AbstractTransformation[Any]]) -> None:
+        assert fields_not_varied(cls, rows) == set()
+
+    return test
+
+
+def links(rows: Sequence[Row], num_eps: int, shapes: Shapes = None) -> Callable[[Row], None]:
+    """The updates of an optimizer are those of its links, one by one, to some roundings."""
+
+    @each([x for x in rows if issubclass(x.cls, AbstractOptimizer)])
+    def test(row: Row) -> None:
+        for (updates, _), (alone, _) in one_by_one(row, 3, shapes):
+            assert_near(updates, alone, num_eps * float(jnp.finfo(FLOAT).eps))
+
+    return test

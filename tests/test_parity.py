@@ -16,10 +16,9 @@ from tests.parity import (
     ADAM,
     between,
     BOOLS,
-    compare,
     DECAY,
     falling,
-    fields_not_varied,
+    fields,
     HALF,
     one_by_one,
     power,
@@ -27,12 +26,11 @@ from tests.parity import (
     Row,
     row,
     towards_one,
+    trajectories,
 )
 from tests.table import OTHER_ORACLES
 from tests.toolbox import FLOAT
 from tests.trees import assert_near, is_matrix
-
-NUM_STEPS, NUM_DRAWS = 50, 5
 
 AVERAGE = {"decay": towards_one(-2, 0)}
 LION = {"b1": towards_one(-2, 0), "b2": towards_one(-3, -1)}
@@ -205,9 +203,7 @@ ROWS = [
 ]
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-def test_trajectories_equal_those_of_optax(row: Row):
-    compare(row, NUM_STEPS, NUM_DRAWS)
+test_trajectories_equal_those_of_optax = trajectories(ROWS)
 
 
 def test_the_table_is_complete():
@@ -222,9 +218,7 @@ def test_the_table_is_complete():
     assert all((Path(__file__).parent / f"{name}.py").exists() for name in OTHER_ORACLES.values())
 
 
-@pytest.mark.parametrize("cls", dict.fromkeys(row.cls for row in ROWS), ids=lambda x: x.__name__)
-def test_every_field_is_varied(cls: type[AbstractTransformation[Any]]):
-    assert fields_not_varied(cls, ROWS) == set()
+test_every_field_is_varied = fields(ROWS)
 
 
 @pytest.mark.parametrize(

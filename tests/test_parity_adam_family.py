@@ -10,24 +10,20 @@ import optax
 import pytest
 
 import eqopt
-from eqopt import AbstractTransformation
 from tests.parity import (
     ADAM,
     between,
-    compare,
     DECAY,
-    fields_not_varied,
+    fields,
     HALF,
     power,
     RATE,
-    Row,
     row,
     towards_one,
+    trajectories,
     trajectory,
 )
 from tests.toolbox import FLOAT, X64
-
-NUM_STEPS, NUM_DRAWS = (50, 5) if X64 else (12, 2)
 
 MOMENTS = {name: ADAM[name] for name in ("b1", "b2", "eps")}
 # With the decay of the average change at a half, it is one minus itself, which optax takes for it.
@@ -117,14 +113,8 @@ ROWS = [
 ]
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-def test_trajectories_equal_those_of_optax(row: Row):
-    compare(row, NUM_STEPS, NUM_DRAWS)
-
-
-@pytest.mark.parametrize("cls", dict.fromkeys(row.cls for row in ROWS), ids=lambda x: x.__name__)
-def test_every_field_is_varied(cls: type[AbstractTransformation[Any]]):
-    assert fields_not_varied(cls, ROWS) == set()
+test_trajectories_equal_those_of_optax = trajectories(ROWS)
+test_every_field_is_varied = fields(ROWS)
 
 
 # The papers' own formulas, in NumPy and float64.

@@ -6,29 +6,24 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 
 import eqopt
-from eqopt import AbstractOptimizer, AbstractTransformation
 from tests.parity import (
     ADAM,
     between,
     BOOLS,
-    compare,
     DECAY,
-    fields_not_varied,
-    one_by_one,
+    fields,
+    links,
     power,
     RATE,
-    Row,
     row,
     towards_one,
+    trajectories,
     trajectory,
 )
 from tests.toolbox import FLOAT, X64
-from tests.trees import assert_near
 
-NUM_STEPS, NUM_DRAWS = (50, 5) if X64 else (12, 2)
 # Axes of equal size, and more of them than two: which are the largest?
 SHAPES = {"even": (3, 4, 4, 3)}
 
@@ -152,28 +147,13 @@ ROWS = [
         factored=False,
     ),
 ]
-_every = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 
 
-@_every
-def test_trajectories_equal_those_of_optax(row: Row):
-    compare(row, NUM_STEPS, NUM_DRAWS, SHAPES)
-
-
-@pytest.mark.parametrize("cls", dict.fromkeys(row.cls for row in ROWS), ids=lambda x: x.__name__)
-def test_every_field_is_varied(cls: type[AbstractTransformation[Any]]):
-    assert fields_not_varied(cls, ROWS) == set()
-
-
-@pytest.mark.parametrize(
-    "row", [x for x in ROWS if issubclass(x.cls, AbstractOptimizer)], ids=lambda row: row.name
-)
-def test_an_optimizer_is_its_links_one_by_one(row: Row):
-    # Sums over a leaf are added up in another order where they are fused with what is summed; and
-    # in an average of updates of either sign, what they differ by is more of what is left.
-    tolerance = 128 * float(jnp.finfo(FLOAT).eps)
-    for (updates, _), (alone, _) in one_by_one(row, 3, SHAPES):
-        assert_near(updates, alone, tolerance)
+test_trajectories_equal_those_of_optax = trajectories(ROWS, SHAPES)
+test_every_field_is_varied = fields(ROWS)
+# Sums over a leaf are added up in another order where they are fused with what is summed; and
+# in an average of updates of either sign, what they differ by is more of what is left.
+test_an_optimizer_is_its_links_one_by_one = links(ROWS, 128, SHAPES)
 
 
 # The papers' own formulas, in NumPy and float64.

@@ -7,27 +7,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 
 import eqopt
-from eqopt import AbstractTransformation
 from tests.parity import (
     between,
-    compare,
     DECAY,
     Draw,
     falling,
-    fields_not_varied,
+    fields,
     Hyper,
     power,
     RATE,
     Row,
     row,
     towards_one,
+    trajectories,
 )
-from tests.toolbox import FLOAT, X64
-
-NUM_STEPS, NUM_DRAWS = (50, 5) if X64 else (12, 2)
+from tests.toolbox import FLOAT
 
 BETAS = {"b1": towards_one(-2, -0.3), "b2": towards_one(-3, -1)}
 EPS = {"eps": power(-8, -2)}
@@ -177,11 +173,5 @@ ROWS = [
 ]
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-def test_trajectories_equal_those_of_optax(row: Row):
-    compare(row, NUM_STEPS, NUM_DRAWS)
-
-
-@pytest.mark.parametrize("cls", dict.fromkeys(row.cls for row in ROWS), ids=lambda x: x.__name__)
-def test_every_field_is_varied(cls: type[AbstractTransformation[Any]]):
-    assert fields_not_varied(cls, ROWS) == set()
+test_trajectories_equal_those_of_optax = trajectories(ROWS)
+test_every_field_is_varied = fields(ROWS)

@@ -10,25 +10,24 @@ import optax
 import pytest
 
 import eqopt
-from eqopt import AbstractOptimizer, AbstractTransformation
 from tests.parity import (
     between,
-    compare,
     falling,
-    fields_not_varied,
+    fields,
     HALF,
-    one_by_one,
+    links,
+    NUM_DRAWS,
+    NUM_STEPS,
     power,
     RATE,
-    Row,
     row,
     towards_one,
+    trajectories,
     trajectory,
 )
 from tests.toolbox import FLOAT, same, X64
-from tests.trees import assert_near, random_array, random_like
+from tests.trees import random_array, random_like
 
-NUM_STEPS, NUM_DRAWS = (50, 5) if X64 else (12, 2)
 # Axes of equal size, and more of them than two.
 SHAPES = {"even": (3, 4, 4, 3)}
 
@@ -107,25 +106,11 @@ ROWS = [
         real=True,
     ),
 ]
-_every = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 
 
-@_every
-def test_trajectories_equal_those_of_optax(row: Row):
-    compare(row, NUM_STEPS, NUM_DRAWS, SHAPES)
-
-
-@pytest.mark.parametrize("cls", dict.fromkeys(row.cls for row in ROWS), ids=lambda x: x.__name__)
-def test_every_field_is_varied(cls: type[AbstractTransformation[Any]]):
-    assert fields_not_varied(cls, ROWS) == set()
-
-
-@pytest.mark.parametrize(
-    "row", [x for x in ROWS if issubclass(x.cls, AbstractOptimizer)], ids=lambda row: row.name
-)
-def test_an_optimizer_is_its_links_one_by_one(row: Row):
-    for (updates, _), (alone, _) in one_by_one(row, 3, SHAPES):
-        assert_near(updates, alone, 16 * float(jnp.finfo(FLOAT).eps))
+test_trajectories_equal_those_of_optax = trajectories(ROWS, SHAPES)
+test_every_field_is_varied = fields(ROWS)
+test_an_optimizer_is_its_links_one_by_one = links(ROWS, 16, SHAPES)
 
 
 def run(opt: Any, params: Any, gradients: Any) -> Any:

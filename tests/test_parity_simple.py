@@ -10,23 +10,21 @@ import optax
 import pytest
 
 import eqopt
-from eqopt import AbstractOptimizer, AbstractTransformation
 from tests.parity import (
     between,
-    compare,
     falling,
-    fields_not_varied,
-    one_by_one,
+    fields,
+    links,
     power,
     RATE,
     Row,
     row,
+    trajectories,
     trajectory,
 )
 from tests.toolbox import FLOAT, same, values, X64
-from tests.trees import assert_near, is_matrix
+from tests.trees import is_matrix
 
-NUM_STEPS, NUM_DRAWS = (50, 5) if X64 else (12, 2)
 # What the axes of a unit depend on: their number, and which are of size 1.
 SHAPES = {"three": (3, 2, 4), "five": (2, 1, 3, 2, 2), "column": (3, 1)}
 
@@ -93,22 +91,9 @@ ROWS = [
 ]
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-def test_trajectories_equal_those_of_optax(row: Row):
-    compare(row, NUM_STEPS, NUM_DRAWS, SHAPES)
-
-
-@pytest.mark.parametrize("cls", dict.fromkeys(row.cls for row in ROWS), ids=lambda x: x.__name__)
-def test_every_field_is_varied(cls: type[AbstractTransformation[Any]]):
-    assert fields_not_varied(cls, ROWS) == set()
-
-
-@pytest.mark.parametrize(
-    "row", [x for x in ROWS if issubclass(x.cls, AbstractOptimizer)], ids=lambda row: row.name
-)
-def test_an_optimizer_is_its_links_one_by_one(row: Row):
-    for (updates, _), (alone, _) in one_by_one(row, 3, SHAPES):
-        assert_near(updates, alone, 128 * float(jnp.finfo(FLOAT).eps))
+test_trajectories_equal_those_of_optax = trajectories(ROWS, SHAPES)
+test_every_field_is_varied = fields(ROWS)
+test_an_optimizer_is_its_links_one_by_one = links(ROWS, 128, SHAPES)
 
 
 _TIGHT = 1e-13 if X64 else 1e-6

@@ -7,14 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-import pytest
 
 import eqopt
 from eqopt import ByNdim
 from tests.parity import (
     ADAM,
     between,
-    compare,
     DECAY,
     Hyper,
     power,
@@ -22,14 +20,12 @@ from tests.parity import (
     Row,
     row,
     towards_one,
+    trajectories,
 )
-from tests.toolbox import X64
 from tests.trees import is_matrix
 
 # It takes more than its annotations say.
 OPTAX: Any = optax
-
-NUM_STEPS, NUM_DRAWS = (50, 5) if X64 else (12, 2)
 
 POLYAK = {"f_min": between(-1, 0.05), "max_learning_rate": power(-2, 1), "eps": power(-3, 0)}
 SCHEDULE_FREE = {"b1": between(0.5, 0.95), "learning_rate": power(-3, 0)}
@@ -238,6 +234,4 @@ ROWS = [
 ]
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-def test_trajectories_equal_those_of_optax(row: Row):
-    compare(row, NUM_STEPS, NUM_DRAWS)
+test_trajectories_equal_those_of_optax = trajectories(ROWS)
