@@ -232,9 +232,10 @@ def accepted(fn: Function, kwargs: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in kwargs.items() if name in names}
 
 
-def need_params(params: Params | None, owner: object) -> Params:
+def need_params(params: Params | None, owner: object, context: Context) -> Params:
     """Gives the parameters; a `ValueError` if the user gave none."""
-    if params is None:
+    # A model that is one array is `None` too, where a wrapper hides it.
+    if params is None and context.whole is None:
         raise ValueError(
             f"`{type(owner).__name__}` needs the parameters: `update(updates, state, params)`"
         )

@@ -85,7 +85,8 @@ CASES = {
     "AdEMAMix": contributed(lambda: eqopt.AdEMAMix(1e-3)),
     "SimplifiedAdEMAMix": contributed(lambda: eqopt.SimplifiedAdEMAMix(1e-3)),
     "ADOPT": contributed(lambda: eqopt.ADOPT(1e-2)),
-    "COCOB": contributed(eqopt.COCOB),
+    # Of the complex valley it has 97 % behind it then.
+    "COCOB": real(eqopt.COCOB, 30_000),
     "DAdaptAdamW": contributed(lambda: eqopt.DAdaptAdamW(1e-1)),
     "DoG": contributed(eqopt.DoG),
     "DoWG": contributed(eqopt.DoWG),

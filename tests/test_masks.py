@@ -119,3 +119,14 @@ def test_frozen_is_zero_and_not_a_number_does_not_leak():
     assert same(updates["a"], jnp.zeros((2, 3), FLOAT))
     np.testing.assert_allclose(eqopt.global_norm(updates), 0.5, rtol=1e-6)
     assert freeze.init(params).frozen == (True, False, False)
+
+
+def test_a_model_that_is_one_array_may_be_hidden():
+    """What sees none of it is not told that the parameters are missing."""
+    x = jnp.ones(3, FLOAT)
+    opt = eqopt.Masked(eqopt.AddDecayedWeights(0.5), eqopt.ByNdim(2))
+    updates, _ = opt.update(x, opt.init(x), x)
+    assert jnp.all(updates == x)
+    matrix = jnp.ones((3, 1), FLOAT)
+    with pytest.raises(ValueError, match="needs the parameters"):
+        opt.update(matrix, opt.init(matrix))

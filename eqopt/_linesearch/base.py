@@ -171,7 +171,7 @@ class AbstractLinesearch(AbstractParticular[LinesearchState[LinesearchInfo]], Ge
         params: Params | None,
         context: Context,
     ) -> tuple[Updates, LinesearchState[LinesearchInfo]]:
-        need_params(params, self)
+        need_params(params, self, context)
         value, grad = context.need("value", self), context.need("grad", self)
         whole = context.whole or Whole(params, context.value_fn)
         objective = whole.objective or context.need("value_fn", self)

@@ -102,7 +102,7 @@ class Compensated(AbstractParticular[CompensatedState[State]], Generic[State]):
         context: Context,
     ) -> tuple[Updates, CompensatedState[State]]:
         check_state(self.inner, state.inner_state, "state.inner_state")
-        params = need_params(params, self)
+        params = need_params(params, self, context)
         out, inner_state = self.inner.transform(updates, state.inner_state, params, context)
         leaves, treedef = _check.flatten(params)
         kept, _ = _check.flatten(fitting(state.compensation, params, "state.compensation"))

@@ -132,7 +132,7 @@ class MasterWeights(AbstractParticular[MasterWeightsState[State]], Generic[State
         context: Context,
     ) -> tuple[Updates, MasterWeightsState[State]]:
         check_state(self.inner, state.inner_state, "state.inner_state")
-        params = need_params(params, self)
+        params = need_params(params, self, context)
         leaves, treedef = _check.flatten(params)
         masters, _ = _check.flatten(fitting(state.masters, params, "state.masters"))
         pairs = zip(leaves, masters, strict=True)

@@ -104,7 +104,7 @@ class StochasticRounding(AbstractParticular[StochasticRoundingState[State]], Gen
         context: Context,
     ) -> tuple[Updates, StochasticRoundingState[State]]:
         check_state(self.inner, state.inner_state, "state.inner_state")
-        params = need_params(params, self)
+        params = need_params(params, self, context)
         out, inner_state = self.inner.transform(updates, state.inner_state, params, context)
         leaves, treedef = _check.flatten(params)
         changes: list[Any] = treedef.flatten_up_to(out)

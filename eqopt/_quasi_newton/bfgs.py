@@ -105,7 +105,7 @@ class ScaleByBFGS(AbstractTransformation[ScaleByBFGSState]):
     def transform(
         self, updates: Updates, state: ScaleByBFGSState, params: Params | None, context: Context
     ) -> tuple[Updates, ScaleByBFGSState]:
-        params = need_params(params, self)
+        params = need_params(params, self, context)
         grad = or_else(updates, zeros_like(params))
         latest = or_else(updates, state.updates)
         value, eps = value_of(context)

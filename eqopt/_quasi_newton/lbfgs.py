@@ -139,7 +139,7 @@ class ScaleByLBFGS(AbstractTransformation[ScaleByLBFGSState]):
     def transform(
         self, updates: Updates, state: ScaleByLBFGSState, params: Params | None, context: Context
     ) -> tuple[Updates, ScaleByLBFGSState]:
-        params = need_params(params, self)
+        params = need_params(params, self, context)
         # Missing gradients are zeros here: the memory has a place for every parameter.
         grad = or_else(updates, zeros_like(params))
         state = self._remember(or_else(updates, state.updates), state, params, context)

@@ -109,6 +109,6 @@ class AdaptiveGradClip(AbstractLeafwise[EmptyState]):
         return EmptyState()
 
     def rule(self, state: EmptyState, params: Params | None, context: Context) -> Rule:
-        _check_axes(self.axis, need_params(params, self))
+        _check_axes(self.axis, need_params(params, self, context))
         scalars, options = (self.clipping, self.eps), (self.axis,)
         return Rule(_clip_units, state, scalars=scalars, needs_params=True, options=options)

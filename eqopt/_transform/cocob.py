@@ -128,6 +128,6 @@ class ScaleByCOCOB(AbstractLeafwise[ScaleByCOCOBState]):
         )
 
     def rule(self, state: ScaleByCOCOBState, params: Params | None, context: Context) -> Rule:
-        need_params(params, self)
+        need_params(params, self, context)
         trees = ("init_particles", "cumulative_gradients", "scale", "subgradients", "reward")
         return Rule(_cocob, state, trees=trees, scalars=(self.alpha,), needs_params=True)

@@ -235,7 +235,7 @@ class ScaleByNonlinearCG(AbstractTransformation[ScaleByNonlinearCGState]):
         params: Params | None,
         context: Context,
     ) -> tuple[Updates, ScaleByNonlinearCGState]:
-        params = need_params(params, self)
+        params = need_params(params, self, context)
         p, moved = _measure(updates, state, params)
         length = _ratio(moved, p.direction_direction)
         beta = self.method.beta(p)

@@ -64,7 +64,7 @@ class ContractByLearningRate(AbstractLeafwise[ContractByLearningRateState]):
     def rule(
         self, state: ContractByLearningRateState, params: Params | None, context: Context
     ) -> Rule:
-        need_params(params, self)
+        need_params(params, self, context)
         rate = value_at(self.learning_rate, state.count)
         length = jnp.sqrt(1 + rate * rate)
         # Not `1 / length - 1`, which cancels: for a rate of 1e-3, it has one digit in float32.

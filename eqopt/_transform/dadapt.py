@@ -217,7 +217,7 @@ class ScaleByDAdaptAdam(AbstractTransformation[ScaleByDAdaptAdamState]):
         params: Params | None,
         context: Context,
     ) -> tuple[Updates, ScaleByDAdaptAdamState]:
-        params = need_params(params, self)
+        params = need_params(params, self, context)
         rate = _rate(state.estim_lr, self.learning_rate, self.betas, state.count)
         rest1, rest2 = (newest(b) for b in self.betas)
         beta3 = jnp.sqrt(jnp.asarray(self.betas[1]))
@@ -339,7 +339,7 @@ class ScaleByProdigy(AbstractTransformation[ScaleByProdigyState]):
     def transform(
         self, updates: Updates, state: ScaleByProdigyState, params: Params | None, context: Context
     ) -> tuple[Updates, ScaleByProdigyState]:
-        params = need_params(params, self)
+        params = need_params(params, self, context)
         distance = state.estim_lr
         rate = _rate(distance, self.learning_rate, self.betas, state.count)
         beta3 = jnp.sqrt(self.betas[1]) if self.beta3 is None else jnp.asarray(self.beta3)

@@ -50,6 +50,6 @@ class AddDecayedWeights(AbstractLeafwise[EmptyState]):
         return EmptyState()
 
     def rule(self, state: EmptyState, params: Params | None, context: Context) -> Rule:
-        params = need_params(params, self)
+        params = need_params(params, self, context)
         mask = None if self.mask is None else self.mask.select(params)
         return Rule(_decay, state, scalars=(self.weight_decay,), needs_params=True, mask=mask)

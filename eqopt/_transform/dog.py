@@ -187,7 +187,7 @@ class ScaleByDoG(AbstractTransformation[ScaleByDoGState]):
     def transform(
         self, updates: Updates, state: ScaleByDoGState, params: Params | None, context: Context
     ) -> tuple[Updates, ScaleByDoGState]:
-        params = need_params(params, self)
+        params = need_params(params, self, context)
         length = jnp.maximum(state.max_dist, _distance(state.init_params, params))
         total = state.sum_sq_norm_grads + jnp.square(global_norm(updates).astype(float_dtype()))
         rate = _ratio(length, safe_sqrt(total + self.eps))
@@ -250,7 +250,7 @@ class ScaleByDoWG(AbstractTransformation[ScaleByDoWGState]):
     def transform(
         self, updates: Updates, state: ScaleByDoWGState, params: Params | None, context: Context
     ) -> tuple[Updates, ScaleByDoWGState]:
-        params = need_params(params, self)
+        params = need_params(params, self, context)
         gone = jnp.square(_distance(state.init_params, params))
         sq_dist = jnp.maximum(state.estim_sq_dist, gone)
         sq_norm = jnp.square(global_norm(updates).astype(float_dtype()))
@@ -347,7 +347,7 @@ class ScaleByDistanceOverGradients(AbstractLeafwise[ScaleByDistanceOverGradients
         params: Params | None,
         context: Context,
     ) -> Rule:
-        need_params(params, self)
+        need_params(params, self, context)
         return Rule(
             _distance_over_gradients,
             state,

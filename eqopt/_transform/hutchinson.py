@@ -92,7 +92,7 @@ class HutchinsonEstimatorDiagHessian(AbstractTransformation[HutchinsonEstimatorD
         params: Params | None,
         context: Context,
     ) -> tuple[Updates, HutchinsonEstimatorDiagHessianState]:
-        params = need_params(params, self)
+        params = need_params(params, self, context)
         objective = context.need("value_fn", self)
         words, key = advance(state.key, self.key)
         leaves, treedef = _check.flatten(params)
@@ -243,7 +243,7 @@ class ScaleBySophia(AbstractTransformation[ScaleBySophiaState[State]], Generic[S
         params: Params | None,
         context: Context,
     ) -> tuple[Updates, ScaleBySophiaState[State]]:
-        params = need_params(params, self)
+        params = need_params(params, self, context)
         check_state(self.hessian_diagonal_fn, state.hessian_fn_state, "state.hessian_fn_state")
         count = increment(state.count)
         limit = () if self.clip_threshold is None else (self.clip_threshold,)

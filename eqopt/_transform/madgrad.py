@@ -115,7 +115,7 @@ class ScaleByMADGRAD(AbstractLeafwise[ScaleByMADGRADState]):
         )
 
     def rule(self, state: ScaleByMADGRADState, params: Params | None, context: Context) -> Rule:
-        need_params(params, self)
+        need_params(params, self, context)
         count = increment(state.count)
         eps = jnp.asarray(self.eps)
         rate = value_at(self.learning_rate, state.count)

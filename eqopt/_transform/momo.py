@@ -201,7 +201,7 @@ class ScaleByMoMo(AbstractTransformation[ScaleByMoMoState]):
     def transform(
         self, updates: Updates, state: ScaleByMoMoState, params: Params | None, context: Context
     ) -> tuple[Updates, ScaleByMoMoState]:
-        params = need_params(params, self)
+        params = need_params(params, self, context)
         value = context.need("value", self)
         own = where_given(updates, params)
         # Each average begins with its first term.
@@ -304,7 +304,7 @@ class ScaleByMoMoAdam(AbstractTransformation[ScaleByMoMoAdamState]):
     def transform(
         self, updates: Updates, state: ScaleByMoMoAdamState, params: Params | None, context: Context
     ) -> tuple[Updates, ScaleByMoMoAdamState]:
-        params = need_params(params, self)
+        params = need_params(params, self, context)
         value = context.need("value", self)
         own = where_given(updates, params)
         count = increment(state.count)

@@ -44,5 +44,5 @@ class KeepParamsNonnegative(AbstractLeafwise[EmptyState]):
         return EmptyState()
 
     def rule(self, state: EmptyState, params: Params | None, context: Context) -> Rule:
-        need_params(params, self)
+        need_params(params, self, context)
         return Rule(_keep_nonnegative, state, needs_params=True)

@@ -105,7 +105,7 @@ class ScaleByNovoGrad(AbstractLeafwise[ScaleByNovoGradState]):
         )
 
     def rule(self, state: ScaleByNovoGradState, params: Params | None, context: Context) -> Rule:
-        need_params(params, self)
+        need_params(params, self, context)
         return Rule(
             _novograd,
             ScaleByNovoGradState(increment(state.count), state.mu, state.nu),

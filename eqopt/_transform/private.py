@@ -82,7 +82,7 @@ class DifferentiallyPrivateAggregate(AbstractPerExample[DifferentiallyPrivateAgg
         params: Params | None,
         context: Context,
     ) -> tuple[Updates, DifferentiallyPrivateAggregateState]:
-        num = _check.num_examples(updates, need_params(params, self), self)
+        num = _check.num_examples(updates, need_params(params, self, context), self)
         total, _ = per_example_global_norm_clip(updates, self.l2_norm_clip)
         words, key = advance(state.key, self.key)
         deviation = jnp.asarray(self.l2_norm_clip) * jnp.asarray(self.noise_multiplier)

@@ -103,7 +103,7 @@ class Project(AbstractParticular[EmptyState]):
     def transform(
         self, updates: Updates, state: EmptyState, params: Params | None, context: Context
     ) -> tuple[Updates, EmptyState]:
-        params = where_given(updates, need_params(params, self))
+        params = where_given(updates, need_params(params, self, context))
         target = nearest(self.projection, moved(params, updates))
         if not isinstance(self.projection, AbstractBox):
             return jax.tree.map(_toward, params, target), state

@@ -135,7 +135,7 @@ class Lookahead(AbstractParticular[LookaheadState[State]], Generic[State]):
         context: Context,
     ) -> tuple[Updates, LookaheadState[State]]:
         check_state(self.fast_optimizer, state.fast_state, "state.fast_state")
-        params = need_params(params, self)
+        params = need_params(params, self, context)
         beside, pair = state.beside is not None, None
         if beside:
             pair = _pair(params, state)

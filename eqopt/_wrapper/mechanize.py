@@ -121,7 +121,7 @@ class Mechanize(AbstractParticular[MechanizeState[State]], Generic[State]):
         context: Context,
     ) -> tuple[Updates, MechanizeState[State]]:
         check_state(self.base_optimizer, state.base_optimizer_state, "state.base_optimizer_state")
-        params = need_params(params, self)
+        params = need_params(params, self, context)
         dtype = float_dtype()
         decay, eps, s_init = (
             jnp.asarray(x).astype(dtype) for x in (self.weight_decay, self.eps, self.s_init)

@@ -109,7 +109,7 @@ class ParamEMA(AbstractParticular[ParamEMAState[State]], Generic[State]):
         context: Context,
     ) -> tuple[Updates, ParamEMAState[State]]:
         check_state(self.inner, state.inner_state, "state.inner_state")
-        params = need_params(params, self)
+        params = need_params(params, self, context)
         updates, inner_state = self.inner.transform(updates, state.inner_state, params, context)
         count = increment(state.count)
         weight = newest(self.decay)

@@ -138,7 +138,7 @@ class SAM(AbstractParticular[SAMState[_Outer, _Inner]], Generic[_Outer, _Inner])
     ) -> tuple[Updates, SAMState[_Outer, _Inner]]:
         check_state(self.optimizer, state.opt_state, "state.opt_state")
         check_state(self.adv_optimizer, state.adv_state, "state.adv_state")
-        params = need_params(params, self)
+        params = need_params(params, self, context)
         run = self._opaque if self.opaque_mode else self._transparent
         return run(updates, state, params, context)
 

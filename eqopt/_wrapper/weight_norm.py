@@ -187,7 +187,7 @@ class WeightNorm(AbstractParticular[WeightNormState[State]], Generic[State]):
         context: Context,
     ) -> tuple[Updates, WeightNormState[State]]:
         check_state(self.inner, state.inner_state, "state.inner_state")
-        params = need_params(params, self)
+        params = need_params(params, self, context)
         for name, tree in (("direction", state.direction), ("scale", state.scale)):
             if _check.flatten(tree)[1] != _check.flatten(updates)[1]:
                 raise _check.structure_error(tree, updates, f"state.{name}", "updates")
