@@ -9,6 +9,7 @@ import pytest
 import eqopt
 from benchmarks import _report, _timing, compile, memory, minimize, which
 from benchmarks._timing import Row, Spread
+from tests.toolbox import in_one_width
 
 
 def test_counts_of_traces_and_compilations():
@@ -121,6 +122,7 @@ def test_files(tmp_path):
     assert "ok" in lines[1]
 
 
+@in_one_width  # its data are in float32
 def test_which_optimizer():
     """The comparison runs, learns, and is what the page shows."""
     (task, *_) = which.tasks().values()
