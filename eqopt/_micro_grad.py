@@ -68,6 +68,10 @@ def _zeros(like: PyTree) -> PyTree:
     return jax.tree.map(zeros, like)
 
 
+def _added(total: PyTree, result: PyTree) -> PyTree:
+    return jax.tree.map(lambda t, x: lax.add(t, cast(x, t.dtype)), total, result)
+
+
 def _only_inexact(like: PyTree) -> None:
     leaves, _ = _check.flatten(like)
     for name, x in zip(_check.paths("aux", like), leaves, strict=True):
@@ -88,7 +92,7 @@ class SumAccumulator(AbstractAccumulator):
         return _zeros(like)
 
     def update(self, total: PyTree, result: PyTree, index: Int[Array, ""]) -> PyTree:
-        return jax.tree.map(lambda t, x: lax.add(t, cast(x, t.dtype)), total, result)
+        return _added(total, result)
 
     def finalize(self, total: PyTree, num_slices: int) -> PyTree:
         return total
@@ -105,7 +109,7 @@ class MeanAccumulator(AbstractAccumulator):
         return _zeros(like)
 
     def update(self, total: PyTree, result: PyTree, index: Int[Array, ""]) -> PyTree:
-        return jax.tree.map(lambda t, x: lax.add(t, cast(x, t.dtype)), total, result)
+        return _added(total, result)
 
     def finalize(self, total: PyTree, num_slices: int) -> PyTree:
         return jax.tree.map(lambda t: over(t, jnp.asarray(num_slices, real_dtype(t.dtype))), total)

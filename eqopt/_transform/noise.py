@@ -5,12 +5,13 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Inexact, UInt32
+from jaxtyping import Array, Float, Inexact
 
 from .. import _check
 from .._arithmetic import cast, plus, real_dtype, safe_sqrt, times, wider
 from .._hyperparameter import prng_key, real
 from .._objective import Context
+from .._random import advance, KeyWords, PRNGKey, words_of
 from .._sharing import map_leaves
 from .._transformation import AbstractTransformation
 from .._tree import increment, placed_like, zero_count
@@ -38,7 +39,7 @@ class AddNoiseState(eqx.Module):
     """
 
     count: Count
-    key: UInt32[Array, " words"]
+    key: KeyWords
 
 
 class AddNoise(AbstractTransformation[AddNoiseState]):
@@ -64,11 +65,10 @@ class AddNoise(AbstractTransformation[AddNoiseState]):
 
     eta: Scalar = eqx.field(converter=real("eta", at_least=0))
     gamma: Scalar = eqx.field(converter=real("gamma", at_least=0))
-    key: Any = eqx.field(converter=prng_key("key"))
+    key: PRNGKey = eqx.field(converter=prng_key("key"))
 
     def init_state(self, params: Params, context: Context) -> AddNoiseState:
-        # The words, for what is saved with Equinox cannot hold typed keys; and a copy of them.
-        return AddNoiseState(zero_count(), jnp.copy(jax.random.key_data(self.key)))
+        return AddNoiseState(zero_count(), words_of(self.key))
 
     def transform(
         self, updates: Updates, state: AddNoiseState, params: Params | None, context: Context
@@ -77,10 +77,9 @@ class AddNoise(AbstractTransformation[AddNoiseState]):
         exponent = jnp.asarray(self.gamma)
         decay = jnp.power(count.astype(exponent.dtype), -exponent / 2)
         deviation = safe_sqrt(jnp.asarray(self.eta)) * decay
-        kind = jax.random.key_impl(self.key)
-        following, own = jax.random.split(jax.random.wrap_key_data(state.key, impl=kind))
+        words, own = advance(state.key, self.key)
         leaves, treedef = jax.tree.flatten(updates)
         keys = jax.random.split(own, max(len(leaves), 1))
         columns = (leaves, [keys[i] for i in range(len(leaves))], [deviation] * len(leaves))
         noisy = treedef.unflatten(map_leaves(_noisy, *columns))
-        return noisy, AddNoiseState(count, jax.random.key_data(following))
+        return noisy, AddNoiseState(count, words)

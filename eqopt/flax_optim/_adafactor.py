@@ -22,12 +22,7 @@ _State = ChainState[tuple[Any, ...]]
 
 
 class Adafactor(AbstractOptimizerDef[_State]):
-    """Divides the gradient by the root of its average squares, of which only the means of rows and
-    columns are kept; the memory of a matrix is that of two vectors.
-
-    It is a chain of [`eqopt.ScaleByFactoredRMS`][], [`eqopt.ClipByBlockRMS`][],
-    [`eqopt.ScaleByLearningRate`][], [`eqopt.ScaleByParamBlockRMS`][], [`eqopt.EMA`][],
-    [`eqopt.AddDecayedWeights`][] and [`eqopt.Scale`][], without those that are turned off.
+    """Steps as [`eqopt.Adafactor`][] does, of the same links, with flax.optim's names and numbers.
 
     !!! note
         The averages of float64 parameters are kept in float64; in flax.optim, in float32.
