@@ -115,7 +115,9 @@ def per_example_value_and_grad(
     - `in_axes`: the axis of examples, of all positional arguments that are not differentiated; or
         a sequence with one for each positional argument, and `None` for what is no batch.
 
-    Keyword arguments are the same for all examples.
+    !!! warning
+        Keyword arguments are the same for all examples: a batch that is passed by keyword is seen
+        whole by each of them, and shows in each gradient.
 
     **Raises:**
 

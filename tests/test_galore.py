@@ -290,3 +290,8 @@ def test_mistakes_are_named(make: Any, kwargs: Any, message: str):
     opt = make(weight_dimension_numbers=MuonDimensionNumbers())
     with pytest.raises(ValueError, match="has no axes"):
         opt.init({"b": jnp.zeros(3, FLOAT)})
+
+
+def test_a_whole_optimizer_is_refused_where_it_would_climb():
+    with pytest.raises(TypeError, match="`base_optimizer` must leave rate and sign to `GaLore`"):
+        eqopt.GaLore(1e-3, base_optimizer=eqopt.Adam(1e-3))

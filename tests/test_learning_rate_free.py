@@ -246,3 +246,18 @@ def test_scalar_parameters_stay_scalars():
     assert updates.shape == ()
     # The gradient over its own modulus, times the part of `1 + |x|`.
     np.testing.assert_allclose(updates, 2.0, rtol=1e-6)
+
+
+def test_dog_begins_with_the_first_gradient_that_is_not_zero():
+    """By optax, with a first learning rate, it stays where it is for ever then."""
+    opt = eqopt.DoG(1.0, init_step=eqopt.InitialLearningRate(0.1), eps=1e-8)
+    x, slope = jnp.ones(2, FLOAT), jnp.asarray([3.0, -4.0], FLOAT)
+    state = opt.init(x)
+    updates, state = opt.update(jnp.zeros_like(x), state, x)
+    assert jnp.all(updates == 0)
+    updates, state = opt.update(slope, state, x)
+    np.testing.assert_allclose(updates, -0.1 * slope, rtol=1e-6)
+    # Then by the rule: the distance gone, over the root of the sum of squares.
+    x = eqopt.apply_updates(x, updates)
+    updates, _ = opt.update(slope, state, x)
+    np.testing.assert_allclose(updates, -0.5 / np.sqrt(50.0) * slope, rtol=1e-6)

@@ -141,3 +141,12 @@ def test_a_new_number_does_not_retrace():
         found = Counted(projections.L2Ball(scale))(tree())
         np.testing.assert_allclose(eqopt.global_norm(found), scale, rtol=1e-6)
     assert num == 1
+
+
+def test_nonnegative_parameters_come_last():
+    last = eqopt.Chain(eqopt.Adam(0.1), eqopt.KeepParamsNonnegative())
+    x = jnp.asarray([0.01, 1.0], FLOAT)
+    updates, _ = last.update(jnp.ones_like(x), last.init(x), x)
+    assert eqopt.apply_updates(x, updates)[0] == 0
+    with pytest.raises(ValueError, match="KeepParamsNonnegative"):
+        eqopt.Chain(eqopt.KeepParamsNonnegative(), eqopt.Scale(0.1))

@@ -328,3 +328,14 @@ def test_bounds_of_some_entries():
 def test_mistakes(build: Callable[[], Any], words: str):
     with pytest.raises((TypeError, ValueError), match=words):
         build()
+
+
+def test_bounds_of_integers_are_bounds():
+    params = {"w": jnp.asarray([-1.0, 2.0], FLOAT), "b": jnp.asarray(-3.0, FLOAT)}
+    low: Any = {"w": jnp.asarray([0, 5]), "b": np.int32(-2)}
+    found = projections.Box(low, np.inf)(params)
+    np.testing.assert_array_equal(found["w"], [0.0, 5.0])
+    assert found["b"] == -2
+    plane = projections.Hyperplane({"w": np.asarray([1, 2]), "b": 0}, 7.0)
+    moved = plane(params)["w"] - params["w"]
+    np.testing.assert_allclose(moved, [0.8, 1.6], rtol=1e-6)

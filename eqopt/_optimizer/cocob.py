@@ -23,8 +23,8 @@ class COCOB(AbstractOptimizer[_State]):
 
     **Arguments:**
 
-    - `learning_rate`: the weight of each gradient, a number or a schedule, not negative. The same
-        for all of them changes nothing.
+    - `learning_rate`: the weight of each gradient, a number or a schedule, not negative. One and
+        the same for all matters only against `eps`, where gradients are tiny.
     - `alpha`: keeps the first steps small: to about `1 / alpha`. Not negative.
     - `eps`: the least scale of the gradients, positive.
     - `weight_decay`: the factor of an added l2 penalty, not negative.

@@ -335,6 +335,14 @@ class GaLore(AbstractOptimizer[_State]):
         converter=optional(as_dimensions), default=None
     )
 
+    def __check_init__(self) -> None:
+        if isinstance(self.base_optimizer, AbstractOptimizer):
+            name = type(self.base_optimizer).__name__
+            raise TypeError(
+                f"`base_optimizer` must leave rate and sign to `GaLore`; `{name}` has its own. Use "
+                "a part of it, such as `eqopt.ScaleByAdam`, or `eqopt.ScaleByGaLore` around it"
+            )
+
     def compose(self) -> AbstractTransformation[_State]:
         return Chain(
             ScaleByGaLore(

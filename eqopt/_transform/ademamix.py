@@ -92,7 +92,7 @@ class ScaleByAdEMAMix(AbstractLeafwise[ScaleByAdEMAMixState]):
 
     ??? cite "Reference"
         Pagliardini, Ablin and Grangier, *The AdEMAMix Optimizer: Better, Faster, Older*, ICLR 2025,
-        section 3 (arXiv 2409.03137).
+        algorithm 1 (arXiv 2409.03137).
     """
 
     b1: Scalar = eqx.field(converter=real("b1", at_least=0, below=1), default=0.9)

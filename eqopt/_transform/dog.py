@@ -191,7 +191,8 @@ class ScaleByDoG(AbstractTransformation[ScaleByDoGState]):
         length = jnp.maximum(state.max_dist, _distance(state.init_params, params))
         total = state.sum_sq_norm_grads + jnp.square(global_norm(updates).astype(float_dtype()))
         rate = _ratio(length, safe_sqrt(total + self.eps))
-        rate = jnp.where(state.count == 0, self.init_step.first(rate), rate)
+        # Also later, where the first step has not gone anywhere: after a gradient of zero, say.
+        rate = jnp.where((state.count == 0) | (length == 0), self.init_step.first(rate), rate)
         new = ScaleByDoGState(increment(state.count), state.init_params, length, total)
         return _scaled(updates, rate, new), new
 

@@ -193,7 +193,8 @@ class ScaleBySophia(AbstractTransformation[ScaleBySophiaState[State]], Generic[S
     - `eps`: the least denominator $\epsilon$, positive.
     - `gamma`: the factor $\gamma$ of the curvature, positive. With a larger one more entries stay
         within the limit; the paper wants between a tenth and a half of them to.
-    - `clip_threshold`: the limit $\rho$, positive; `None` is none.
+    - `clip_threshold`: the limit $\rho$, positive; `None` is none, and then a step is as large as
+        $1 / \epsilon$ wherever no positive curvature has been seen.
     - `update_interval`: the number $k$ of steps between estimates, at least 1.
     - `hessian_diagonal_fn`: makes the estimates: a transformation that replaces the updates by
         them, given the gradient and what `update` was given; by default

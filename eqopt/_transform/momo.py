@@ -157,8 +157,9 @@ class ScaleByMoMo(AbstractTransformation[ScaleByMoMoState]):
     with products and norm over all leaves together; where $\|d_t\|^2 \le 2^{-52}$, $\tau_t = 0$.
     The sign is kept: [`eqopt.MoMo`][] turns it.
 
-    With `adapt_lower_bound`, $f_\star$ is estimated: first halved down to the model where it lies
-    above, and after the step
+    With `adapt_lower_bound`, $f_\star$ is estimated. Where the model's value
+    $c = \bar f_t - \gamma_t + \langle d_t, \theta_t \rangle / (1 + \eta_t \lambda)$ is below it, it
+    first becomes $\max(c / 2, f_0)$; and after the step
     $\max(\bar f_t + \langle d_t, \theta_t \rangle - \gamma_t - \tau_t \|d_t\|^2 / 2, \, f_0)$.
 
     !!! note
@@ -171,12 +172,17 @@ class ScaleByMoMo(AbstractTransformation[ScaleByMoMoState]):
     - `learning_rate`: the largest step size $\eta_t \ge 0$: a number, an
         [`eqopt.AbstractSchedule`][], or a function of the count.
     - `beta`: the decay of the averages, in $[0, 1)$.
-    - `lower_bound`: the lower bound $f_0$ of the objective, any number.
+    - `lower_bound`: the lower bound $f_0$ of the objective, any number. Where the objective goes
+        below it, the steps end.
     - `weight_decay`: the factor $\lambda \ge 0$.
     - `adapt_lower_bound`: whether to estimate a better bound $f_\star \ge f_0$ on the way.
 
     Its `update` needs `value`; `step` passes it. Raises a `ValueError` if there is none, or if
     `update` is given no parameters.
+
+    !!! warning
+        It must see the gradient of that value: behind a link that clips or scales, the model is of
+        another function.
 
     ??? cite "Reference"
         Schaipp, Ohana, Eickenberg, Defazio and Gower, *MoMo: Momentum Models for Adaptive Learning
@@ -259,6 +265,9 @@ class ScaleByMoMoAdam(AbstractTransformation[ScaleByMoMoAdamState]):
     (\bar f_t - \rho_t f_\star - \gamma_t) + \langle d_t, \theta_t \rangle,\, 0\right)}
     {\langle d_t, D_t^{-1} d_t \rangle}\right), \qquad
     u_t = \frac{\tau_t D_t^{-1} d_t + \eta_t \lambda\, \theta_t}{1 + \eta_t \lambda}.$$
+
+    With `adapt_lower_bound`, the estimates are compared with $\rho_t f_\star$, and divided by
+    $\rho_t$.
 
     **Arguments:**
 

@@ -3,12 +3,13 @@
 from jax import lax
 from jaxtyping import Array, Inexact
 
-from .. import _check
+from .. import _check, _kernel
 from .._arithmetic import is_complex
 from .._kernel import Rule
+from .._nesting import AbstractParticular, Need
 from .._objective import Context, need_params
-from .._transformation import AbstractLeafwise, EmptyState
-from .._types import Params
+from .._transformation import EmptyState
+from .._types import Params, Updates
 
 
 @_check.typed
@@ -26,7 +27,7 @@ def _keep_nonnegative(
     return lax.select(lax.lt(update, least), least, update)
 
 
-class KeepParamsNonnegative(AbstractLeafwise[EmptyState]):
+class KeepParamsNonnegative(AbstractParticular[EmptyState]):
     r"""Cuts the updates short where they would make a parameter negative:
     $u \leftarrow \max(u, -\theta)$.
 
@@ -34,15 +35,20 @@ class KeepParamsNonnegative(AbstractLeafwise[EmptyState]):
     parameters that are at least 0. A parameter that is negative becomes 0. Of a complex parameter,
     both parts are kept nonnegative. NaN is let through.
 
-    !!! warning
-        It must see the updates as they are applied: it comes last in a chain.
+    It comes last in a chain: a link after it is refused. For other sets, see [`eqopt.Project`][].
 
     Raises a `ValueError` if `update` is given no parameters.
     """
 
+    def needs(self) -> frozenset[Need]:
+        return frozenset({Need.MOVES, Need.EXACT, Need.LANDS})
+
     def init_state(self, params: Params, context: Context) -> EmptyState:
         return EmptyState()
 
-    def rule(self, state: EmptyState, params: Params | None, context: Context) -> Rule:
-        need_params(params, self, context)
-        return Rule(_keep_nonnegative, state, needs_params=True)
+    def transform(
+        self, updates: Updates, state: EmptyState, params: Params | None, context: Context
+    ) -> tuple[Updates, EmptyState]:
+        params = need_params(params, self, context)
+        rule = Rule(_keep_nonnegative, state, needs_params=True)
+        return _kernel.run((rule,), updates, params)[0], state

@@ -63,6 +63,7 @@ class InjectHyperparamsState(eqx.Module, Generic[State]):
     - `count`: the number of steps taken, int32 of shape `()`.
     - `hyperparams`: the values that were used in the last step, by name; at first those for the
         first step. To change one, assign: `state.hyperparams["learning_rate"] = 0.1`.
+        What is assigned is not held against the bounds of the optimizer's fields.
     - `scheduled`: of each of them the last value that came from its schedule.
     - `inner_state`: the state of the inner transformation.
     """

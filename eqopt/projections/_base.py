@@ -134,7 +134,7 @@ def _(toward: float, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Arr
 def spreadable(name: str, *, finite: bool = True, real_only: bool = True) -> Callable[[Any], Any]:
     """Makes the converter of a number, or of a tree of numbers and arrays.
 
-    What in a tree is no number, such as a model's functions and integers, becomes `None`.
+    What in a tree is no number, such as a model's functions, becomes `None`.
     """
     one = real(name, finite=finite)
 
@@ -153,6 +153,8 @@ def spreadable(name: str, *, finite: bool = True, real_only: bool = True) -> Cal
     def leaf(x: Any) -> Any:
         if isinstance(x, int | float) and not isinstance(x, bool):
             return one(x)
+        if _is_number(x) and jnp.issubdtype(x.dtype, np.integer):
+            x = x.astype(float_dtype())
         if not _check.is_inexact(x):
             return None
         if jnp.iscomplexobj(x) and real_only:
