@@ -118,9 +118,9 @@ def orthogonalizing(size: Size) -> list[Row]:
         step = functools.partial(side.apply, optimizers[side])
         return phases(step, params, params, states[side])
 
-    # Minutes, for optax.
+    # Half a minute each, for optax.
     sides = {side.name: functools.partial(one, side) for side in optimizers}
-    times = _timing.alternate_phases(sides, 1)
+    times = _timing.alternate_phases(sides, min(size.repetitions, 3))
     name = f"Muon, {size.num_matrices} leaves, {{}} [ms]".format
     pair = ("eqopt", "optax")
     most = size.num_matrices >= 500
