@@ -291,3 +291,9 @@ def test_a_schedule_is_a_function_of_the_count():
     # Of ones, the sums are 1, 2 and 3.
     steps = [0.5 / (1 + t / 8) / np.sqrt(t + 1) for t in range(3)]
     np.testing.assert_allclose(found[:, 0], 1 - np.cumsum(steps), rtol=1e-6)
+
+
+@pytest.mark.parametrize("cls", [eqopt.ScaleByRprop, eqopt.Rprop])
+def test_limits_with_nothing_between_are_refused(cls: Any):
+    with pytest.raises(ValueError, match="`max_step_size` must be at least `min_step_size`"):
+        cls(0.1, min_step_size=1.0, max_step_size=0.5)

@@ -4,7 +4,7 @@ import equinox as eqx
 
 from .._hyperparameter import real
 from .._transform.basic import Scale
-from .._transform.rprop import ScaleByRprop, ScaleByRpropState
+from .._transform.rprop import check_limits, ScaleByRprop, ScaleByRpropState
 from .._transformation import AbstractOptimizer, AbstractTransformation, EmptyState
 from .._types import Scalar
 from .._wrapper.chain import Chain, ChainState
@@ -32,6 +32,9 @@ class Rprop(AbstractOptimizer[_State]):
     eta_plus: Scalar = eqx.field(converter=real("eta_plus", above=1), default=1.2)
     min_step_size: Scalar = eqx.field(converter=real("min_step_size", at_least=0), default=1e-6)
     max_step_size: Scalar = eqx.field(converter=real("max_step_size", above=0), default=50.0)
+
+    def __check_init__(self) -> None:
+        check_limits(self.min_step_size, self.max_step_size)
 
     def compose(self) -> AbstractTransformation[_State]:
         return Chain(

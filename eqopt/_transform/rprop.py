@@ -3,6 +3,7 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Inexact, PyTree
 
@@ -39,6 +40,14 @@ def _rprop(
     step_sizes = jnp.clip(lax.mul(step_sizes, factor), min_step_size, max_step_size)
     now = jnp.where(agreement < 0, 0, now)
     return lax.mul(step_sizes, now), step_sizes, now
+
+
+def check_limits(least: Scalar, largest: Scalar) -> None:
+    """Refuses step sizes between which there is none."""
+    if isinstance(least, np.generic) and isinstance(largest, np.generic) and least > largest:
+        raise ValueError(
+            f"`max_step_size` must be at least `min_step_size`, which is {least:g}; got {largest:g}"
+        )
 
 
 @_check.typed
@@ -102,6 +111,9 @@ class ScaleByRprop(AbstractLeafwise[ScaleByRpropState]):
     eta_plus: Scalar = eqx.field(converter=real("eta_plus", above=1), default=1.2)
     min_step_size: Scalar = eqx.field(converter=real("min_step_size", at_least=0), default=1e-6)
     max_step_size: Scalar = eqx.field(converter=real("max_step_size", above=0), default=50.0)
+
+    def __check_init__(self) -> None:
+        check_limits(self.min_step_size, self.max_step_size)
 
     def init_state(self, params: Params, context: Context) -> ScaleByRpropState:
         def steps(x: Array) -> Array:
