@@ -153,7 +153,7 @@ def spreadable(name: str, *, finite: bool = True, real_only: bool = True) -> Cal
     def leaf(x: Any) -> Any:
         if isinstance(x, int | float) and not isinstance(x, bool):
             return one(x)
-        if _is_number(x) and jnp.issubdtype(x.dtype, np.integer):
+        if isinstance(x, _check.ARRAYS) and jnp.issubdtype(x.dtype, np.integer):
             x = x.astype(float_dtype())
         if not _check.is_inexact(x):
             return None
