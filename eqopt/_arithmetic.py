@@ -11,7 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Inexact
+from jaxtyping import Array, Bool, Float, Inexact
 
 
 def wider(*dtypes: Any) -> np.dtype:
@@ -122,6 +122,25 @@ def where_positive(number: Float[Array, ""], x: Array, y: Array) -> Array:
     """All of `x` where the number is positive, else all of `y`; nothing of the other."""
     # Not by `jnp.where`, which is a program in the program of each leaf.
     return lax.select(lax.gt(number, np.zeros((), number.dtype)), x, y)
+
+
+def over_where(
+    divides: Bool[Array, "*shape"], x: Float[Array, "*shape"], y: Float[Array, "*shape"]
+) -> Float[Array, "*shape"]:
+    """`x / y` where `y` divides, else `x`."""
+    # Ends in a division, which the compiler does once. What it takes to be cheap, such as a
+    # selection, it does again in the program of each leaf. Guarded, so that its derivative is
+    # finite where it is not used.
+    return x / lax.select(divides, y, lax.full_like(y, 1))
+
+
+def within(norm: Float[Array, "*shape"], limit: Float[Array, ""]) -> Float[Array, "*shape"]:
+    """What makes norms stay within a limit: at most 1; 0 for a norm that is not finite."""
+    finite = jnp.isfinite(norm)
+    exceeds = finite & (norm > limit)
+    # The limit where it is exceeded; else 1, or 0 if there is no direction.
+    limits = jnp.broadcast_to(limit, norm.shape)
+    return over_where(exceeds, lax.select(exceeds, limits, finite.astype(norm.dtype)), norm)
 
 
 def clipped(x: Inexact[Array, "*shape"], limit: Float[Array, ""]) -> Inexact[Array, "*shape"]:

@@ -3,6 +3,7 @@
 import abc
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
@@ -17,6 +18,7 @@ from jaxtyping import Array, Inexact, PyTree
 
 from . import _check
 from ._selector import AbstractSelector
+from ._sharing import hidden
 from ._tree import placed_like, replicated
 from ._types import Params, TreeDef
 
@@ -306,12 +308,7 @@ def _parts(stack: Array, nums: list[int]) -> list[Array]:
     """The parts of a stack, given the number of matrices in each."""
     if len(nums) == 1:
         return [stack]
-    # The compiler is not to know these numbers: a slice from a place that it knows is a kernel of
-    # its own, and slices of one size from places that it does not know are one.
-    ends = np.cumsum(nums)
-    known = [np.int32(e - n) for e, n in zip(ends, nums, strict=True)]
-    unknown = jnp.any(jnp.isnan(lax.slice(stack, (0, 0, 0), (1, 1, 1))))
-    starts = lax.cond(unknown, lambda: known, lambda: known)
+    starts = hidden([0, *itertools.accumulate(nums[:-1])], stack)
     return [lax.dynamic_slice_in_dim(stack, i, n) for i, n in zip(starts, nums, strict=True)]
 
 

@@ -12,7 +12,7 @@ from jax import lax
 from jaxtyping import Array, Float, Inexact, Int, PyTree
 
 from . import _check
-from ._arithmetic import cast, real_dtype, times, wider
+from ._arithmetic import cast, real_dtype, times, where_positive, wider, within
 from ._hyperparameter import real
 from ._sharing import map_leaves
 from ._tree import global_norm, zero_count
@@ -248,15 +248,11 @@ def _check_examples(grads: PyTree) -> None:
 def _factors(
     grads: PyTree, limit: Float[Array, ""]
 ) -> tuple[Float[Array, "num_examples"], Int[Array, ""]]:
-    """What to multiply each gradient by, and how many of these numbers are not 1."""
+    """What to multiply each gradient by, and how many are not kept as they are."""
     norms = jax.vmap(global_norm)(grads)
     limit = cast(limit, norms.dtype)
-    finite = jnp.isfinite(norms)
-    exceeds = finite & (norms > limit)
-    # The division is guarded, so that its derivative is finite where it is not used.
-    shrunk = limit / jnp.where(exceeds, norms, 1)
-    factors = jnp.where(exceeds, shrunk, finite.astype(norms.dtype))
-    return factors, jnp.sum(exceeds | ~finite, dtype=np.int32)
+    kept = jnp.isfinite(norms) & (norms <= limit)
+    return within(norms, limit), jnp.sum(~kept, dtype=np.int32)
 
 
 @jax.jit
@@ -267,7 +263,6 @@ def _sum_scaled(
 
     def scale(x: Array, factor: Array) -> Array:
         # Selected, for `0 * inf` is NaN.
-        some = lax.gt(factor, np.zeros((), factor.dtype))
-        return lax.select(some, times(factor, x), lax.full_like(x, 0))
+        return where_positive(factor, times(factor, x), lax.full_like(x, 0))
 
     return jnp.sum(jax.vmap(scale)(cast(x, dtype), cast(factors, real_dtype(dtype))), 0)

@@ -6,12 +6,12 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, PyTree
 
 from ._objective import Evaluation, Objective
+from ._sharing import hidden
 from ._types import TreeDef
 
 
@@ -41,15 +41,11 @@ class Ravel(eqx.Module):
         self.shapes = tuple(x.shape for x in leaves)
         self.dtypes = tuple(x.dtype.name for x in leaves)
         ends = dict.fromkeys(self.dtypes, 0)
-        starts: list[np.int32] = []
+        starts: list[int] = []
         for shape, name in zip(self.shapes, self.dtypes, strict=True):
-            starts.append(np.int32(ends[name]))
-            ends[name] += int(np.prod(shape))
-        # The compiler is not to know these numbers. A slice from a place that it knows is a kernel
-        # of its own, and takes longer to compile than a layer of a network (measured: 200 slices 5
-        # seconds, these 0.2); slices of one length from places that it does not know are one.
-        unknown = jnp.any(jnp.isnan(jnp.ravel(leaves[0])[:1])) if leaves[0].size else True
-        self.starts = lax.cond(unknown, lambda: tuple(starts), lambda: tuple(starts))
+            starts.append(ends[name])
+            ends[name] += math.prod(shape)
+        self.starts = tuple(hidden(starts, leaves[0]))
 
     def pack(self, tree: PyTree) -> Bundle:
         """The bundle of a tree like the one that this was made from."""

@@ -149,14 +149,17 @@ def arrived(opt: Any, start: Array, objective: Callable[[Array], Array], num_ste
     return run(opt, start)
 
 
+ASKED = {
+    f"{name}-{problem.__name__}-{jnp.dtype(dtype).name}": (case, problem, dtype)
+    for name, case in CASES.items()
+    for problem in (parabola, rosenbrock)[: 2 if case.narrow else 1]
+    for dtype in (jnp.float32, jnp.complex64)[: 2 if case.complex else 1]
+}
+
+
 @in_one_width
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.complex64], ids=["real", "complex"])
-@pytest.mark.parametrize("problem", [parabola, rosenbrock])
-@pytest.mark.parametrize("name", CASES)
-def test_it_arrives(name: str, problem: Any, dtype: Any):
-    case = CASES[name]
-    if (problem is rosenbrock and not case.narrow) or (dtype == jnp.complex64 and not case.complex):
-        pytest.skip("not asked of it")
+@pytest.mark.parametrize(("case", "problem", "dtype"), ASKED.values(), ids=ASKED.keys())
+def test_it_arrives(case: Case, problem: Any, dtype: Any):
     start, final, objective = problem(dtype)
     x = arrived(case.make(), start, objective, case.num_steps)
     # As near as optax's tests ask; none begins there.

@@ -196,10 +196,9 @@ def test_the_derivative_of_the_simplex_is_that_of_its_support():
     np.testing.assert_allclose(by_scale, on / 3, atol=4 * EPS)
 
 
+@pytest.mark.skipif(not X64, reason="differences want the digits of float64")
 @each
 def test_derivatives_are_right(projection: Any):
-    if not X64:
-        pytest.skip("differences want the digits of float64")
     x, weights = (random_like(np.random.default_rng(i), NORMAL) for i in (2, 3))
     numbers, rest = eqx.partition(projection, eqx.is_inexact_array)
 

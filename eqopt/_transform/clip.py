@@ -1,13 +1,15 @@
 """Limits on the size of the updates."""
 
+from typing import Any
+
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Inexact
+from jaxtyping import Array, Float, Inexact
 
 from .. import _check, _kernel
-from .._arithmetic import clipped, rms, times
+from .._arithmetic import clipped, over_where, rms, times, within
 from .._hyperparameter import real
 from .._kernel import Rule
 from .._objective import Context
@@ -86,14 +88,11 @@ class ClipByBlockRMS(AbstractLeafwise[EmptyState]):
         return Rule(_clip_rms, state, scalars=(self.threshold,))
 
 
-def _divided(
-    size: Float[Array, ""], norm: Float[Array, ""], divides: Bool[Array, ""]
-) -> Float[Array, ""]:
-    """The size over the norm where that `divides` it, else the size."""
-    # Ends in a division, which the compiler does once. What it takes to be cheap, such as a
-    # selection, it does again in the program of each leaf. Guarded, so that its derivative is
-    # finite where it is not used.
-    return size / lax.select(divides, norm, lax.full_like(norm, 1))
+def _scaled(
+    factor: Float[Array, ""], updates: Updates, state: EmptyState, params: Params | None
+) -> tuple[Updates, EmptyState]:
+    rule = Rule(_shrink, state, scalars=(factor,))
+    return _kernel.run((rule,), updates, params)[0], state
 
 
 class ClipByGlobalNorm(AbstractTransformation[EmptyState]):
@@ -121,15 +120,19 @@ class ClipByGlobalNorm(AbstractTransformation[EmptyState]):
         self, updates: Updates, state: EmptyState, params: Params | None, context: Context
     ) -> tuple[Updates, EmptyState]:
         norm = global_norm(updates)
-        limit = jnp.asarray(self.max_norm).astype(norm.dtype)
-        finite = jnp.isfinite(norm)
-        exceeds = finite & (norm > limit)
-        # The limit where it is exceeded; else 1, or 0 if there is no direction.
-        size = lax.select(exceeds, limit, finite.astype(norm.dtype))
-        factor = _divided(size, norm, exceeds)
-        rule = Rule(_shrink, state, scalars=(factor,))
-        updates, _ = _kernel.run((rule,), updates, params)
-        return updates, state
+        factor = within(norm, jnp.asarray(self.max_norm).astype(norm.dtype))
+        return _scaled(factor, updates, state, params)
+
+
+def _of_length(
+    size: Any, eps: Any, updates: Updates, state: EmptyState, params: Params | None
+) -> tuple[Updates, EmptyState]:
+    """Updates whose norm is the size, but for `eps`; zero for those without a direction."""
+    norm = global_norm(updates)
+    size, eps = (jnp.asarray(x).astype(norm.dtype) for x in (size, eps))
+    some = (norm > 0) & jnp.isfinite(norm)
+    factor = over_where(some, jnp.where(some, size, 0), norm + eps)
+    return _scaled(factor, updates, state, params)
 
 
 class Normalize(AbstractTransformation[EmptyState]):
@@ -145,12 +148,7 @@ class Normalize(AbstractTransformation[EmptyState]):
     def transform(
         self, updates: Updates, state: EmptyState, params: Params | None, context: Context
     ) -> tuple[Updates, EmptyState]:
-        norm = global_norm(updates)
-        some = (norm > 0) & jnp.isfinite(norm)
-        factor = _divided(some.astype(norm.dtype), norm, some)
-        rule = Rule(_shrink, state, scalars=(factor,))
-        updates, _ = _kernel.run((rule,), updates, params)
-        return updates, state
+        return _of_length(1.0, 0.0, updates, state, params)
 
 
 class NormalizeByUpdateNorm(AbstractTransformation[EmptyState]):
@@ -174,10 +172,4 @@ class NormalizeByUpdateNorm(AbstractTransformation[EmptyState]):
     def transform(
         self, updates: Updates, state: EmptyState, params: Params | None, context: Context
     ) -> tuple[Updates, EmptyState]:
-        norm = global_norm(updates)
-        size, eps = (jnp.asarray(x).astype(norm.dtype) for x in (self.scale_factor, self.eps))
-        some = (norm > 0) & jnp.isfinite(norm)
-        factor = _divided(jnp.where(some, size, 0), norm + eps, some)
-        rule = Rule(_shrink, state, scalars=(factor,))
-        updates, _ = _kernel.run((rule,), updates, params)
-        return updates, state
+        return _of_length(self.scale_factor, self.eps, updates, state, params)

@@ -30,6 +30,13 @@ from .._tree import (
 from .._types import Count, Params, Scalar, Updates
 
 _Number: TypeAlias = Float[Array, ""]
+# The update, both of Adam's averages, and what the estimate is made of.
+_Moments: TypeAlias = tuple[
+    Inexact[Array, "*shape"],
+    Inexact[Array, "*shape"],
+    Float[Array, "*shape"],
+    Inexact[Array, "*shape"],
+]
 
 
 def both_betas(value: Any) -> tuple[Scalar, Scalar]:
@@ -51,12 +58,7 @@ def _dadapt(
     rest3: _Number,
     rate: _Number,
     eps: _Number,
-) -> tuple[
-    Inexact[Array, "*shape"],
-    Inexact[Array, "*shape"],
-    Float[Array, "*shape"],
-    Inexact[Array, "*shape"],
-]:
+) -> _Moments:
     weighted = over(grad_sum, plus(safe_sqrt(exp_avg_sq), eps))
     step = times(rate, update)
     return (
@@ -78,12 +80,7 @@ def _prodigy(
     beta3: _Number,
     distance: _Number,
     weight: _Number,
-) -> tuple[
-    Inexact[Array, "*shape"],
-    Inexact[Array, "*shape"],
-    Float[Array, "*shape"],
-    Inexact[Array, "*shape"],
-]:
+) -> _Moments:
     scaled = times(distance, update)
     return (
         update,
