@@ -9,9 +9,9 @@ from collections.abc import Iterator, Set
 from typing import Any
 
 import jax
-from jax.experimental import io_callback
 
 from ._bytecode import installed
+from ._compat import io_callback
 
 
 class Watch:

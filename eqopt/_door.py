@@ -1,24 +1,21 @@
 """One compiled call around a whole composition: arrays are data, the rest is static."""
 
-import operator
 from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.interpreters.partial_eval import DynamicJaxprTracer
 
+from ._compat import jit_is_disabled, JitTracer
 from ._packed import data, Flat, pack, pack_leaves, Packed, Spec, static
 
 _inlined: list[bool] = []
-# The type of JAX's configuration does not tell what attributes it has.
-_disable_jit = operator.attrgetter("jax_disable_jit")
 
 
 def inlined() -> bool:
     """Whether what runs is a part of somebody else's program, who may trace at will, or of none."""
-    return bool(_inlined) or bool(_disable_jit(jax.config))
+    return bool(_inlined) or jit_is_disabled()
 
 
 def call(function: Callable[..., Any], *args: Any, reuse: bool = True) -> Any:
@@ -54,7 +51,7 @@ def advance(
 
 
 def _traced(leaves: list[Any]) -> bool:
-    return DynamicJaxprTracer in map(type, leaves)
+    return JitTracer in map(type, leaves)
 
 
 def _inline(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:

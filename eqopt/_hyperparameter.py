@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import wadler_lindig as wl
-from jax.core import Tracer
 from jaxtyping import Array
 
+from ._compat import Tracer
 from ._types import Scalar, ScalarLike, Steps, StepsLike
 
 _Module = TypeVar("_Module", bound=eqx.Module)

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.experimental.shard_alike import shard_alike
 from jaxtyping import Array, Inexact, PyTree
 
 from . import _check
@@ -197,7 +196,7 @@ class Form:
         """Undoes `matrices`; where `reference` lives."""
         x = lax.reshape(turn(x, (0, 2, 1)) if self.turned else x, self.split)
         x = turn(x, tuple(sorted(range(len(self.order)), key=self.order.__getitem__)))
-        return shard_alike(placed_like(x, reference), reference)[0]
+        return placed_like(x, reference)
 
 
 def turn(x: Array, order: tuple[int, ...]) -> Array:

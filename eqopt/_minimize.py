@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import wadler_lindig as wl
 from jax import lax
-from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PyTree
 
 from . import _check, _door, _packed
 from ._closure import hoist, note_trace, opaque
+from ._compat import Tracer
 from ._descent import CONVERGED, descend, largest, MinimizeResult, Tolerances
 from ._hyperparameter import optional, prettily, real, settle, steps
 from ._implicit import attach

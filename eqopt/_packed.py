@@ -9,9 +9,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
 from . import _check
+from ._compat import Tracer
 from ._types import TreeDef
 
 _FLOAT0 = jax.dtypes.float0

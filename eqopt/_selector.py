@@ -9,10 +9,10 @@ import equinox as eqx
 import jax
 import numpy as np
 import wadler_lindig as wl
-from jax.core import Tracer
 from jaxtyping import PyTree
 
 from . import _check
+from ._compat import Tracer
 from ._hyperparameter import optional, prettily, size
 from ._types import TreeDef
 

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.experimental.shard_alike import shard_alike
 from jaxtyping import Array, Bool, Float, Inexact, PyTree
 
 from ._arithmetic import abs_sq, cast, is_complex, real_dtype, wider
@@ -37,9 +36,7 @@ def full_like(tree: PyTree, value: Any, dtype: Any = None, *, real: bool = False
     def full(x: Array) -> Array:
         own = accumulator_dtype(x.dtype, dtype)
         own = real_dtype(own) if real else own
-        # A compiled `full_like` does not depend on its argument, so the compiler would put it on
-        # one device, whatever the argument's sharding.
-        return shard_alike(x, jnp.full_like(x, value, dtype=own))[1]
+        return placed_like(jnp.full_like(x, value, dtype=own), x)
 
     return jax.tree.map(full, tree)
 
@@ -63,6 +60,19 @@ def zeros_like(tree: PyTree, dtype: Any = None, *, real: bool = False) -> PyTree
 def blank_like(tree: PyTree) -> PyTree:
     """Zeros in the very dtypes of the leaves."""
     return jax.tree.map(lambda x: full_like(x, 0, x.dtype), tree)
+
+
+def no_updates(updates: PyTree, params: PyTree | None) -> PyTree:
+    """Zeros for the updates, on the devices on which the parameters live.
+
+    They do not depend on the updates if the parameters are given. So the compiler leaves out what
+    it takes to compute the gradient of a frozen parameter.
+    """
+
+    def zero(u: Array | None, near: Array) -> Array | None:
+        return None if u is None else full_like(near, 0, u.dtype)
+
+    return jax.tree.map(zero, updates, updates if params is None else params, is_leaf=_is_none)
 
 
 def copies(tree: PyTree, dtype: Any = None) -> PyTree:
@@ -160,11 +170,19 @@ def replicated(x: Array) -> Array:
 
 
 def placed_like(x: Array, reference: Array) -> Array:
-    """`x` where `reference` lives, in explicit sharding mode; else `x` itself."""
+    """`x`, sharded as `reference` is, which has the same shape.
+
+    In automatic sharding mode a compiled constant depends on no array, and the compiler puts it on
+    one device. So the constant is made to depend on the reference.
+    """
     sharding = jax.typeof(reference).sharding
-    if all(axis is None for axis in sharding.spec):
-        return x
-    return jax.sharding.reshard(x, sharding)
+    if any(axis is not None for axis in sharding.spec):
+        x = jax.sharding.reshard(x, sharding)
+    real = jnp.real(lax.stop_gradient(reference))
+    # Always false, also for infinities and NaN; the compiler does not simplify it. What is selected
+    # depends on the reference too, for a choice between two constants is another constant.
+    never = real - real > 0
+    return lax.select(never, lax.convert_element_type(real, x.dtype), x)
 
 
 def stack_like(tree: PyTree, size: int, dtype: Any = None) -> PyTree:

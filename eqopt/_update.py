@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.core import Tracer
 from jaxtyping import Array, Inexact, PyTree
 
 from . import _check, _door, _packed
 from ._arithmetic import cast, is_complex, mix, real_dtype, wider
+from ._compat import Tracer
 from ._hyperparameter import float_dtype, real, steps as whole
 from ._sharing import map_leaves
 from ._tree import narrowed

@@ -10,11 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
 from jaxtyping import PyTree
 
 from . import _check
+from ._compat import instantiate_zeros, pcast, Primitive, register_rules, varying
 from ._types import Function
 
 
@@ -134,7 +133,7 @@ class _ValueAndGrad(eqx.Module):
             return self._outputs(self.fun(*given, **kwargs))
 
         mapped = _check_axes(self.reduce_axes)
-        trained = _make_varying(fun, trained, self.reduce_axes)
+        trained = _makevarying(fun, trained, self.reduce_axes)
         with_grad = jax.value_and_grad(
             fun, has_aux=True, holomorphic=self.holomorphic, allow_int=self.allow_int
         )
@@ -249,15 +248,6 @@ def _name(fun: Function, i: int) -> str:
 # Axes of `shard_map`. What varies over them is written in the types of the arrays.
 
 
-def _varying(x: Any) -> frozenset[Hashable]:
-    """The axes of `shard_map` that `x` varies over."""
-    kind: Any = jax.typeof(x)
-    try:
-        return kind.manual_axis_type.varying
-    except AttributeError:
-        return kind.vma  # its name in older JAX
-
-
 def _manual_axes() -> tuple[Hashable, ...]:
     return tuple(jax.sharding.get_abstract_mesh().manual_axes)
 
@@ -273,7 +263,7 @@ def _check_axes(names: tuple[Hashable, ...]) -> tuple[Hashable, ...]:
                 f"`reduce_axes` names {name!r}, which is no axis of a surrounding `vmap` "
                 "or `shard_map`"
             ) from None
-        if name in _varying(index):
+        if name in varying(index):
             continue
         if name in _manual_axes():
             raise ValueError(_unseen(name))
@@ -288,16 +278,16 @@ def _unseen(name: Hashable) -> str:
     )
 
 
-def _make_varying(fun: Function, trained: PyTree, reduce_axes: tuple[Hashable, ...]) -> PyTree:
+def _makevarying(fun: Function, trained: PyTree, reduce_axes: tuple[Hashable, ...]) -> PyTree:
     """Has each device's gradient come out, where JAX would sum it over the devices."""
     names = [x for x in _manual_axes() if x not in reduce_axes]
-    if not any(name in _varying(lax.axis_index(name)) for name in names):
+    if not any(name in varying(lax.axis_index(name)) for name in names):
         return trained
     seen: list[frozenset[Hashable]] = []
 
     def look(trained: PyTree) -> Any:
         value, _ = fun(trained)
-        seen.append(_varying(value))
+        seen.append(varying(value))
         return value
 
     # Over other axes than its value's there is one value, and not one a device. To make the
@@ -305,16 +295,10 @@ def _make_varying(fun: Function, trained: PyTree, reduce_axes: tuple[Hashable, .
     jax.eval_shape(look, trained)
 
     def cast(x: Any) -> Any:
-        missing = tuple(a for a in names if a in seen[0] and a not in _varying(x))
-        return _pcast(x, missing) if missing else x
+        missing = tuple(a for a in names if a in seen[0] and a not in varying(x))
+        return pcast(x, missing) if missing else x
 
     return jax.tree.map(cast, trained)
-
-
-def _pcast(x: Any, names: tuple[Hashable, ...]) -> Any:
-    if "pcast" in vars(lax):
-        return lax.pcast(x, names, to="varying")
-    return vars(lax)["pvary"](x, names)  # its name in older JAX
 
 
 # Axes of `vmap`. Within `jit` nobody knows what varies over them, until the compiled function as a
@@ -369,16 +353,13 @@ def _batch(axis: Any, operands: Any, dims: Any, *, names: tuple[Hashable, ...]) 
 
 def _jvp(primals: Any, tangents: Any, *, names: tuple[Hashable, ...]) -> Any:
     out = _sum_p.bind(*primals, names=names)
-    tangent = ad.instantiate_zeros(tangents[0])
+    tangent = instantiate_zeros(tangents[0])
     return out, _sum_p.bind(tangent, *primals[1:], names=names)
 
 
 def _transpose(cotangent: Any, _: Any, *seen: Any, names: tuple[Hashable, ...]) -> Any:
-    total = _sum_p.bind(ad.instantiate_zeros(cotangent), *seen, names=names)
+    total = _sum_p.bind(instantiate_zeros(cotangent), *seen, names=names)
     return [total, *[None for _ in seen]]
 
 
-mlir.register_lowering(_sum_p, _lower)
-batching.fancy_primitive_batchers[_sum_p] = _batch
-ad.primitive_jvps[_sum_p] = _jvp
-ad.primitive_transposes[_sum_p] = _transpose
+register_rules(_sum_p, lower=_lower, batch=_batch, jvp=_jvp, transpose=_transpose)

@@ -20,7 +20,7 @@ import equinox as eqx
 
 # Imports go to a lower floor, or to `base.py` within a folder: `_base.py` in one that is public.
 FLOORS = (
-    ("_arithmetic.py", "_bytecode.py", "_interpolation.py", "_types.py"),
+    ("_arithmetic.py", "_bytecode.py", "_compat.py", "_interpolation.py", "_types.py"),
     ("_callbacks.py", "_check.py", "_identity.py"),
     ("_packed.py", "_reading.py", "_sharing.py"),
     ("_plain.py",),

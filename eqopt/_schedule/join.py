@@ -7,9 +7,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
+from .._compat import Tracer
 from .._hyperparameter import steps
 from .._types import Function, ScalarLike, StepsLike
 from .base import AbstractSchedule, as_real, as_schedule, as_steps, Constant, since

@@ -7,9 +7,9 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 import wadler_lindig as wl
-from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
+from .._compat import Tracer
 from .._hyperparameter import float_dtype, real, steps
 from .._types import Function, Scalar, ScalarLike
 from .base import (

@@ -1,8 +1,6 @@
 """Transformations that remember nothing."""
 
 import equinox as eqx
-from jax import lax
-from jax.experimental.shard_alike import shard_alike
 from jaxtyping import Array, Float, Inexact
 
 from .. import _check
@@ -11,6 +9,7 @@ from .._hyperparameter import real
 from .._kernel import Rule
 from .._objective import Context
 from .._transformation import AbstractLeafwise, AbstractTransformation, EmptyState
+from .._tree import no_updates
 from .._types import Function, Params, Scalar, Updates
 
 
@@ -52,20 +51,16 @@ class Scale(AbstractLeafwise[EmptyState]):
         return Rule(scale, state, scalars=(self.step_size,))
 
 
-@_check.typed
-def _zero(update: Inexact[Array, "*shape"]) -> Inexact[Array, "*shape"]:
-    # Not `0 * update`, which keeps a NaN. A constant alone would lose the update's sharding.
-    return shard_alike(update, lax.full_like(update, 0))[1]
-
-
-class SetToZero(AbstractLeafwise[EmptyState]):
+class SetToZero(AbstractTransformation[EmptyState]):
     r"""Sets the updates to zero, NaN and infinity included: $u \leftarrow 0$."""
 
     def init_state(self, params: Params, context: Context) -> EmptyState:
         return EmptyState()
 
-    def rule(self, state: EmptyState, params: Params | None, context: Context) -> Rule:
-        return Rule(_zero, state)
+    def transform(
+        self, updates: Updates, state: EmptyState, params: Params | None, context: Context
+    ) -> tuple[Updates, EmptyState]:
+        return no_updates(updates, params), state
 
 
 class Stateless(AbstractTransformation[EmptyState]):

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.experimental.shard_alike import shard_alike
 from jaxtyping import Array, PyTree
 
 from .. import _check
@@ -64,7 +63,7 @@ class _Layout(AbstractForm):
             if reference is not None:
                 vector: Any = packed.vectors[group]
                 part = lax.slice(vector, (start,), (end,))
-                leaves[-1] = _alike(lax.reshape(part, shape), reference)
+                leaves[-1] = placed_like(lax.reshape(part, shape), reference)
         return treedef.unflatten(leaves)
 
     @property
@@ -104,10 +103,6 @@ def _joined(parts: list[Any]) -> Array | None:
     zero = lax.full_like(known[0], 0, dtype, ())
     wide = [lax.broadcast(zero, (x,)) if isinstance(x, int) else cast(x, dtype) for x in parts]
     return lax.concatenate(wide, 0)
-
-
-def _alike(x: Array, reference: Array) -> Array:
-    return shard_alike(placed_like(x, reference), reference)[0]
 
 
 class FlattenState(AbstractEvalState, Generic[State]):

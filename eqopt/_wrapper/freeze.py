@@ -9,7 +9,7 @@ from .._masking import Chosen, hide, narrow, others, transform_part
 from .._objective import Context
 from .._selector import AbstractSelector, as_selector
 from .._transformation import AbstractTransformation, check_state, check_transformation
-from .._tree import blank_like
+from .._tree import no_updates
 from .._types import Params, State, Updates
 
 
@@ -46,7 +46,7 @@ class Freeze(AbstractTransformation[FreezeState]):
     def transform(
         self, updates: Updates, state: FreezeState, params: Params | None, context: Context
     ) -> tuple[Updates, FreezeState]:
-        return _stopped(updates, state.frozen), state
+        return _stopped(updates, state.frozen, params), state
 
 
 class SelectiveTransformState(eqx.Module, Generic[State]):
@@ -99,7 +99,7 @@ class SelectiveTransform(AbstractTransformation[SelectiveTransformState[State]],
         updates, inner_state = transform_part(
             self.optimizer, others(state.frozen), updates, state.inner_state, params, context
         )
-        stopped = _stopped(updates, state.frozen)
+        stopped = _stopped(updates, state.frozen, params)
         return stopped, SelectiveTransformState(inner_state, state.frozen)
 
 
@@ -109,9 +109,6 @@ def _resolved(mask: AbstractSelector, params: Params) -> Chosen:
     return tuple(leaves)
 
 
-def _stopped(updates: Updates, frozen: Chosen) -> Updates:
-    leaves, treedef = _check.flatten(updates)
-    _check.check_num_leaves(leaves, len(frozen), "updates")
-    return treedef.unflatten(
-        [blank_like(u) if f else u for u, f in zip(leaves, frozen, strict=True)]
-    )
+def _stopped(updates: Updates, frozen: Chosen, params: Params | None) -> Updates:
+    zeros = no_updates(hide(updates, frozen), params)
+    return eqx.combine(hide(updates, others(frozen)), zeros)

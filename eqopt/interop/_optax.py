@@ -9,7 +9,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.shard_alike import shard_alike
 from jaxtyping import Array, PyTree
 
 from .. import _check
@@ -312,7 +311,7 @@ def _placed(state: PyTree, params: Params) -> PyTree:
         if end is None or not _check.is_array(x) or x.shape != known[end].shape:
             return x
         # As in `zeros_like` of ours: compiled, optax's does not depend on its argument.
-        return shard_alike(known[end], x)[1]
+        return placed_like(x, known[end])
 
     return jax.tree_util.tree_map_with_path(place, state)
 

@@ -6,10 +6,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, Float, PyTree
 
 from .. import _check
+from .._compat import Tracer
 from .._hyperparameter import real
 from .._types import Params, Scalar
 from ._base import AbstractBox, inward, matched, spreadable

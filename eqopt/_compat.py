@@ -1,0 +1,79 @@
+"""What eqopt uses of JAX that is private or experimental, or that differs between versions.
+
+No other file imports such a part; a test holds that. Beside each part stands in which versions it
+was seen (0.7.2 is the oldest that is supported, 0.12.0 the newest that was tried), and what would
+be done without it.
+"""
+
+import operator
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import jax
+from jax import lax
+
+# 0.7.2 to 0.12.0. Most of `jax.core` is deprecated. Without it: there is no public way to ask
+# whether an array is traced, and the type of an argument within `jax.jit` would have to do.
+from jax.core import Tracer as Tracer
+
+# 0.7.2 to 0.12.0, experimental. Without it: remove it from the list of entries that call back
+# (`_callbacks.py`).
+from jax.experimental import io_callback as io_callback
+
+# 0.7.2 to 0.12.0, for libraries that extend JAX. Without it: `reduce_axes` is refused for axes of
+# `vmap`, because nothing public tells which of them an argument varies over.
+from jax.extend.core import Primitive as Primitive
+from jax.interpreters import ad, batching, mlir
+
+# 0.7.2 to 0.12.0: the type of what a program is given while `jax.jit` or `scan` traces it. Without
+# it: any `Tracer` counts, and an eager call under `vmap` or `grad` is not one compiled program.
+from jax.interpreters.partial_eval import DynamicJaxprTracer
+
+JitTracer = DynamicJaxprTracer
+
+# 0.7.2 to 0.12.0. The type of JAX's configuration does not tell what attributes it has.
+_disable_jit = operator.attrgetter("jax_disable_jit")
+
+
+def jit_is_disabled() -> bool:
+    """Whether `jax.disable_jit` is in force."""
+    return bool(_disable_jit(jax.config))
+
+
+def varying(x: Any) -> frozenset[Hashable]:
+    """The axes of `shard_map` that `x` varies over."""
+    kind: Any = jax.typeof(x)
+    try:
+        return kind.manual_axis_type.varying
+    except AttributeError:
+        return kind.vma  # its name in 0.7.2
+
+
+def pcast(x: Any, names: tuple[Hashable, ...]) -> Any:
+    """Makes `x` vary over more axes of `shard_map`."""
+    if "pcast" in vars(lax):
+        return lax.pcast(x, names, to="varying")
+    return vars(lax)["pvary"](x, names)  # its name in 0.7.2
+
+
+# 0.7.2 to 0.12.0. Without these tables a primitive has no rules.
+
+
+def register_rules(
+    primitive: Primitive,
+    *,
+    lower: Callable[..., Any],
+    batch: Callable[..., Any],
+    jvp: Callable[..., Any],
+    transpose: Callable[..., Any],
+) -> None:
+    """Gives a primitive its rules; `batch` is told the axis too."""
+    mlir.register_lowering(primitive, lower)
+    batching.fancy_primitive_batchers[primitive] = batch
+    ad.primitive_jvps[primitive] = jvp
+    ad.primitive_transposes[primitive] = transpose
+
+
+def instantiate_zeros(tangent: Any) -> Any:
+    """Makes an array of a tangent that is known to be zero."""
+    return ad.instantiate_zeros(tangent)
