@@ -244,7 +244,6 @@ from ._wrapper.finite import (
 from ._wrapper.flatten import Flatten as Flatten, FlattenState as FlattenState
 from ._wrapper.freeze import (
     Freeze as Freeze,
-    FreezeState as FreezeState,
     SelectiveTransform as SelectiveTransform,
     SelectiveTransformState as SelectiveTransformState,
 )

@@ -1,9 +1,11 @@
 """Adding updates to a model."""
 
 import equinox as eqx
+import jax
 from jaxtyping import PyTree
 
 from . import _check, _door, _packed
+from ._model import check_places
 from ._tree import sums
 from ._types import Model
 
@@ -15,7 +17,7 @@ def apply_updates(model: Model, updates: PyTree) -> Model:
 
     **Arguments:**
 
-    - `model`: the model: any PyTree.
+    - `model`: the model: any PyTree that has an array.
     - `updates`: like the model, with an array of the parameter's shape for each inexact array to be
         changed, and `None` for everything that is to stay as it is.
 
@@ -25,13 +27,36 @@ def apply_updates(model: Model, updates: PyTree) -> Model:
 
     **Raises:** a `ValueError` or `TypeError` that names the leaf that does not fit.
     """
-    arrays, rest = eqx.partition(model, _packed.is_array)
-    return eqx.combine(_door.call(applied, arrays, _packed.drop_statics(updates)), rest)
+    return merged(model, _door.call(_apply, *map(_packed.drop_statics, (model, updates))))
+
+
+def merged(model: Model, arrays: PyTree) -> Model:
+    """The model with other arrays."""
+    return jax.tree.map(
+        lambda x, new: x if new is None else new, model, arrays, is_leaf=_check.is_none
+    )
+
+
+def arrays_of(model: PyTree, updates: PyTree) -> PyTree:
+    """The arrays of a model that is to be changed."""
+    arrays = eqx.filter(model, _packed.is_array)
+    if not jax.tree.leaves(arrays) and jax.tree.leaves(updates):
+        raise ValueError(
+            f"`model` has no array, so nothing can be added to it; it is {_check.describe(model)}"
+        )
+    check_places(updates, model, "model")
+    return arrays
+
+
+def _apply(model: PyTree, updates: PyTree) -> PyTree:
+    return applied(arrays_of(model, updates), updates)
 
 
 def applied(model: PyTree, updates: PyTree) -> PyTree:
     """`apply_updates`, uncompiled, for a tree of arrays."""
     leaves, treedef = _check.flatten(model)
     trained = treedef.unflatten([x if _check.is_inexact(x) else None for x in leaves])
-    changes, _ = _check.flatten(_check.fit(updates, trained, "updates", any_dtype=True))
+    changes, _ = _check.flatten(
+        _check.fit(updates, trained, "updates", any_dtype=True, reference_name="model")
+    )
     return treedef.unflatten(sums(leaves, changes))

@@ -16,12 +16,13 @@ from ._objective import Evaluation
 from ._override import override
 from ._packed import drop_statics, Flat, numbers_are_data, on_device
 from ._selector import AbstractSelector, as_selector
-from ._transformation import AbstractTransformation, check_transformation
+from ._transformation import AbstractTransformation, check_state, check_transformation
 from ._types import Function, Model, State
 from ._wrapper.freeze import SelectiveTransformState
 
 _Model = TypeVar("_Model")
 _State = TypeVar("_State", bound=eqx.Module)
+_MISSING: Any = object()
 
 
 class Optimizer(eqx.Module, Generic[Model, State]):
@@ -61,10 +62,17 @@ class Optimizer(eqx.Module, Generic[Model, State]):
     def __init__(
         self,
         transformation: AbstractTransformation[Any],
-        state: State,
-        target: Model,
+        state: State = _MISSING,
+        target: Model = _MISSING,
         focus: AbstractSelector | None = None,
     ) -> None:
+        check_transformation("transformation", transformation)
+        if target is _MISSING:
+            raise TypeError(
+                "`Optimizer` takes a transformation, its state and a target. "
+                "`Optimizer.create(transformation, target)` makes the state"
+            )
+        check_state(focused(transformation, focus), state, "state")
         self._rule = Flat.of(on_device((settle(transformation), focus)))
         self._flat = Flat.of((target, state))
 
@@ -299,7 +307,6 @@ class Optimizer(eqx.Module, Generic[Model, State]):
         target, state = self._flat.whole()
         target, state = changes.pop("target", target), changes.pop("state", state)
         transformation = changes.pop("transformation", self.transformation)
-        check_transformation("transformation", transformation)
         return Optimizer(override(transformation, changes), state, target, self.focus)
 
     def __pdoc__(self, **kwargs: Any) -> wl.AbstractDoc:

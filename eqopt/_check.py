@@ -7,6 +7,7 @@ not. Kernels, states and schedules are checked by jaxtyping and beartype, throug
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -55,6 +56,36 @@ def _checked(fn: Callable[..., Any]) -> Callable[..., Any]:
     return jaxtyping.jaxtyped(fn, typechecker=beartype)
 
 
+def is_function(x: Any) -> bool:
+    """Whether it is a function, and not a class or a tree that can be called.
+
+    Never by `callable` alone: a mask for a model that can be called is a tree of that kind.
+    """
+    if not callable(x) or isinstance(x, type):
+        return False
+    # Functions that are trees too: `jax.tree_util.Partial`, a method of a Module, `eqx.filter_jit`
+    # of a function.
+    known = isinstance(x, functools.partial) or not {"__func__", "__wrapped__"}.isdisjoint(dir(x))
+    return known or jax.tree_util.all_leaves([x])
+
+
+def call_traced(name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Calls a user's function of traced arrays, and says so where it wants to see the numbers."""
+    errors = jax.errors
+    try:
+        return function(*args, **kwargs)
+    except (
+        errors.ConcretizationTypeError,
+        errors.TracerArrayConversionError,
+        errors.TracerIntegerConversionError,
+    ) as error:
+        raise TypeError(
+            f"{name} asks for the value of its argument, which is traced: one compiled program "
+            "serves all steps. Choose by `jnp.where(count < 10, a, b)` instead of `if`, and "
+            "compute by `jax.numpy` instead of `math` and NumPy"
+        ) from error
+
+
 # Not a union, which would be put together anew for every leaf.
 # JAX's last: it is slow to tell.
 ARRAYS = (np.ndarray, np.generic, jax.Array)
@@ -93,7 +124,38 @@ def describe(x: Any) -> str:
         return "None"
     if isinstance(x, ARRAYS):  # also PRNG keys, whose dtype is `key<fry>`
         return f"{x.dtype}{list(x.shape)}".replace(" ", "")
-    return f"a {type(x).__name__}"
+    name = kind_of(x).__name__
+    return f"a{'n' * (name[0] in 'aeiouAEIO')} {name}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Mark:
+    """Stands for a leaf of a model that is no array; see `_packed.drop_statics`."""
+
+    kind: type
+
+
+@functools.cache
+def mark(kind: type) -> Mark:
+    return Mark(kind)
+
+
+def kind_of(x: Any) -> type:
+    return x.kind if isinstance(x, Mark) else type(x)
+
+
+def no_transformation(name: str, x: Any) -> str:
+    """Says that an argument is no transformation, and how to make one of it."""
+    got, way = describe(x), ""
+    if isinstance(x, type):
+        got, way = f"the class `{x.__name__}`", f". Build it: `{x.__name__}(...)`"
+    elif {"init", "update"} <= set(dir(x)):
+        way = ". One of optax's is taken by `eqopt.from_optax`"
+    elif isinstance(x, list | tuple):
+        way = ". Several go into a chain, one by one: `eqopt.Chain(*links)`"
+    elif inspect.isroutine(x):
+        way = ". `eqopt.Stateless` takes a function of the updates"
+    return f"`{name}` must be a transformation; got {got}{way}"
 
 
 def is_array(x: Any) -> bool:
@@ -180,15 +242,15 @@ def fit(
     *,
     any_dtype: bool = False,
     any_shape: bool = False,
-    widened: bool = False,
     reference_name: str = "params",
 ) -> Any:
     """Makes a tree like `params` of the user's updates: an array or `None` for each parameter.
 
-    What is not trained is dropped, a `None` stands for all that would be below it, and whatever
-    else does not fit is an error that names the leaf. Without `params`, the updates are taken at
-    their word, but must be inexact arrays. With `widened`, those of half-precision parameters may
-    be in float32. With `any_shape`, somebody else checks their shapes.
+    Leaves that are not trained are dropped, a `None` stands for all that would be below it, and
+    whatever else does not fit is an error that names the leaf. Updates in a narrower dtype than
+    their parameter are widened, which loses nothing; those of half-precision parameters may be in
+    float32. Without `params`, the updates are taken at their word, but must be inexact arrays. With
+    `any_shape`, somebody else checks their shapes.
     """
     if params is None:
         leaves, treedef = flatten(updates)
@@ -207,12 +269,14 @@ def fit(
         if u is None or (p is None and _may_be_dropped(u, params)):
             kept.append(None)
             continue
-        kept.append(u)
         if p is None or not is_inexact(u) or not (any_shape or u.shape == p.shape):
             wrong.append(i)
         elif u.dtype != p.dtype and not (any_dtype and _castable(u, p)):
-            if not (widened and u.dtype == wider(p.dtype)):
+            if _is_narrower(u.dtype, p.dtype):
+                u = u.astype(p.dtype)
+            elif u.dtype != wider(p.dtype):
                 wrong.append(i)
+        kept.append(u)
     if wrong and (enabled() or any(not is_inexact(leaves[i]) for i in wrong)):
         names = paths(name, treedef.unflatten(leaves))
         faults = [_fault(names[i], leaves[i], reference[i], against, any_shape) for i in wrong]
@@ -227,6 +291,15 @@ def _may_be_dropped(u: Any, params: Any) -> bool:
     if params is not None:
         return not is_inexact(u)
     return not is_array(u) and not isinstance(u, int | float | complex)
+
+
+@functools.lru_cache(256)
+def _is_narrower(dtype: Any, other: Any) -> bool:
+    """Whether each number of one dtype is a number of another, both real or both complex."""
+    # Not `np.can_cast`, which does not know bfloat16.
+    a, b = jnp.finfo(dtype), jnp.finfo(other)
+    same_kind = jnp.issubdtype(dtype, jnp.floating) == jnp.issubdtype(other, jnp.floating)
+    return same_kind and a.nmant <= b.nmant and a.maxexp <= b.maxexp and a.minexp >= b.minexp
 
 
 def _castable(u: Any, p: Any) -> bool:

@@ -8,6 +8,7 @@ an array, handed back by a compiled program, loads into an optimizer that was ju
 """
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -70,21 +71,25 @@ def real(
                 for word, bound in (*bounds, ("below", below))
                 if bound is not None
             ]
-            expected = " and ".join(words) or "finite"
+            if np.isnan(number) or (finite and not np.isfinite(number)):
+                words.insert(0, "finite" if finite else "no NaN")
+            expected = " and ".join(words)
             raise ValueError(f"`{name}` must be {expected}; got {number:g}")
         return float_dtype().type(x)
 
     return convert
 
 
-def steps(name: str, *, at_least: int = 0) -> Callable[[StepsLike], Steps]:
+def steps(name: str, *, at_least: int | None = 0) -> Callable[[StepsLike], Steps]:
     """Makes the converter of a number of steps, a leaf stored as int32 like the counts.
 
     **Arguments:**
 
     - `name`: the field's name, for messages.
-    - `at_least`: the smallest number allowed.
+    - `at_least`: the smallest number allowed; `None` is that of int32.
     """
+    limits = np.iinfo(np.int32)
+    least = limits.min if at_least is None else at_least
 
     def convert(value: StepsLike) -> Steps:
         x = _number(name, value)
@@ -93,8 +98,8 @@ def steps(name: str, *, at_least: int = 0) -> Callable[[StepsLike], Steps]:
         number = float(x)
         if not number.is_integer():
             raise ValueError(f"`{name}` must be a whole number of steps; got {number}")
-        if not at_least <= number <= np.iinfo(np.int32).max:
-            raise ValueError(f"`{name}` must be from {at_least} to 2**31 - 1; got {int(number)}")
+        if not least <= number <= limits.max:
+            raise ValueError(f"`{name}` must be from {least} to 2**31 - 1; got {int(number)}")
         return np.int32(x)
 
     return convert
@@ -191,7 +196,10 @@ def _number(name: str, value: Any) -> Any:
     """Refuses what is not one real number; gives a NumPy scalar array, or a tracer."""
     numeric = isinstance(value, int | float | np.ndarray | np.generic | jax.Array)
     if isinstance(value, bool) or not numeric:
-        raise TypeError(f"`{name}` must be a number or an array of shape (); got {_brief(value)}")
+        raise TypeError(
+            f"`{name}` must be a number or an array of shape (); got {_brief(value)}"
+            + (f". {_BY_SCHEDULE.format(name)}" if callable(value) else "")
+        )
     x: Any = value if isinstance(value, Tracer) else np.asarray(value)
     if x.shape != ():
         raise ValueError(
@@ -203,8 +211,11 @@ def _number(name: str, value: Any) -> Any:
     return x
 
 
+_BY_SCHEDULE = "For a schedule, use `eqopt.Scheduled(optimizer, lambda o: o.{}, schedule)`"
+
+
 def _brief(value: Any) -> str:
-    text = repr(value)
+    text = "a function" if inspect.isroutine(value) else repr(value)
     return text if len(text) <= 60 else f"a {type(value).__name__}"
 
 

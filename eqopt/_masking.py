@@ -1,6 +1,7 @@
 """A transformation of a part of the parameters."""
 
 import dataclasses
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import equinox as eqx
@@ -8,11 +9,55 @@ from jaxtyping import PyTree
 
 from . import _check
 from ._objective import Context
+from ._selector import AbstractSelector
 from ._transformation import AbstractTransformation
 from ._types import Params, Updates
 
 # A part of the parameters: whether each leaf, in order, belongs to it.
 Chosen = tuple[bool, ...]
+
+
+def resolved(mask: AbstractSelector, params: Params) -> Chosen:
+    """Which leaves a mask chooses."""
+    leaves, _ = _check.flatten(mask.select(params))
+    return tuple(leaves)
+
+
+def check_mask(
+    owner: object,
+    before: Chosen,
+    resolve: Callable[[PyTree], Chosen],
+    updates: Updates,
+    params: Params | None,
+) -> None:
+    """Refuses a mask that chooses other parameters than the one that the state was made for."""
+    for path, then, now in moved_leaves(before, resolve, updates, params):
+        raise ValueError(
+            f"`{type(owner).__name__}` has another mask than the one that its state was made for: "
+            f"whether `{path}` is chosen was {then}, and is {now}. Make the state anew by `init`; "
+            "or use `eqopt.Freeze`, whose mask may change between steps"
+        )
+
+
+def moved_leaves(
+    before: tuple[Any, ...],
+    resolve: Callable[[PyTree], tuple[Any, ...]],
+    updates: Updates,
+    params: Params | None,
+) -> Iterator[tuple[str, Any, Any]]:
+    """The parameters that are assigned otherwise than when the state was made.
+
+    **Arguments:**
+
+    - `before`: what each leaf was assigned to then.
+    - `resolve`: gives the same now, from a tree like the parameters.
+    """
+    name, tree = ("updates", updates) if params is None else ("params", params)
+    for own, x in (("updates", updates), (name, tree)):
+        leaves, _ = _check.flatten(x)
+        _check.check_num_leaves(leaves, len(before), own)
+    columns = zip(_check.paths(name, tree), leaves, before, resolve(tree), strict=True)
+    return ((path, then, now) for path, x, then, now in columns if x is not None and now != then)
 
 
 def others(chosen: Chosen) -> Chosen:

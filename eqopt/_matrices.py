@@ -140,8 +140,7 @@ def as_dimensions(value: Any) -> AbstractDimensions:
     """Takes a function of the parameters, or a tree of `MuonDimensionNumbers` and `None`."""
     if isinstance(value, AbstractDimensions):
         return value
-    # Never by `callable` alone, as for masks: a tree may be a callable Module.
-    if callable(value) and not isinstance(value, eqx.Module | type):
+    if _check.is_function(value):
         return _FunctionDimensions(value)
     return _TreeDimensions(value)
 

@@ -12,6 +12,7 @@ from jax import lax
 from jaxtyping import PyTree
 
 from . import _check
+from ._hyperparameter import prng_key
 from ._types import Aux, Function, Params
 
 
@@ -71,7 +72,7 @@ class Context(eqx.Module):
                 f"`{type(owner).__name__}` needs `{name}`: pass it to `update` by keyword, or use "
                 "`step`"
             )
-        return found
+        return prng_key("key")(found) if name == "key" else found
 
 
 class Objective(eqx.Module):

@@ -124,8 +124,11 @@ def static(x: Any) -> Any:
 
 
 def drop_statics(tree: Any) -> Any:
-    """Replaces all that is no array by `None`."""
-    return jax.tree.map(lambda x: None if data(x) is None else x, tree)
+    """Replaces each leaf that is no array by a mark, which tells no more than its type.
+
+    A program that has no use for these leaves need not be compiled for them.
+    """
+    return jax.tree.map(lambda x: _check.mark(type(x)) if data(x) is None else x, tree)
 
 
 def on_device(tree: Any) -> Any:

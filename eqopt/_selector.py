@@ -11,9 +11,9 @@ import numpy as np
 import wadler_lindig as wl
 from jaxtyping import PyTree
 
-from . import _check
+from . import _check, _path_pattern
 from ._compat import Tracer
-from ._hyperparameter import optional, prettily, size
+from ._hyperparameter import flag, optional, prettily, size
 from ._types import TreeDef
 
 
@@ -47,11 +47,6 @@ def _map(choose: Callable[[Any, Any], bool], params: PyTree) -> PyTree[bool]:
     return jax.tree_util.tree_map_with_path(choose, params, is_leaf=_check.is_none)
 
 
-def _dotted(path: Any) -> str:
-    """Writes a path in the form that patterns match: `layers.0.weight`."""
-    return jax.tree_util.keystr(path, simple=True, separator=".")
-
-
 class ByPath(AbstractSelector):
     r"""Chooses parameters by their path.
 
@@ -64,9 +59,13 @@ class ByPath(AbstractSelector):
         any number of whole components, none included: `layers.*.weight`, `**.bias`, `encoder.**`.
         The pattern must match the whole path. A compiled regular expression (`re.compile`) is
         searched for anywhere in the path.
+    - `must_match`: whether a pattern that matches no path is an error.
+
+    Raises a `ValueError` with patterns and paths that are near, if it matches nothing.
     """
 
     pattern: str | re.Pattern[str] = eqx.field(static=True)
+    must_match: bool = eqx.field(converter=flag("must_match"), static=True, default=True)
 
     def __hash__(self) -> int:
         return eqx.Module.__hash__(self)
@@ -76,26 +75,11 @@ class ByPath(AbstractSelector):
             raise TypeError(f"`pattern` must be a string; got {self.pattern!r}")
 
     def select(self, params: PyTree) -> PyTree[bool]:
-        if isinstance(self.pattern, re.Pattern):
-            search = self.pattern.search
-        else:
-            search = re.compile(_regex(self.pattern)).fullmatch
-        return _map(lambda path, _: search(_dotted(path)) is not None, params)
-
-
-def _regex(pattern: str) -> str:
-    parts = re.sub(r"\[['\"]?([^]'\"]*)['\"]?\]", r".\1", pattern).lstrip(".").split(".")
-    regex = ""
-    for i, part in enumerate(parts):
-        last = i == len(parts) - 1
-        if part == "**":
-            regex += ".*" if last else r"(?:[^.]+\.)*"
-        else:
-            for char in part:
-                regex += {"*": "[^.]*", "?": "[^.]"}.get(char, re.escape(char))
-            regex += "" if last else r"\."
-    # `a.**` also matches `a` itself: "any number of components, none included".
-    return re.sub(r"\\\.\.\*$", r"(?:\\..*)?", regex)
+        names, treedef = _path_pattern.dotted_paths(params)
+        chosen = _path_pattern.matches(self.pattern, names)
+        if self.must_match and not any(chosen):
+            raise ValueError(f"`ByPath`: {_path_pattern.no_match(self.pattern, names)}")
+        return treedef.unflatten(chosen)
 
 
 class ByType(AbstractSelector):
@@ -104,27 +88,44 @@ class ByType(AbstractSelector):
     **Arguments:**
 
     - `*types`: such as `eqx.nn.LayerNorm, eqx.nn.Embedding`. Subclasses count.
+    - `must_match`: whether it is an error if the model has no module of these types.
+
+    Raises a `ValueError` with the types that there are, if it has none.
     """
 
     types: tuple[type, ...] = eqx.field(static=True)
+    must_match: bool = eqx.field(static=True)
 
     def __hash__(self) -> int:
         return eqx.Module.__hash__(self)
 
-    def __init__(self, *types: type) -> None:
+    def __init__(self, *types: type, must_match: bool = True) -> None:
         wrong = [x for x in types if not isinstance(x, type)]
         if wrong or not types:
             raise TypeError(f"`ByType` takes types of modules; got {wrong or 'none'}")
         self.types = types
+        self.must_match = flag("must_match")(must_match)
 
     def select(self, params: PyTree) -> PyTree[bool]:
+        seen: set[str] = set()
+
         def choose(node: Any) -> PyTree[bool]:
             inside = isinstance(node, self.types)
             return jax.tree.map(lambda _: inside, node, is_leaf=_check.is_none)
 
-        return jax.tree.map(
-            choose, params, is_leaf=lambda x: x is None or isinstance(x, self.types)
-        )
+        def is_chosen(node: Any) -> bool:
+            seen.add(type(node).__name__)
+            return node is None or isinstance(node, self.types)
+
+        chosen = jax.tree.map(choose, params, is_leaf=is_chosen)
+        if self.must_match and not any(jax.tree.leaves(chosen)):
+            names = ", ".join(f"`{x.__name__}`" for x in self.types)
+            raise ValueError(
+                f"`ByType`: the model has nothing of type {names}; it is made of "
+                + ", ".join(f"`{x}`" for x in sorted(seen - {"NoneType"}))
+                + ". If that is right, pass `must_match=False`"
+            )
+        return chosen
 
 
 class ByNdim(AbstractSelector):
@@ -163,15 +164,17 @@ class Where(AbstractSelector):
 
     - `where`: from the model to one of its parts, or to several in a tuple or list:
         `Where(lambda model: model.layers[-1])`. Whatever lies within the parts is chosen.
+    - `must_match`: whether parts without a parameter are an error.
     """
 
     where: Callable[[Any], Any] = eqx.field(static=True)
+    must_match: bool = eqx.field(converter=flag("must_match"), static=True, default=True)
 
     def __hash__(self) -> int:
         return eqx.Module.__hash__(self)
 
     def __check_init__(self) -> None:
-        if isinstance(self.where, eqx.Module) or not callable(self.where):
+        if not _check.is_function(self.where):
             raise TypeError(f"`where` must be a function of the model; got {self.where!r}")
 
     def select(self, params: PyTree) -> PyTree[bool]:
@@ -184,6 +187,11 @@ class Where(AbstractSelector):
         if strangers:
             raise ValueError(
                 f"`where` must return parts of the model; got a {type(strangers[0]).__name__}"
+            )
+        if self.must_match and not found:
+            raise ValueError(
+                "`Where`: `where` returns no part of the model that has a parameter. If that is "
+                "right, pass `must_match=False`"
             )
         chosen = {x.index for x in found}
         return treedef.unflatten([i in chosen for i in range(len(leaves))])
@@ -354,7 +362,6 @@ def as_selector(mask: Any) -> AbstractSelector:
     """Takes a selector, a function of the parameters, or a tree of booleans."""
     if isinstance(mask, AbstractSelector):
         return mask
-    # Never by `callable` alone: a mask of a callable Module is a tree.
-    if callable(mask) and not isinstance(mask, eqx.Module | type):
+    if _check.is_function(mask):
         return FunctionSelector(mask)
     return TreeSelector(mask)

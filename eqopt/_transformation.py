@@ -6,7 +6,6 @@ import typing
 from typing import Any, Generic, TypeVar
 
 import equinox as eqx
-import jax.numpy as jnp
 import numpy as np
 import wadler_lindig as wl
 from jaxtyping import PyTree
@@ -17,6 +16,7 @@ from ._cache import evaluate
 from ._closure import hoist, note_trace, opaque
 from ._eval_params import LookaheadParams
 from ._hyperparameter import float_dtype, prettily, settle
+from ._model import check_places, split
 from ._objective import accepted, Context, Evaluation, Objective, Whole
 from ._tree import conj, round_like
 from ._types import Function, Model, Params, State, Tree, Updates
@@ -271,10 +271,7 @@ def takes_examples(transformation: AbstractTransformation[Any]) -> bool:
 def check_transformation(name: str, x: Any) -> None:
     """Refuses what is no transformation, by the name of the argument."""
     if not isinstance(x, AbstractTransformation):
-        raise TypeError(
-            f"`{name}` must be a transformation; got {_check.describe(x)}. One of optax's is taken "
-            "by `eqopt.from_optax`"
-        )
+        raise TypeError(_check.no_transformation(name, x))
 
 
 def state_type(transformation: AbstractTransformation[Any]) -> type[eqx.Module]:
@@ -285,13 +282,16 @@ def state_type(transformation: AbstractTransformation[Any]) -> type[eqx.Module]:
 
 
 def _state_type(cls: type) -> type[eqx.Module]:
-    for base in vars(cls)["__orig_bases__"]:
-        origin, arguments = typing.get_origin(base), typing.get_args(base)
-        if arguments and issubclass(origin, AbstractTransformation):
-            if State not in vars(origin)["__parameters__"]:  # which has settled its state's type
-                return _state_type(origin)
-            return typing.get_origin(arguments[0]) or arguments[0]
-    raise TypeError(f"`{cls.__name__}` does not name its state's type")
+    for base in vars(cls).get("__orig_bases__", cls.__bases__):
+        origin, arguments = typing.get_origin(base) or base, typing.get_args(base)
+        if not issubclass(origin, AbstractTransformation):
+            continue
+        if State in vars(origin).get("__parameters__", ()):
+            # A class that does not say which state it has may have any.
+            named = typing.get_origin(arguments[0]) or arguments[0] if arguments else eqx.Module
+            return eqx.Module if isinstance(named, TypeVar) else named
+        return _state_type(origin)
+    return eqx.Module
 
 
 def check_state(transformation: AbstractTransformation[Any], state: Any, name: str) -> None:
@@ -314,7 +314,7 @@ def _init(
     args: tuple[Any, ...],
     has_aux: bool,
 ) -> State:
-    trained, rest = eqx.partition(params, _check.is_inexact)
+    trained, rest = split(params, "params")
     objective = None if fn is None else Objective(fn, rest, args, {}, has_aux)
     context = Context(value_fn=objective, whole=Whole(trained, objective))
     return transformation.init_state(trained, context)
@@ -332,14 +332,18 @@ def _update(
     extra: dict[str, Any],
     argnums: int | tuple[int, ...],
 ) -> tuple[PyTree, State]:
-    trained, rest = eqx.partition(params, _check.is_inexact)
+    check_state(transformation, state, "state")
+    trained, rest = split(params, "params")
+    if params is not None:
+        check_places(updates, params, "params")
     objective = None
     if fn is not None:
         if not _door.inlined():
             note_trace(fn, _door.signature((transformation, updates, state, params, extra)))
         objective = Objective(fn, rest, (), accepted(fn, extra), None, argnums)
-    if value is not None and jnp.shape(value) != ():
-        raise ValueError(f"`value` must be one number; got shape {jnp.shape(value)}")
+    if value is not None and not (_check.is_array(value) and value.shape == ()):
+        shape = f"shape {value.shape}" if _check.is_array(value) else _check.describe(value)
+        raise ValueError(f"`value` must be one number; got {shape}")
     given = None if params is None else trained
     if isinstance(given, LookaheadParams):
         updates, grad = given.gradient(updates), given.gradient(grad)
@@ -357,9 +361,8 @@ def _transform(
     params: PyTree | None,
     context: Context,
 ) -> tuple[PyTree, State]:
-    check_state(transformation, state, "state")
     examples = takes_examples(transformation)
-    fitted = _check.fit(updates, params, "updates", any_shape=examples, widened=True)
+    fitted = _check.fit(updates, params, "updates", any_shape=examples)
     # `jax.grad` gives the conjugate of the direction of ascent. Here, once, for every rule.
     out, state = transformation.transform(conj(fitted), state, params, context)
     return round_like(out, fitted if params is None else params), state
@@ -375,7 +378,8 @@ def step(
     has_aux: bool,
 ) -> tuple[Model, State, Evaluation[Any]]:
     """The whole step, uncompiled: for loops that compile it as part of more."""
-    trained, rest = eqx.partition(model, _check.is_inexact)
+    check_state(transformation, state, "state")
+    trained, rest = split(model, "params")
     objective = Objective(fn, rest, args, accepted(fn, kwargs), has_aux)
     evaluation, traced, _ = evaluate(objective, trained, state)
     context = Context(

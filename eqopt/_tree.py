@@ -9,6 +9,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Inexact, PyTree
 
 from ._arithmetic import abs_sq, cast, is_complex, real_dtype, wider
+from ._check import is_inexact
 from ._sharing import map_leaves, share_out
 from ._types import Count
 
@@ -247,7 +248,7 @@ def global_norm(tree: PyTree) -> Float[Array, ""]:
 
     A scalar, in the widest dtype of the leaves and at least float32; 0 for a tree without leaves.
     """
-    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(jnp.result_type(x), jnp.inexact)]
+    leaves = list(filter(is_inexact, jax.tree.leaves(tree)))
     if not leaves:
         return jnp.zeros((), np.float32)
     dtype = real_dtype(wider(*{x.dtype for x in leaves}))

@@ -12,6 +12,7 @@ from . import _check, _door, _packed
 from ._arithmetic import cast, is_complex, mix, real_dtype, wider
 from ._compat import Tracer
 from ._hyperparameter import float_dtype, real, steps as whole
+from ._model import refuse_numbers
 from ._sharing import map_leaves
 from ._tree import narrowed
 from ._types import Model, ScalarLike, StepsLike
@@ -76,6 +77,7 @@ def _given(value: Any, kind: Any, convert: Any) -> Any:
 
 
 def _follow(function: Any, moves: Any, new: Model, old: PyTree, *numbers: Any) -> Model:
+    refuse_numbers(new, "new_tensors")
     leaves, treedef = _check.flatten(new)
     others, own = _check.flatten(old)
     if own != treedef:

@@ -44,7 +44,6 @@ SGD_WITH_MEMORY = eqopt.SGD(0.1, 0.9)
 LOOSE = {"x": jnp.ones(2, FLOAT), "counts": jnp.arange(3)}
 
 WIDTH = jnp.dtype(FLOAT).name
-OTHER = "float32" if WIDTH == "float64" else "bfloat16"
 
 
 def with_weight(weight: Any) -> Any:
@@ -57,6 +56,11 @@ def update(gradients: Any, state: Any = STATE, **kwargs: Any) -> Any:
 
 def _update_tree(gradients: Any) -> Any:
     return SGD.update(gradients, SGD.init(TREE), TREE)
+
+
+def _in_dtypes(gradient: Any, parameter: Any) -> Any:
+    params = {"x": jnp.ones(2, parameter)}
+    return SGD.update({"x": jnp.ones(2, gradient)}, SGD.init(params), params)
 
 
 def _step(loss: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -93,10 +97,10 @@ UPDATES = [
         (_WEIGHT, "(5, 4, 3)", "(4, 3)"),
     ),
     Case(
-        "dtype",
-        lambda: update(with_weight(jnp.ones((4, 3), OTHER))),
+        "another half dtype, neither narrower nor wider",
+        lambda: _in_dtypes(jnp.bfloat16, jnp.float16),
         ValueError,
-        (_WEIGHT, OTHER, WIDTH),
+        ("`updates['x']`", "bfloat16", "float16"),
     ),
     Case(
         "complex",

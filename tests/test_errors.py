@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from tests import mistakes_building, mistakes_door
+from tests import mistakes_building, mistakes_door, mistakes_places
 from tests.mistakes_door import Case, GRADS, MODEL, OPT, SGD, STATE, update, with_weight
 from tests.toolbox import finite, FLOAT
 
@@ -23,6 +23,12 @@ GROUPS = {
     "mask": mistakes_building.MASKS,
     "number": mistakes_building.NUMBERS,
     "part": mistakes_building.PARTS,
+    "Python number": mistakes_places.PYTHON_NUMBERS,
+    "place": mistakes_places.PLACES,
+    "schedule": mistakes_places.SCHEDULES,
+    "infinity": mistakes_places.INFINITIES,
+    "key": mistakes_places.KEYS,
+    "value": mistakes_places.VALUES,
 }
 CASES = [pytest.param(c, id=f"{group}-{c.name}") for group, cases in GROUPS.items() for c in cases]
 

@@ -115,13 +115,58 @@ def test_the_paths_of_this_test():
     ],
 )
 def test_by_path(pattern: Any, expected: set[str]):
-    assert chosen(ByPath(pattern)) == expected
+    assert chosen(ByPath(pattern, must_match=False)) == expected
+    if expected:
+        assert chosen(ByPath(pattern)) == expected
+        return
+    with pytest.raises(ValueError, match="matches the path of no parameter"):
+        ByPath(pattern).select(PARAMS)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "meant"),
+    [
+        ("layers[0]", "layers[0].**"),
+        ("dense", "**.dense.**"),
+        ("weight", "**.weight"),
+        ("norm.bias", "**.norm.bias"),
+        ("layer[0].norm.bias", "layers.0.norm.bias"),
+        (re.compile("embeding"), "embedding.weight"),
+    ],
+)
+def test_a_pattern_without_a_match_is_told_what_was_meant(pattern: Any, meant: str):
+    with pytest.raises(ValueError, match=re.escape(repr(meant))):
+        ByPath(pattern).select(PARAMS)
+
+
+def test_a_selector_without_a_match_is_an_error_wherever_one_may_stand():
+    """Nothing would be frozen, or masked, and nobody would be told."""
+    lost = ByPath("layer.*")
+    opt = eqopt.SGD(0.1)
+    for make in (
+        lambda: eqopt.Freeze(lost),
+        lambda: eqopt.SelectiveTransform(opt, lost),
+        lambda: eqopt.Masked(opt, ~lost),
+        lambda: eqopt.Partition({lost: opt, ...: opt}),
+        lambda: eqopt.Partition({0: opt, 1: opt}, {lost: 0, ...: 1}),
+        lambda: eqopt.AdamW(0.1, mask=lost | ByPath("**.bias")),
+        lambda: eqopt.WeightNorm(opt, mask=lost),
+        lambda: eqopt.flax_optim.MultiOptimizer((lost, eqopt.flax_optim.Adam(0.1))),
+        lambda: eqopt.Chain(opt, eqopt.Freeze(ByType(eqx.nn.GRUCell))),
+        lambda: eqopt.Chain(opt, eqopt.Freeze(Where(lambda model: ()))),
+    ):
+        with pytest.raises(ValueError, match="`must_match=False`"):
+            make().init(PARAMS)
+    with pytest.raises(ValueError, match="`must_match=False`"):
+        eqopt.Optimizer.create(opt, NET, lost)
+    with pytest.raises(ValueError, match="`must_match=False`"):
+        eqopt.cast_floating(NET, jnp.bfloat16, lost)
 
 
 def test_a_bare_array_has_the_empty_path():
     assert chosen(ByPath("**"), jnp.ones(3)) == {""}
     assert chosen(ByPath(""), jnp.ones(3)) == {""}
-    assert chosen(ByPath("*.x"), jnp.ones(3)) == set()
+    assert chosen(ByPath("*.x", must_match=False), jnp.ones(3)) == set()
 
 
 @pytest.mark.parametrize(
@@ -140,7 +185,10 @@ def test_a_bare_array_has_the_empty_path():
     ],
 )
 def test_by_type(types: tuple[type, ...], expected: set[str]):
-    assert chosen(ByType(*types)) == expected
+    assert chosen(ByType(*types, must_match=False)) == expected
+    if not expected:
+        with pytest.raises(ValueError, match=r"`GRUCell`; it is made of .*`LayerNorm`"):
+            ByType(*types).select(PARAMS)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +232,7 @@ def test_by_ndim(selector: AbstractSelector, expected: set[str]):
     ],
 )
 def test_where(where: Any, expected: set[str]):
-    assert chosen(Where(where)) == expected
+    assert chosen(Where(where, must_match=False)) == expected
 
 
 def test_where_tells_apart_arrays_that_are_one_object():
@@ -309,7 +357,7 @@ def test_equal_masks_are_one_program():
     state = opt.init(params)
     for _ in range(3):
         opt.update(params, state, params)
-    assert len(num_traces) == 1  # by `init`, and never again
+    assert len(num_traces) == 2  # when `init` is traced, when `update` is, and never again
     first = eqopt.AdamW(0.1, mask={"a": True, "b": False})
     second = eqopt.AdamW(0.1, mask={"a": True, "b": False})
     assert jax.tree.structure(first) == jax.tree.structure(second)

@@ -10,7 +10,9 @@ from jax import lax
 from jaxtyping import Array, Float, PyTree
 
 from .. import _check, _door, _packed
+from .._apply import arrays_of, merged
 from .._arithmetic import cast, is_half, wider
+from .._hyperparameter import prng_key
 from .._nesting import AbstractParticular, Need, refuse
 from .._objective import Context, need_params
 from .._transformation import AbstractTransformation, check_state, check_transformation
@@ -148,14 +150,17 @@ def apply_updates_stochastically(model: Model, updates: PyTree, key: Any) -> Mod
 
     **Raises:** a `ValueError` or `TypeError` that names the leaf that does not fit.
     """
-    arrays, rest = eqx.partition(model, _packed.is_array)
-    return eqx.combine(_door.call(_apply, arrays, _packed.drop_statics(updates), key), rest)
+    key = prng_key("key")(key)
+    return merged(model, _door.call(_apply, *map(_packed.drop_statics, (model, updates)), key))
 
 
 def _apply(model: PyTree, updates: PyTree, key: Any) -> PyTree:
+    model = arrays_of(model, updates)
     leaves, treedef = _check.flatten(model)
     trained = treedef.unflatten([x if _check.is_inexact(x) else None for x in leaves])
-    changes, _ = _check.flatten(_check.fit(updates, trained, "updates", any_dtype=True))
+    changes, _ = _check.flatten(
+        _check.fit(updates, trained, "updates", any_dtype=True, reference_name="model")
+    )
     for i, u in enumerate(changes):
         if u is not None:
             x = leaves[i]

@@ -1,6 +1,7 @@
 """What a schedule is."""
 
 import abc
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ import wadler_lindig as wl
 from jaxtyping import Array, Float, Int
 
 from .. import _door
-from .._check import typed
+from .._check import call_traced, describe, is_array, typed
 from .._hyperparameter import float_dtype, prettily, real, settle
 from .._types import Function, Scalar, ScalarLike
 
@@ -54,7 +55,16 @@ class FunctionSchedule(AbstractSchedule):
         return jnp.vectorize(self._scalar)(count)
 
     def _scalar(self, count: Int[Array, ""]) -> Float[Array, ""]:
-        return jnp.asarray(self.function(count)).astype(float_dtype())
+        name = f"the schedule `{_name(self.function)}`"
+        value = call_traced(name, self.function, count)
+        numeric = isinstance(value, int | float) or is_array(value)
+        if not numeric or jnp.shape(value) != () or jnp.iscomplexobj(value):
+            raise TypeError(f"{name} must return one real number; it returned {describe(value)}")
+        return jnp.asarray(value).astype(float_dtype())
+
+
+def _name(function: Function) -> str:
+    return function.__name__ if inspect.isroutine(function) else type(function).__name__
 
 
 def as_schedule(name: str, value: Any) -> AbstractSchedule:
@@ -96,7 +106,13 @@ def _evaluate(schedule: AbstractSchedule, counts: Any) -> Array:
     counts = jnp.asarray(counts)
     if not jnp.issubdtype(counts.dtype, jnp.integer):
         raise TypeError(f"a schedule is called with integer counts; got {counts.dtype}")
-    return schedule.at(counts.astype(jnp.int32))
+    values = schedule.at(counts.astype(jnp.int32))
+    if values.shape != counts.shape:
+        raise ValueError(
+            f"`{type(schedule).__name__}.at` must return as many values as there are counts, of "
+            f"shape {counts.shape}; it returned shape {values.shape}"
+        )
+    return values
 
 
 def value_at(value: Scalar | AbstractSchedule, count: Int[Array, ""]) -> Float[Array, ""]:

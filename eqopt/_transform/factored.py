@@ -7,6 +7,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Inexact, PyTree
 
@@ -145,8 +146,9 @@ class ScaleByFactoredRMS(AbstractLeafwise[ScaleByFactoredRMSState]):
 
     - `factored`: whether to factor at all.
     - `decay_rate`: the exponent $d \ge 0$.
-    - `step_offset`: the number $t_0 \ge 0$ of steps after which the decay begins anew, for
-        fine-tuning with a state that has counted them already. Until then, $\beta_t = 0$.
+    - `step_offset`: the number $t_0$ of steps after which the decay begins anew, for fine-tuning
+        with a state that has counted them already. Until then, $\beta_t = 0$. Where it is
+        negative, the decay begins as if $-t_0$ steps had been taken.
     - `min_dim_size_to_factor`: the least size, at least 1, of the second largest axis of what is
         factored.
     - `epsilon`: $\epsilon > 0$, added to the squares.
@@ -166,7 +168,7 @@ class ScaleByFactoredRMS(AbstractLeafwise[ScaleByFactoredRMSState]):
 
     factored: bool = eqx.field(converter=flag("factored"), static=True, default=True)
     decay_rate: Scalar = eqx.field(converter=real("decay_rate", at_least=0), default=0.8)
-    step_offset: Steps = eqx.field(converter=steps("step_offset"), default=0)
+    step_offset: Steps = eqx.field(converter=steps("step_offset", at_least=None), default=0)
     min_dim_size_to_factor: int = eqx.field(
         converter=size("min_dim_size_to_factor"), static=True, default=128
     )
@@ -193,7 +195,10 @@ class ScaleByFactoredRMS(AbstractLeafwise[ScaleByFactoredRMSState]):
         )
 
     def rule(self, state: ScaleByFactoredRMSState, params: Params | None, context: Context) -> Rule:
-        step = jnp.maximum(state.count - self.step_offset, 0)
+        offset = jnp.asarray(self.step_offset)
+        # The count is limited first: the difference is to saturate, and not to overflow.
+        most = np.iinfo(np.int32).max + jnp.minimum(offset, 0)
+        step = jnp.minimum(state.count, most) - jnp.minimum(offset, state.count)
         decay = self.decay_rate_fn(step, jnp.asarray(self.decay_rate))
         options = (self.factored, self.min_dim_size_to_factor)
         return Rule(

@@ -163,7 +163,7 @@ def _ask(fn: Function, step: Count, context: Context, forward: bool) -> Bool[Arr
         if objective is not None:
             everything["value_fn"] = lambda params: objective(params)[0]
         given = accepted(fn, {name: x for name, x in everything.items() if x is not None})
-    answer = fn(step, **given)
+    answer = _check.call_traced("`should_transform_fn`", fn, step, **given)
     if isinstance(answer, bool):
         return jnp.asarray(answer)
     if not _check.is_array(answer) or answer.dtype != bool or answer.shape != ():

@@ -1,52 +1,48 @@
 """Parameters that stay as they are."""
 
-from typing import Any, Generic
+from typing import Generic
 
 import equinox as eqx
 
-from .. import _check
-from .._masking import Chosen, hide, narrow, others, transform_part
+from .._masking import check_mask, Chosen, hide, narrow, others, resolved, transform_part
 from .._objective import Context
 from .._selector import AbstractSelector, as_selector
-from .._transformation import AbstractTransformation, check_state, check_transformation
+from .._transformation import (
+    AbstractTransformation,
+    check_state,
+    check_transformation,
+    EmptyState,
+)
 from .._tree import no_updates
 from .._types import Params, State, Updates
 
 
-class FreezeState(eqx.Module):
-    """The state of [`eqopt.Freeze`][].
-
-    **Arguments:**
-
-    - `frozen`: whether each leaf of the parameters, in order, is frozen. Static.
-    """
-
-    frozen: tuple[bool, ...] = eqx.field(static=True)
-
-
-class Freeze(AbstractTransformation[FreezeState]):
+class Freeze(AbstractTransformation[EmptyState]):
     """Sets the updates of some parameters to zero; the others pass unchanged.
 
     It belongs at the end of a chain: what comes after it may move what it has frozen. The links
-    before it still keep states for frozen parameters; [`eqopt.SelectiveTransform`][] keeps none.
+    before it still keep states for frozen parameters, so another mask may take over between two
+    steps: to unfreeze a model layer by layer. [`eqopt.SelectiveTransform`][] keeps no such states.
 
     **Arguments:**
 
     - `mask`: what is frozen: a selector, a function from the parameters to booleans, or a tree of
-        booleans, possibly a prefix. It is resolved once, in `init`.
+        booleans, possibly a prefix.
 
     Raises a `ValueError` that names the leaf if the mask does not fit the parameters.
     """
 
     mask: AbstractSelector = eqx.field(converter=as_selector)
 
-    def init_state(self, params: Params, context: Context) -> FreezeState:
-        return FreezeState(_resolved(self.mask, params))
+    def init_state(self, params: Params, context: Context) -> EmptyState:
+        self.mask.select(params)  # so that a mask that does not fit is refused at once
+        return EmptyState()
 
     def transform(
-        self, updates: Updates, state: FreezeState, params: Params | None, context: Context
-    ) -> tuple[Updates, FreezeState]:
-        return _stopped(updates, state.frozen, params), state
+        self, updates: Updates, state: EmptyState, params: Params | None, context: Context
+    ) -> tuple[Updates, EmptyState]:
+        frozen = resolved(self.mask, updates if params is None else params)
+        return _stopped(updates, frozen, params), state
 
 
 class SelectiveTransformState(eqx.Module, Generic[State]):
@@ -71,9 +67,10 @@ class SelectiveTransform(AbstractTransformation[SelectiveTransformState[State]],
 
     - `optimizer`: the optimizer.
     - `freeze_mask`: what is frozen: a selector, a function from the parameters to booleans, or a
-        tree of booleans, possibly a prefix. It is resolved once, in `init`.
+        tree of booleans, possibly a prefix. It must choose the same parameters at each step.
 
-    Raises a `ValueError` that names the leaf if the mask does not fit the parameters.
+    Raises a `ValueError` that names the leaf if the mask does not fit the parameters, or chooses
+    others than it did in `init`.
     """
 
     optimizer: AbstractTransformation[State]
@@ -83,7 +80,7 @@ class SelectiveTransform(AbstractTransformation[SelectiveTransformState[State]],
         check_transformation("optimizer", self.optimizer)
 
     def init_state(self, params: Params, context: Context) -> SelectiveTransformState[State]:
-        frozen = _resolved(self.freeze_mask, params)
+        frozen = self._frozen(params)
         trained = others(frozen)
         inner = self.optimizer.init_state(hide(params, trained), narrow(context, params, trained))
         return SelectiveTransformState(inner, frozen)
@@ -96,17 +93,15 @@ class SelectiveTransform(AbstractTransformation[SelectiveTransformState[State]],
         context: Context,
     ) -> tuple[Updates, SelectiveTransformState[State]]:
         check_state(self.optimizer, state.inner_state, "state.inner_state")
+        check_mask(self, state.frozen, self._frozen, updates, params)
         updates, inner_state = transform_part(
             self.optimizer, others(state.frozen), updates, state.inner_state, params, context
         )
         stopped = _stopped(updates, state.frozen, params)
         return stopped, SelectiveTransformState(inner_state, state.frozen)
 
-
-def _resolved(mask: AbstractSelector, params: Params) -> Chosen:
-    leaves: list[Any]
-    leaves, _ = _check.flatten(mask.select(params))
-    return tuple(leaves)
+    def _frozen(self, params: Params) -> Chosen:
+        return resolved(self.freeze_mask, params)
 
 
 def _stopped(updates: Updates, frozen: Chosen, params: Params | None) -> Updates:

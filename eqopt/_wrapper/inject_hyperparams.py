@@ -268,7 +268,7 @@ class InjectHyperparams(eqx.Module, Generic[State]):
         arguments: dict[str, Any] = {}
         for name, x in _flat(signature, bound.arguments).items():
             injected = name not in self.static_args and numeric.get(name, True)
-            if injected and (isinstance(x, AbstractSchedule) or _is_function(x)):
+            if injected and (isinstance(x, AbstractSchedule) or _check.is_function(x)):
                 hyperparams[name] = as_schedule(name, x)
             elif injected and _is_number(x):
                 hyperparams[name] = Constant(x)
@@ -321,11 +321,6 @@ def _numeric_fields(factory: Function) -> dict[str, bool]:
     }
 
 
-def _is_function(x: Any) -> bool:
-    # Never by `callable` alone: dtypes, classes and models are callable.
-    return callable(x) and not isinstance(x, eqx.Module | type)
-
-
 def _is_number(x: Any) -> bool:
     if isinstance(x, bool | np.bool_) or not isinstance(x, (*_check.ARRAYS, int, float)):
         return False
@@ -337,4 +332,5 @@ def _is_number(x: Any) -> bool:
 
 def _is_static(x: Any) -> bool:
     """Whether an argument is to be no leaf, as a number would be one that is always put right."""
-    return x is None or isinstance(x, bool | int | float | str | type | np.dtype) or _is_function(x)
+    kinds = bool | int | float | str | type | np.dtype
+    return x is None or isinstance(x, kinds) or _check.is_function(x)

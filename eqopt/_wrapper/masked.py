@@ -4,9 +4,8 @@ from typing import Generic
 
 import equinox as eqx
 
-from .. import _check
 from .._hyperparameter import flag
-from .._masking import hide, narrow, transform_part
+from .._masking import check_mask, Chosen, hide, narrow, resolved, transform_part
 from .._objective import Context
 from .._selector import AbstractSelector, as_selector
 from .._transformation import AbstractTransformation, check_state, check_transformation
@@ -23,8 +22,7 @@ class MaskedState(eqx.Module, Generic[State]):
     """
 
     inner_state: State
-    # Static: it decides what is computed. It is resolved once, in `init`, because the inner state
-    # has the holes that it had then.
+    # Static: it decides what is computed, and the inner state has holes where it is `False`.
     chosen: tuple[bool, ...] = eqx.field(static=True)
 
 
@@ -38,14 +36,15 @@ class Masked(AbstractTransformation[MaskedState[State]], Generic[State]):
 
     - `inner`: the transformation.
     - `mask`: what it is applied to: a selector, a function from the parameters to booleans, or a
-        tree of booleans, possibly a prefix. It is resolved once, in `init`.
+        tree of booleans, possibly a prefix. It must choose the same parameters at each step.
     - `mask_compatible_extra_args`: whether extra arguments that are trees like the parameters are
         masked too.
 
     The inner transformation sees `None` for what is masked out; an objective, in `value_fn`, is
     still called with all parameters.
 
-    Raises a `ValueError` that names the leaf if the mask does not fit the parameters.
+    Raises a `ValueError` that names the leaf if the mask does not fit the parameters, or chooses
+    others than it did in `init`.
     """
 
     inner: AbstractTransformation[State]
@@ -58,8 +57,7 @@ class Masked(AbstractTransformation[MaskedState[State]], Generic[State]):
         check_transformation("inner", self.inner)
 
     def init_state(self, params: Params, context: Context) -> MaskedState[State]:
-        leaves, _ = _check.flatten(self.mask.select(params))
-        chosen = tuple(leaves)
+        chosen = self._chosen(params)
         inner = self.inner.init_state(hide(params, chosen), narrow(context, params, chosen))
         return MaskedState(inner, chosen)
 
@@ -71,6 +69,7 @@ class Masked(AbstractTransformation[MaskedState[State]], Generic[State]):
         context: Context,
     ) -> tuple[Updates, MaskedState[State]]:
         check_state(self.inner, state.inner_state, "state.inner_state")
+        check_mask(self, state.chosen, self._chosen, updates, params)
         updates, inner_state = transform_part(
             self.inner,
             state.chosen,
@@ -81,3 +80,6 @@ class Masked(AbstractTransformation[MaskedState[State]], Generic[State]):
             mask_extra=self.mask_compatible_extra_args,
         )
         return updates, MaskedState(inner_state, state.chosen)
+
+    def _chosen(self, params: Params) -> Chosen:
+        return resolved(self.mask, params)

@@ -288,7 +288,10 @@ class MultiSteps(AbstractParticular[MultiStepsState[State]], Generic[State]):
     ) -> tuple[Bool[Array, ""], PyTree]:
         if self.should_skip_update_fn is None:
             return jnp.asarray(False), ()
-        answer: Any = self.should_skip_update_fn(updates, gradient_step, params)
+        name = "`should_skip_update_fn`"
+        answer: Any = _check.call_traced(
+            name, self.should_skip_update_fn, updates, gradient_step, params
+        )
         # A boolean alone is understood too.
         pair: Any = answer if isinstance(answer, tuple) and len(answer) == 2 else (answer, ())
         skips, kept = pair

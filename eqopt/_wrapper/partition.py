@@ -10,7 +10,7 @@ from jaxtyping import PyTree
 
 from .. import _check
 from .._hyperparameter import flag
-from .._masking import Chosen, hide, narrow, transform_part
+from .._masking import Chosen, hide, moved_leaves, narrow, transform_part
 from .._objective import Context
 from .._selector import AbstractSelector
 from .._transformation import AbstractTransformation, check_state, check_transformation
@@ -61,11 +61,12 @@ class Partition(AbstractTransformation[PartitionState]):
     - `param_labels`: the label of each parameter: a tree of labels, possibly a prefix (a Module
         that holds labels is such a tree, also a callable one); a function from the parameters to
         one; labels by selector, with `...` for what no selector chooses; or a selector, for the
-        labels `True` and `False`. They are resolved once, in `init`.
+        labels `True` and `False`. They must be the same at each step.
     - `mask_compatible_extra_args`: whether of extra arguments that are trees like the parameters
         each transformation sees its own group only.
 
-    Raises a `ValueError` that names the parameters for which there is no transformation.
+    Raises a `ValueError` that names the parameters for which there is no transformation, or that
+    are in another group than in `init`.
     """
 
     transforms: dict[Any, AbstractTransformation[Any]]
@@ -117,6 +118,12 @@ class Partition(AbstractTransformation[PartitionState]):
         context: Context,
     ) -> tuple[Updates, PartitionState]:
         self._check_state(state)
+        for path, then, now in moved_leaves(state.labels, self._resolved, updates, params):
+            raise ValueError(
+                f"`Partition` has other groups than those that its state was made for: `{path}` "
+                f"was in group {_shown(then)}, and is in {_shown(now)}. Make the state anew by "
+                "`init`"
+            )
         inner_states: dict[Any, Any] = {}
         for label, transform in self.transforms.items():
             updates, inner_states[label] = transform_part(
@@ -277,8 +284,7 @@ def _as_labels(labels: Any) -> _AbstractLabels:
         _only_selectors("param_labels", labels)
         rules = {key: x for key, x in labels.items() if key is not ...}
         return _SelectedLabels(tuple(rules), tuple(rules.values()), labels.get(...))
-    # Never by `callable` alone: labels in a callable Module are a tree.
-    if callable(labels) and not isinstance(labels, eqx.Module | type):
+    if _check.is_function(labels):
         return _FunctionLabels(labels)
     leaves, structure = _check.flatten(labels)
     return _TreeLabels(tuple(map(_label, leaves)), structure)

@@ -24,6 +24,7 @@ from .._arithmetic import (
 )
 from .._eval_params import AbstractEvalState
 from .._hyperparameter import optional, real
+from .._masking import check_mask, Chosen, resolved
 from .._nesting import AbstractParticular, Need, refuse, refuse_selectors
 from .._objective import Context, need_params, Objective, Whole
 from .._selector import AbstractSelector, as_selector
@@ -141,7 +142,8 @@ class WeightNorm(AbstractParticular[WeightNormState[State]], Generic[State]):
     - `axis`: the axis of the outputs, negative from the end: 0 is that of Equinox's layers, and -1
         that of Flax's.
     - `mask`: what is taken apart: a selector, a function from the parameters to booleans, or a tree
-        of booleans, possibly a prefix; `None` is everything. It is resolved once, in `init`.
+        of booleans, possibly a prefix; `None` is everything. It must choose the same parameters at
+        each step.
 
     Raises a `ValueError` if `update` is given no parameters, or the mask does not fit them.
 
@@ -167,10 +169,10 @@ class WeightNorm(AbstractParticular[WeightNormState[State]], Generic[State]):
 
     def init_state(self, params: Params, context: Context) -> WeightNormState[State]:
         leaves, treedef = _check.flatten(params)
-        mask: Any = None if self.mask is None else _check.flatten(self.mask.select(params))[0]
+        chosen = self._chosen(params)
         parts: list[Any] = [(None, None)] * len(leaves)
         for i, x in enumerate(leaves):
-            if x is None or not self._has_length(x) or (mask is not None and not mask[i]):
+            if not chosen[i]:
                 continue
             wide = cast(x, wider(x.dtype))
             parts[i] = _taken_apart(self._over(x), wide, _cast(self.eps, wide))
@@ -191,6 +193,8 @@ class WeightNorm(AbstractParticular[WeightNormState[State]], Generic[State]):
         for name, tree in (("direction", state.direction), ("scale", state.scale)):
             if _check.flatten(tree)[1] != _check.flatten(updates)[1]:
                 raise _check.structure_error(tree, updates, f"state.{name}", "updates")
+        before = tuple(x is not None for x in _check.flatten(state.direction)[0])
+        check_mask(self, before, self._chosen, updates, params)
         packed = _Weights(eqx.combine(state.direction, params), state.scale)
         grad = None if context.grad is None else self._gradient(context.grad, state, 0.0)
         inside = self._inside(packed, params, context, grad)
@@ -208,6 +212,13 @@ class WeightNorm(AbstractParticular[WeightNormState[State]], Generic[State]):
 
         out = jax.tree.map(step, out.direction, direction, scale, params, is_leaf=_check.is_none)
         return out, WeightNormState(inner_state, direction, scale)
+
+    def _chosen(self, params: Params) -> Chosen:
+        leaves, _ = _check.flatten(params)
+        mask = (True,) * len(leaves) if self.mask is None else resolved(self.mask, params)
+        return tuple(
+            m and x is not None and self._has_length(x) for x, m in zip(leaves, mask, strict=True)
+        )
 
     def _has_length(self, x: Array) -> bool:
         return -x.ndim <= self.axis < x.ndim and x.size > x.shape[self.axis]

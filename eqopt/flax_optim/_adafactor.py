@@ -36,7 +36,8 @@ class Adafactor(AbstractOptimizerDef[_State]):
         and at least by `epsilon2`.
     - `beta1`: the decay of an average of the updates, in $[0, 1)$; `None` is none.
     - `decay_rate`: the exponent of the average's decay, not negative.
-    - `step_offset`: the number of steps after which that decay begins anew, not negative.
+    - `step_offset`: the number of steps after which that decay begins anew. Where it is negative,
+        the decay begins as if so many steps had been taken.
     - `clipping_threshold`: the largest root mean square of a leaf before the rate, not negative;
         `None` is no limit.
     - `weight_decay_rate`: the decay, not negative; `None` is none. It is not multiplied by the
@@ -60,7 +61,7 @@ class Adafactor(AbstractOptimizerDef[_State]):
         converter=optional(real("beta1", at_least=0, below=1)), default=None
     )
     decay_rate: Scalar = eqx.field(converter=real("decay_rate", at_least=0), default=0.8)
-    step_offset: Steps = eqx.field(converter=steps("step_offset"), default=0)
+    step_offset: Steps = eqx.field(converter=steps("step_offset", at_least=None), default=0)
     clipping_threshold: Scalar | None = eqx.field(
         converter=optional(real("clipping_threshold", at_least=0)), default=1.0
     )

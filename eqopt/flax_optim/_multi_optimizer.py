@@ -40,7 +40,7 @@ class MultiOptimizer(AbstractOptimizerDef[PartitionState], AbstractOverridable):
 
     - `*groups`: pairs of what an optimizer is for (a selector, a function from the parameters to
         booleans, or a tree of booleans, possibly a prefix) and the optimizer; or one dictionary of
-        optimizers by selector. They are resolved once, in `init`.
+        optimizers by selector. They must be the same at each step.
 
     Raises a `ValueError` that names the parameter if it is in two groups.
     """

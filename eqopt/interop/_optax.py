@@ -15,7 +15,7 @@ from .. import _check
 from .._arithmetic import cast, wider
 from .._objective import accepted, Context, Objective
 from .._transformation import AbstractTransformation
-from .._tree import conj, widened
+from .._tree import placed_like, widened
 from .._types import Params, TreeDef, Updates
 
 if TYPE_CHECKING:
@@ -59,9 +59,9 @@ def as_optax(
         updates: PyTree, state: Any, params: PyTree = None, *, grad: PyTree = None, **extra: Any
     ) -> tuple[PyTree, Any]:
         # The front door takes gradients as `jax.grad` returns them.
-        updates = conj(_fitted(updates, params))
+        updates = _fitted(updates, params)
         if grad is not None:
-            grad = conj(_fitted(_masked(grad, params, optax.MaskedNode), params))
+            grad = _fitted(_masked(grad, params, optax.MaskedNode), params)
         return transformation.update(updates, state, params, grad=grad, **extra)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -206,9 +206,16 @@ def _one_of_optax(value: Any) -> Any:
 
 
 def _fitted(updates: PyTree, params: PyTree) -> PyTree:
-    """Casts to the parameters' dtypes. What does not fit is left for the front door to name."""
-    if params is None:
-        return updates
+    """Casts to the parameters' dtypes, and conjugates.
+
+    Leaves that do not fit are left for the front door to name.
+    """
+    if params is not None:
+        updates = _cast(updates, params)
+    return jax.tree.map(lambda x: jnp.conj(x) if _check.is_inexact(x) else x, updates)
+
+
+def _cast(updates: PyTree, params: PyTree) -> PyTree:
     leaves, treedef = _check.flatten(updates)
     reference, expected = _check.flatten(params)
     if treedef != expected:
