@@ -5,12 +5,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import equinox as eqx
+import jax
+import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from . import _check
+from . import _check, _door
 from ._objective import Context
 from ._selector import AbstractSelector
 from ._transformation import AbstractTransformation
+from ._tree import placed_like
 from ._types import Params, Updates
 
 # A part of the parameters: whether each leaf, in order, belongs to it.
@@ -58,6 +61,26 @@ def moved_leaves(
         _check.check_num_leaves(leaves, len(before), own)
     columns = zip(_check.paths(name, tree), leaves, before, resolve(tree), strict=True)
     return ((path, then, now) for path, x, then, now in columns if x is not None and now != then)
+
+
+def no_updates(updates: Updates, params: Params | None, context: Context) -> Updates:
+    """Zeros for the updates.
+
+    Within a larger program they are constants: the compiler then computes no gradient of a frozen
+    parameter, and leaves the parameter untouched. Updates that are the result of a program of
+    their own live where the parameters live.
+    """
+    whole = context.whole
+    within = _door.inlined() or (whole is not None and whole.evaluation is not None)
+    near = updates if params is None else params
+
+    def zero(u: Any, x: Any) -> Any:
+        if u is None:
+            return None
+        zeros = jnp.zeros_like(u)
+        return zeros if within else placed_like(zeros, x)
+
+    return jax.tree.map(zero, updates, near, is_leaf=_check.is_none)
 
 
 def others(chosen: Chosen) -> Chosen:

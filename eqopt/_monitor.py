@@ -163,7 +163,7 @@ class Monitor(AbstractTransformation[MonitorState]):
             name: m.take(updates, states[name], params, context)[0]
             for name, m in self._measures().items()
         }
-        return MonitorState(blank_like(taken), states)
+        return MonitorState(jax.tree.map(jnp.zeros_like, taken), states)
 
     def transform(
         self, updates: Updates, state: MonitorState, params: Params | None, context: Context

@@ -63,19 +63,6 @@ def blank_like(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: full_like(x, 0, x.dtype), tree)
 
 
-def no_updates(updates: PyTree, params: PyTree | None) -> PyTree:
-    """Zeros for the updates, on the devices on which the parameters live.
-
-    They do not depend on the updates if the parameters are given. So the compiler leaves out what
-    it takes to compute the gradient of a frozen parameter.
-    """
-
-    def zero(u: Array | None, near: Array) -> Array | None:
-        return None if u is None else full_like(near, 0, u.dtype)
-
-    return jax.tree.map(zero, updates, updates if params is None else params, is_leaf=_is_none)
-
-
 def copies(tree: PyTree, dtype: Any = None) -> PyTree:
     """A copy of each leaf that shares no buffer with it; `dtype` as in `accumulator_dtype`."""
 

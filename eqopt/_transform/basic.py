@@ -7,9 +7,9 @@ from .. import _check
 from .._arithmetic import times
 from .._hyperparameter import real
 from .._kernel import Rule
+from .._masking import no_updates
 from .._objective import Context
 from .._transformation import AbstractLeafwise, AbstractTransformation, EmptyState
-from .._tree import no_updates
 from .._types import Function, Params, Scalar, Updates
 
 
@@ -60,7 +60,7 @@ class SetToZero(AbstractTransformation[EmptyState]):
     def transform(
         self, updates: Updates, state: EmptyState, params: Params | None, context: Context
     ) -> tuple[Updates, EmptyState]:
-        return no_updates(updates, params), state
+        return no_updates(updates, params, context), state
 
 
 class Stateless(AbstractTransformation[EmptyState]):

@@ -49,7 +49,7 @@ class ZeroNaNs(AbstractLeafwise[ZeroNaNsState]):
     def init_state(self, params: Params, context: Context) -> ZeroNaNsState:
         def nothing(x: Array) -> Array:
             # Like a reduction of the parameter, so that it lives where one would.
-            return full_like(jnp.any(jnp.isnan(x)), False, np.bool_)
+            return full_like(jnp.sum(jnp.real(x)), False, np.bool_)
 
         return ZeroNaNsState(jax.tree.map(nothing, params))
 

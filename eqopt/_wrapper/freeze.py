@@ -4,7 +4,16 @@ from typing import Generic
 
 import equinox as eqx
 
-from .._masking import check_mask, Chosen, hide, narrow, others, resolved, transform_part
+from .._masking import (
+    check_mask,
+    Chosen,
+    hide,
+    narrow,
+    no_updates,
+    others,
+    resolved,
+    transform_part,
+)
 from .._objective import Context
 from .._selector import AbstractSelector, as_selector
 from .._transformation import (
@@ -13,7 +22,6 @@ from .._transformation import (
     check_transformation,
     EmptyState,
 )
-from .._tree import no_updates
 from .._types import Params, State, Updates
 
 
@@ -42,7 +50,7 @@ class Freeze(AbstractTransformation[EmptyState]):
         self, updates: Updates, state: EmptyState, params: Params | None, context: Context
     ) -> tuple[Updates, EmptyState]:
         frozen = resolved(self.mask, updates if params is None else params)
-        return _stopped(updates, frozen, params), state
+        return _stopped(updates, frozen, params, context), state
 
 
 class SelectiveTransformState(eqx.Module, Generic[State]):
@@ -97,13 +105,13 @@ class SelectiveTransform(AbstractTransformation[SelectiveTransformState[State]],
         updates, inner_state = transform_part(
             self.optimizer, others(state.frozen), updates, state.inner_state, params, context
         )
-        stopped = _stopped(updates, state.frozen, params)
+        stopped = _stopped(updates, state.frozen, params, context)
         return stopped, SelectiveTransformState(inner_state, state.frozen)
 
     def _frozen(self, params: Params) -> Chosen:
         return resolved(self.freeze_mask, params)
 
 
-def _stopped(updates: Updates, frozen: Chosen, params: Params | None) -> Updates:
-    zeros = no_updates(hide(updates, frozen), params)
+def _stopped(updates: Updates, frozen: Chosen, params: Params | None, context: Context) -> Updates:
+    zeros = no_updates(hide(updates, frozen), params, context)
     return eqx.combine(hide(updates, others(frozen)), zeros)

@@ -37,6 +37,9 @@ def _partition() -> Transformation:
 # derivative at zero.
 _ADAM_OF_OPTAX = optax.adam(0.05, 0.8, 0.95, eps_root=1e-8)
 
+# The laws run over trees of several kinds.
+_BRANCH = eqopt.ByPath("branch.w", must_match=False)
+_NOWHERE = eqopt.ByPath("nowhere", must_match=False)
 ROWS = [
     Row(
         "Chain",
@@ -48,10 +51,10 @@ ROWS = [
     Row("FromOptax", lambda: eqopt.from_optax(_ADAM_OF_OPTAX), descends=True),
     Row("Masked", lambda: eqopt.Masked(eqopt.Adam(0.05), MATRICES)),
     Row("Partition", _partition, descends=True, needs_params=True),
-    Row("Freeze", lambda: eqopt.Freeze(eqopt.ByPath("branch.w"))),
+    Row("Freeze", lambda: eqopt.Freeze(_BRANCH)),
     Row(
         "SelectiveTransform",
-        lambda: eqopt.SelectiveTransform(eqopt.Adam(0.05), eqopt.ByPath("nowhere")),
+        lambda: eqopt.SelectiveTransform(eqopt.Adam(0.05), _NOWHERE),
         descends=True,
     ),
     Row("Flatten", lambda: eqopt.Flatten(eqopt.Adam(0.05, 0.8, 0.95)), descends=True),
@@ -123,14 +126,18 @@ WRAPPERS = [
     Wrapper("Masked", lambda inner: eqopt.Masked(inner, eqopt.ByPath("**"))),
     Wrapper("Partition", lambda inner: eqopt.Partition({"all": inner}, "all")),
     Wrapper(
-        "SelectiveTransform", lambda inner: eqopt.SelectiveTransform(inner, eqopt.ByPath("nowhere"))
+        "SelectiveTransform",
+        lambda inner: eqopt.SelectiveTransform(inner, _NOWHERE),
     ),
     Wrapper("Flatten", eqopt.Flatten),
     Wrapper("NamedChain", lambda inner: eqopt.NamedChain(("scale", eqopt.Scale(1.0)), inner=inner)),
     Wrapper("SplitRealAndImaginary", eqopt.SplitRealAndImaginary),
     Wrapper("Scheduled", scheduled),
     # What is taken apart has another gradient inside.
-    Wrapper("WeightNorm", lambda inner: eqopt.WeightNorm(inner, mask=eqopt.ByPath("nowhere"))),
+    Wrapper(
+        "WeightNorm",
+        lambda inner: eqopt.WeightNorm(inner, mask=_NOWHERE),
+    ),
     Wrapper("ApplyIfFinite", lambda inner: eqopt.ApplyIfFinite(inner, 2)),
     Wrapper("ConditionallyTransform", lambda inner: eqopt.ConditionallyTransform(inner, first)),
     Wrapper("ConditionallyMask", lambda inner: eqopt.ConditionallyMask(inner, first)),
