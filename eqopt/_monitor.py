@@ -15,7 +15,7 @@ from ._hyperparameter import flag, inexact_dtype, real
 from ._objective import as_arrays, Context
 from ._transform.average import EMA, EMAState
 from ._transformation import AbstractTransformation, EmptyState
-from ._tree import blank_like, widened
+from ._tree import widened
 from ._types import Params, Scalar, State, Updates
 
 Measure = Callable[[Updates], PyTree]

@@ -12,7 +12,7 @@ from jax import lax
 from jaxtyping import Array, Float, Inexact, Int, PyTree
 
 from . import _check
-from ._arithmetic import cast, real_dtype, times, where_positive, wider, within
+from ._arithmetic import cast, real_dtype, times, wider, within
 from ._hyperparameter import real
 from ._sharing import map_leaves
 from ._tree import global_norm, zero_count
@@ -260,9 +260,8 @@ def _sum_scaled(
     x: Inexact[Array, "num_examples *shape"], factors: Float[Array, "num_examples"]
 ) -> Inexact[Array, "*shape"]:
     dtype = wider(x.dtype)
-
-    def scale(x: Array, factor: Array) -> Array:
-        # Selected, for `0 * inf` is NaN.
-        return where_positive(factor, times(factor, x), lax.full_like(x, 0))
-
-    return jnp.sum(jax.vmap(scale)(cast(x, dtype), cast(factors, real_dtype(dtype))), 0)
+    wide, factors = cast(x, dtype), cast(factors, real_dtype(dtype))
+    scaled = jax.vmap(times)(factors, wide)
+    # Selected, for `0 * inf` is NaN.
+    some = lax.expand_dims(factors > 0, range(1, x.ndim))
+    return jnp.sum(jnp.where(some, scaled, 0), 0)

@@ -81,7 +81,9 @@ CASES = {
     "Signum": Case(lambda: eqopt.Signum(1e-2), narrow=False, complex=False),
     "SM3": real(lambda: eqopt.SM3(1.0)),
     "Yogi": Case(lambda: eqopt.Yogi(1e-1)),
-    "ACProp": contributed(lambda: eqopt.ACProp(1e-3)),
+    # On the complex Rosenbrock function its third step is of length 900, optax's too: whether it
+    # finds back depends on how the compiler rounds.
+    "ACProp": real(lambda: eqopt.ACProp(1e-3), 30_000),
     "AdEMAMix": contributed(lambda: eqopt.AdEMAMix(1e-3)),
     "SimplifiedAdEMAMix": contributed(lambda: eqopt.SimplifiedAdEMAMix(1e-3)),
     "ADOPT": contributed(lambda: eqopt.ADOPT(1e-2)),

@@ -205,7 +205,8 @@ class ScaleByLBFGS(AbstractTransformation[ScaleByLBFGSState]):
             i, s, y, rho = pair(j)
             alpha = rho * inner(s, q)
             q = jax.tree.map(lambda q, y: q - scaled(y, alpha, q), q, y)
-            return q, lax.dynamic_update_index_in_dim(alphas, alpha, i, 0)
+            # Not an update of the array in its place, which wants both to be of one mesh.
+            return q, jnp.where(jnp.arange(m) == i, alpha, alphas)
 
         def forward(j: Array, carry: tuple[PyTree, Array]) -> tuple[PyTree, Array]:
             r, alphas = carry
