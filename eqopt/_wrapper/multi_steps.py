@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Inexact, PyTree
 from .. import _check
 from .._apply_when import apply_when
 from .._arithmetic import minus, over, plus
-from .._hyperparameter import flag, inexact_dtype, steps
+from .._hyperparameter import flag, float_dtype, inexact_dtype, steps
 from .._kernel import Rule, run
 from .._nesting import AbstractParticular, Need, refuse
 from .._objective import as_arrays, Context
@@ -117,6 +117,8 @@ class MultiStepsState(eqx.Module, Generic[State]):
     - `acc_grads`: the mean, or the sum, of the window's gradients, like the parameters.
     - `skip_state`: what `should_skip_update_fn` returned last, zeros at first; else `()`.
     - `updated`: whether the last call moved the parameters, a boolean of shape `()`.
+    - `acc_value`: the mean, or the sum, of the window's values of the objective, of shape `()`; 0
+        if none was given.
     """
 
     mini_step: Count
@@ -125,6 +127,7 @@ class MultiStepsState(eqx.Module, Generic[State]):
     acc_grads: PyTree
     skip_state: PyTree
     updated: Bool[Array, ""]
+    acc_value: Float[Array, ""]
 
 
 class MultiSteps(AbstractParticular[MultiStepsState[State]], Generic[State]):
@@ -140,8 +143,8 @@ class MultiSteps(AbstractParticular[MultiStepsState[State]], Generic[State]):
     alone is dropped, as if it had not been.
 
     !!! note
-        Extra arguments reach the inner optimizer as they are at the call that closes the window:
-        `value` is the last mini-batch's, and so is `value_fn`.
+        The inner optimizer is given the mean (or the sum) of the window's values in `value`. Other
+        arguments are those of the call that closes the window.
 
     **Arguments:**
 
@@ -187,6 +190,7 @@ class MultiSteps(AbstractParticular[MultiStepsState[State]], Generic[State]):
             zeros_like(params, self.accumulator_dtype),
             jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), skip_state),
             jnp.zeros((), bool),
+            jnp.zeros((), float_dtype()),
         )
 
     def transform(
@@ -220,10 +224,14 @@ class MultiSteps(AbstractParticular[MultiStepsState[State]], Generic[State]):
                 state.skip_state,
             ),
             state.updated,
+            state.acc_value,
         )
         scalars, options = (mini_step, drops, closes), (self.use_grad_mean,)
         rule = Rule(_accumulate, new, trees=("acc_grads",), scalars=scalars, options=options)
         collected, (new,) = run((rule,), updates, params)
+        if context.value is not None:
+            context, acc_value = self._with_mean_value(context, state, mini_step, drops)
+            new = dataclasses.replace(new, acc_value=jnp.where(closes, 0, acc_value))
         emits = closes & all_finite(collected)
         updates, inner_opt_state = apply_when(
             emits, self.opt, collected, state.inner_opt_state, params, context
@@ -262,7 +270,8 @@ class MultiSteps(AbstractParticular[MultiStepsState[State]], Generic[State]):
         **Arguments:**
 
         - `state`: what the last `update` returned.
-        - `params`, `value`, `grad`, `value_fn`, `key`, `**extra`: as in `update`.
+        - `params`, `grad`, `value_fn`, `key`, `**extra`: as in `update`.
+        - `value`: any number, if `update` was given values; the mean of those is used.
 
         **Returns:**
 
@@ -276,6 +285,19 @@ class MultiSteps(AbstractParticular[MultiStepsState[State]], Generic[State]):
         return self.update(
             unused, asked, params, value=value, grad=grad, value_fn=value_fn, key=key, **extra
         )
+
+    def _with_mean_value(
+        self, context: Context, state: MultiStepsState[Any], mini_step: Count, drops: Array
+    ) -> tuple[Context, Float[Array, ""]]:
+        """The context with the value of the whole window, which the gradient is of too."""
+        value = jnp.asarray(context.value)
+        new, _ = _accumulate(
+            self.use_grad_mean,
+            value.astype(float_dtype()),
+            state.acc_value,
+            *(jnp.asarray(x, float_dtype()) for x in (mini_step, drops, False)),
+        )
+        return dataclasses.replace(context, value=new.astype(value.dtype)), new
 
     def _k(self, gradient_step: Count) -> Count:
         if not isinstance(self.every_k_schedule, AbstractSchedule):
