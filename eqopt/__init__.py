@@ -65,6 +65,7 @@ from ._newton_schulz import (
     muon_schatten as muon_schatten,
     muon_spectral as muon_spectral,
 )
+from ._norm import global_norm as global_norm
 from ._objective import (
     Context as Context,
     Evaluation as Evaluation,
@@ -214,7 +215,6 @@ from ._transformation import (
 from ._transforms import *
 from ._tree import (
     bias_correction as bias_correction,
-    global_norm as global_norm,
     increment as increment,
     zeros_like as zeros_like,
 )

@@ -150,14 +150,28 @@ def clipped(x: Inexact[Array, "*shape"], limit: Float[Array, ""]) -> Inexact[Arr
     return jnp.clip(x, -limit, limit)
 
 
-def norm(x: Inexact[Array, "*shape"]) -> Float[Array, ""]:
-    """The 2-norm of all of `x`, with a derivative of 0 at 0."""
-    return safe_sqrt(jnp.sum(abs_sq(x)))
+def norm(
+    x: Inexact[Array, "*shape"], axis: tuple[int, ...] | None = None, *, keepdims: bool = False
+) -> Float[Array, "..."]:
+    """The 2-norm of `x`, or along some axes, with a derivative of 0 at 0.
+
+    The largest modulus is divided by first, so that no square overflows or vanishes.
+    """
+    if x.size == 0:
+        return jnp.sum(abs_sq(x), axis, keepdims=keepdims)
+    largest = jnp.max(jnp.abs(lax.stop_gradient(x)), axis, keepdims=True)
+    scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, jnp.ones_like(largest))
+    root = safe_sqrt(
+        jnp.sum(abs_sq(over(x, jnp.broadcast_to(scale, x.shape))), axis, keepdims=True)
+    )
+    found = lax.mul(root, scale)
+    return found if keepdims else jnp.squeeze(found, axis)
 
 
 def rms(x: Inexact[Array, "*shape"]) -> Float[Array, ""]:
     """The root of the mean squared modulus, with a derivative of 0 at 0."""
-    return safe_sqrt(jnp.mean(abs_sq(x)))
+    num = np.asarray(max(x.size, 1), real_dtype(x.dtype))
+    return lax.div(norm(x), lax.sqrt(num))
 
 
 def _complex(x: Array) -> Array:

@@ -152,7 +152,7 @@ def _descend(
         zero,
         jax.tree.map(jnp.asarray, MinimizeResult.successful),
         jnp.asarray(False),
-        None if history is None else jnp.full(history + 1, np.nan, dtype),
+        None if history is None else jnp.full(history + 1, np.inf, dtype),
     )
     linesearch = last_search(optimizer)
     if linesearch is None:
@@ -373,6 +373,7 @@ def _typed(found: Evaluation[Any], task: Task) -> Evaluation[Any]:
 
 
 def largest(grad: PyTree) -> Float[Array, ""]:
-    """The largest magnitude in a tree."""
+    """The largest magnitude in a tree; 0 if it is empty."""
     dtype = float_dtype()
-    return jnp.max(jnp.stack([jnp.max(jnp.abs(x)).astype(dtype) for x in jax.tree.leaves(grad)]))
+    moduli = [jnp.max(jnp.abs(x), initial=0).astype(dtype) for x in jax.tree.leaves(grad)]
+    return jnp.max(jnp.stack(moduli))

@@ -19,10 +19,10 @@ from ._closure import hoist, opaque
 from ._history import History, Metrics, Record
 from ._hyperparameter import settle, size
 from ._hyperparameters import learning_rate
+from ._norm import global_norm
 from ._packed import on_device, pack, Packed, Spec
 from ._progress import AbstractProgress, as_progress
 from ._transformation import AbstractTransformation, check_transformation, step
-from ._tree import global_norm
 from ._types import Function, Model
 
 # Seconds between two looks at the loss.

@@ -34,7 +34,7 @@ class Solution(eqx.Module, Generic[Model, State, Aux]):
         evaluated with its gradient.
     - `result`: an [`eqopt.MinimizeResult`][], with a message.
     - `stats`: `"grad_norm"`, the largest magnitude in `grad`; with `history`, also `"values"`, the
-        objective's value at the start and after each step, NaN beyond the last.
+        objective's value at the start and after each step, infinite beyond the last.
     """
 
     params: Model

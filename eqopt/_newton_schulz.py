@@ -12,7 +12,7 @@ from jax import lax
 from jaxtyping import Array, Float, Inexact
 
 from . import _check
-from ._arithmetic import abs_sq, over, plus, safe_sqrt, times
+from ._arithmetic import abs_sq, norm, over, plus, safe_sqrt, times
 from ._hyperparameter import real
 from ._matrices import adjoint
 from ._types import Scalar
@@ -32,7 +32,7 @@ def _divided(
 
 
 def _frobenius(x: Inexact[Array, "batch m n"]) -> Float[Array, "batch 1 1"]:
-    return safe_sqrt(jnp.sum(abs_sq(x), axis=(-2, -1), keepdims=True))
+    return norm(x, (-2, -1), keepdims=True)
 
 
 @_check.typed

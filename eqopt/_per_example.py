@@ -14,8 +14,9 @@ from jaxtyping import Array, Float, Inexact, Int, PyTree
 from . import _check
 from ._arithmetic import cast, real_dtype, times, wider, within
 from ._hyperparameter import real
+from ._norm import global_norm
 from ._sharing import map_leaves
-from ._tree import global_norm, zero_count
+from ._tree import zero_count
 from ._types import Function, ScalarLike
 from ._value_and_grad import value_and_grad
 

@@ -8,9 +8,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Inexact, PyTree
 
-from ._arithmetic import abs_sq, cast, is_complex, real_dtype, wider
-from ._check import is_inexact
-from ._sharing import map_leaves, share_out
+from ._arithmetic import cast, is_complex, real_dtype, wider
+from ._sharing import map_leaves
 from ._types import Count
 
 _INT32_MAX = np.int32(np.iinfo(np.int32).max)
@@ -219,83 +218,6 @@ def all_positive(tree: PyTree) -> Bool[Array, ""]:
 def conj(tree: PyTree) -> PyTree:
     """The complex conjugate of each complex leaf."""
     return jax.tree.map(lambda x: x.conj() if is_complex(x) else x, tree)
-
-
-def global_norm(tree: PyTree) -> Float[Array, ""]:
-    r"""The 2-norm of all leaves together, $\sqrt{\sum_i |x_i|^2}$.
-
-    It is accumulated in float32 at least: a float16 tree with finite entries has a finite norm.
-    Its derivative at a zero tree is 0.
-
-    **Arguments:**
-
-    - `tree`: any PyTree of arrays; `None` and everything that is not an inexact array is left out.
-
-    **Returns:**
-
-    A scalar, in the widest dtype of the leaves and at least float32; 0 for a tree without leaves.
-    """
-    leaves = list(filter(is_inexact, jax.tree.leaves(tree)))
-    if not leaves:
-        return jnp.zeros((), np.float32)
-    dtype = real_dtype(wider(*{x.dtype for x in leaves}))
-    small: dict[np.dtype, list[Array]] = {}
-    sums: list[Array] = []
-    for x in leaves:
-        if _is_small(x):
-            small.setdefault(x.dtype, []).append(x)
-        else:
-            sums.append(_sum_sq(x))
-    for alike in small.values():
-        bundles, rest = share_out([x.shape for x in alike])
-        sums += [_sum_sq_joined([alike[i] for i in own]) for own in (*bundles, rest) if own]
-    return _root(sum_of(cast(x, dtype) for x in sums))
-
-
-# A sum is a program of its own to the compiler. Small leaves are copied into one vector first.
-_MAX_SMALL = 1024
-
-
-def _is_small(x: Array) -> bool:
-    # Where leaves are divided between devices, none is copied to all of them.
-    kind = jax.typeof(x)
-    return x.size <= _MAX_SMALL and not (
-        kind.sharding.mesh.manual_axes or any(axis is not None for axis in kind.sharding.spec)
-    )
-
-
-@jax.custom_jvp
-def _root(x: Float[Array, ""]) -> Float[Array, ""]:
-    """The square root, with a derivative of 1 at 0.
-
-    Not `safe_sqrt`, which ends in a selection. What it takes to be cheap, the compiler repeats in
-    the program of each leaf that wants it, and so a thousand additions in each of a thousand. A
-    root it takes once.
-    """
-    return lax.sqrt(x)
-
-
-@_root.defjvp
-def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    (x,), (dx,) = primals, tangents
-    root, one = _root(x), np.ones((), x.dtype)
-    positive = lax.gt(x, np.zeros((), x.dtype))
-    slope = lax.select(
-        positive, lax.div(one, lax.mul(one + one, lax.select(positive, root, one))), one
-    )
-    return root, lax.mul(dx, slope)
-
-
-@jax.jit
-def _sum_sq_joined(leaves: list[Array]) -> Float[Array, ""]:
-    if len(leaves) == 1:
-        return _sum_sq(leaves[0])
-    return _sum_sq(lax.concatenate([x.reshape(-1) for x in leaves], 0))
-
-
-@jax.jit
-def _sum_sq(x: Inexact[Array, "*shape"]) -> Float[Array, ""]:
-    return jnp.sum(abs_sq(x.astype(wider(x.dtype))))
 
 
 def sum_of(values: Any) -> Array:

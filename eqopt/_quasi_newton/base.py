@@ -47,7 +47,7 @@ class AbstractSecant(eqx.Module):
         **Arguments:**
 
         - `pair`: the step.
-        - `drop`: by how much the objective fell, $f - f_+$; NaN if it is not known.
+        - `drop`: by how much the objective fell, $f - f_+$; 0 if it is not known.
         - `slopes`: the sum of the slopes along the step, $(g + g_+)^T s$.
         - `noise`: a fall of the objective that rounding errors may amount to.
         """
@@ -77,7 +77,7 @@ class ModifiedSecant(AbstractSecant):
 
     def shift(self, pair: Pair, drop: _Scalar, slopes: _Scalar, noise: _Scalar) -> _Scalar:
         theta = 6 * drop + 3 * slopes
-        used = (jnp.abs(drop) > noise) & (theta > -0.5 * pair.sy)  # false for NaN
+        used = (jnp.abs(drop) > noise) & (theta > -0.5 * pair.sy)
         theta = jnp.where(used, jnp.minimum(theta, 2 * jnp.abs(pair.sy)), 0)
         return theta / jnp.where(pair.ss > 0, pair.ss, 1)
 
@@ -218,8 +218,10 @@ def change(
     y = jax.tree.map(lambda old, g: cast(g, old.dtype) - old, *grads)
     pair = Pair(s, y, inner(s, y), inner(s, s), inner(y, y))
     slopes = inner(grads[0], s) + inner(grads[1], s)
-    noise = np.sqrt(eps) * jnp.abs(values[0])
-    c = secant.shift(pair, values[0] - values[1], slopes, noise)
+    known = jnp.isfinite(values[0]) & jnp.isfinite(values[1])
+    before, after = (jnp.where(known, x, 0) for x in values)
+    noise = np.sqrt(eps) * jnp.abs(before)
+    c = secant.shift(pair, before - after, slopes, noise)
     y = jax.tree.map(lambda s, y: y + scaled(s, c, y), s, y)
     yy = pair.yy + 2 * c * pair.sy + jnp.square(c) * pair.ss
     pair = Pair(s, y, pair.sy + c * pair.ss, pair.ss, yy)
@@ -257,8 +259,9 @@ def scaled(x: Array, scalar: _Scalar, like: Array) -> Array:
 
 
 def value_of(context: Context) -> tuple[_Scalar, float]:
-    """The objective's value, NaN if it is not given, and its precision."""
+    """The objective's value, infinite if it is not given, and its precision."""
+    # Not NaN: a state that holds one ends every program under `jax_debug_nans`.
     if context.value is None:
-        return jnp.full((), np.nan, float_dtype()), 0.0
+        return jnp.full((), np.inf, float_dtype()), 0.0
     eps = float(jnp.finfo(jnp.result_type(context.value)).eps)
     return jnp.asarray(context.value).astype(float_dtype()), eps

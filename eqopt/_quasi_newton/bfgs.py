@@ -98,7 +98,7 @@ class ScaleByBFGS(AbstractTransformation[ScaleByBFGSState]):
             zero_count(),
             zeros_like(params),
             zeros_like(params),
-            jnp.full((), np.nan, float_dtype()),
+            jnp.full((), np.inf, float_dtype()),
             jnp.eye(vector.size, dtype=vector.dtype),
         )
 

@@ -129,7 +129,7 @@ class ScaleByLBFGS(AbstractTransformation[ScaleByLBFGSState]):
             zero_count(),
             zeros_like(params),
             zeros_like(params),
-            jnp.full((), np.nan, float_dtype()),
+            jnp.full((), np.inf, float_dtype()),
             stack_like(params, m, dtype),
             stack_like(params, m, dtype),
             jnp.zeros(m, float_dtype()),
@@ -206,7 +206,7 @@ class ScaleByLBFGS(AbstractTransformation[ScaleByLBFGSState]):
             alpha = rho * inner(s, q)
             q = jax.tree.map(lambda q, y: q - scaled(y, alpha, q), q, y)
             # Not an update of the array in its place, which wants both to be of one mesh.
-            return q, jnp.where(jnp.arange(m) == i, alpha, alphas)
+            return q, jnp.where(jnp.arange(m, dtype=np.int32) == i, alpha, alphas)
 
         def forward(j: Array, carry: tuple[PyTree, Array]) -> tuple[PyTree, Array]:
             r, alphas = carry

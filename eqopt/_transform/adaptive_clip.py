@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact
 
 from .. import _check
-from .._arithmetic import abs_sq, safe_sqrt, times
+from .._arithmetic import norm, times
 from .._hyperparameter import real
 from .._kernel import Rule
 from .._objective import Context, need_params
@@ -49,7 +49,7 @@ def _check_axes(axis: _Axis | None, params: Params) -> None:
 
 
 def _norms(x: Inexact[Array, "*shape"], axis: _Axis | None) -> Float[Array, "..."]:
-    return safe_sqrt(jnp.sum(abs_sq(x), axis=_axes(axis, x.shape), keepdims=True))
+    return norm(x, _axes(axis, x.shape), keepdims=True)
 
 
 @_check.typed

@@ -12,9 +12,9 @@ from .. import _check, _kernel
 from .._arithmetic import clipped, over_where, rms, times, within
 from .._hyperparameter import real
 from .._kernel import Rule
+from .._norm import global_norm
 from .._objective import Context
 from .._transformation import AbstractLeafwise, AbstractTransformation, EmptyState
-from .._tree import global_norm
 from .._types import Params, Scalar, Updates
 
 

@@ -15,9 +15,10 @@ from .._arithmetic import abs_sq, cast, minus, norm, safe_sqrt, times
 from .._eval_params import fitting
 from .._hyperparameter import float_dtype, inexact_dtype, optional, real
 from .._kernel import Rule
+from .._norm import global_norm
 from .._objective import Context, need_params
 from .._transformation import AbstractLeafwise, AbstractTransformation
-from .._tree import copies, differences, global_norm, increment, widened, zero_count
+from .._tree import copies, differences, increment, widened, zero_count
 from .._types import Count, Params, Scalar, Updates
 
 

@@ -9,9 +9,9 @@ from .. import _check, _kernel
 from .._arithmetic import cast, times
 from .._hyperparameter import real
 from .._kernel import Rule
+from .._norm import global_norm
 from .._objective import Context
 from .._transformation import AbstractTransformation, EmptyState
-from .._tree import global_norm
 from .._types import Params, Scalar, Updates
 
 _VARIANTS = ("sps", "sps+")

@@ -40,7 +40,9 @@ def _sm3(
     positive = total > 0
     root = lax.rsqrt(jnp.where(positive, total, 1) + eps)
     mean = mix(rest, cast(mu, dtype), times(wide, jnp.where(positive, root, 0)))
-    largest = [jnp.max(total, axis=_others(ndim, i)) for i in range(ndim)] if ndim else [total]
+    # Nothing is less than 0, also of an empty leaf.
+    highest = [jnp.max(total, axis=_others(ndim, i), initial=0) for i in range(ndim)]
+    largest = highest if ndim else [total]
     after = tuple(cast(new, x.dtype) for new, x in zip(largest, nu, strict=True))
     return mean, cast(mean, mu.dtype), after
 

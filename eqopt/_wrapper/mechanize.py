@@ -13,11 +13,11 @@ from .._check import typed
 from .._eval_params import fitting
 from .._hyperparameter import float_dtype, real, size
 from .._nesting import AbstractParticular, Need, refuse
+from .._norm import global_norm
 from .._objective import Context, need_params
 from .._transformation import AbstractTransformation, check_state, check_transformation
 from .._tree import (
     copies,
-    global_norm,
     increment,
     inner,
     round_like,
