@@ -274,24 +274,24 @@ def check_transformation(name: str, x: Any) -> None:
         raise TypeError(_check.no_transformation(name, x))
 
 
-def state_type(transformation: AbstractTransformation[Any]) -> type[eqx.Module]:
+def state_type(transformation: AbstractTransformation[Any]) -> type[Any]:
     """The class of a transformation's state, read from `AbstractTransformation[ItsState]`."""
     if isinstance(transformation, AbstractOptimizer):
         return state_type(transformation.compose())
     return _state_type(type(transformation))
 
 
-def _state_type(cls: type) -> type[eqx.Module]:
+def _state_type(cls: type) -> type[Any]:
     for base in vars(cls).get("__orig_bases__", cls.__bases__):
         origin, arguments = typing.get_origin(base) or base, typing.get_args(base)
         if not issubclass(origin, AbstractTransformation):
             continue
         if State in vars(origin).get("__parameters__", ()):
             # A class that does not say which state it has may have any.
-            named = typing.get_origin(arguments[0]) or arguments[0] if arguments else eqx.Module
-            return eqx.Module if isinstance(named, TypeVar) else named
+            named = typing.get_origin(arguments[0]) or arguments[0] if arguments else object
+            return object if isinstance(named, TypeVar) else named
         return _state_type(origin)
-    return eqx.Module
+    return object
 
 
 def check_state(transformation: AbstractTransformation[Any], state: Any, name: str) -> None:

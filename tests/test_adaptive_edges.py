@@ -126,6 +126,21 @@ def test_before_the_offset_nothing_is_remembered_and_nothing_is_lost():
     assert bool(jnp.all(jnp.isnan(lost)))
 
 
+def test_a_negative_offset_is_a_head_start():
+    """As if so many steps had been taken, also where a count can go no further."""
+    opt = eqopt.ScaleByFactoredRMS(step_offset=-10)
+    g = jnp.asarray([1.0, -2.0], FLOAT)
+    state = opt.init(g)
+    _, state = opt.update(g, state)
+    np.testing.assert_allclose(state.v, 11**-0.8 * np.square(g), rtol=1e-6)
+    last = np.iinfo(np.int32).max
+    state = eqx.tree_at(lambda s: s.count, state, jnp.asarray(last, jnp.int32))
+    _, state = opt.update(g, state)
+    assert bool(jnp.all(jnp.isfinite(state.v))) and int(state.count) == last
+    with pytest.raises(ValueError, match="from -2147483648 to"):
+        eqopt.ScaleByFactoredRMS(step_offset=-(2**40))
+
+
 def test_the_memory_of_a_matrix_is_two_vectors():
     params = {"big": jnp.ones((256, 130), jnp.bfloat16), "b": jnp.ones(130), "k": jnp.ones((2, 9))}
     state = eqopt.ScaleByFactoredRMS().init(params)

@@ -222,6 +222,7 @@ OPTIONS = [
             "step_offset": 0,
         },
     ),
+    ("Adafactor", {"min_dim_size_to_factor": 2, "step_offset": -10}),
 ]
 
 
