@@ -3,6 +3,9 @@
 Versions and groups of dependencies are read from `pyproject.toml`.
 """
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import nox
@@ -24,6 +27,41 @@ COMPILED = {
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
 }
 PROCESSES = ("-n", "2", "--dist", "loadgroup")
+
+# What another Python with another JAX is most likely to break: the laws of these rows, and files.
+LAWS = ("test_laws.py", "test_laws_states.py", "test_laws_numbers.py", "test_laws_copies.py")
+ROWS = "AdamW or LBFGS or Muon or MultiSteps or Partition"
+LEAN = (
+    "test_compile_counts.py",
+    "test_docs.py",
+    "test_door.py",
+    "test_fit.py",
+    "test_flatten.py",
+    "test_house.py",
+    "test_matrices.py",
+    "test_minimize.py",
+    "test_names.py",
+    "test_value_and_grad_axes.py",
+)
+
+
+def pythons() -> list[str]:
+    """The versions of Python that are installed and supported, the oldest first."""
+    oldest = int(PYPROJECT["project"]["requires-python"].removeprefix(">=3."))
+    found = [f"3.{minor}" for minor in range(oldest, oldest + 10)]
+    own = f"3.{sys.version_info.minor}"
+    return [x for x in found if x == own or _runs(f"python{x}")]
+
+
+def _runs(python: str) -> bool:
+    # There may be a file of that name that only says that no such Python has been chosen.
+    path = shutil.which(python)
+    return (
+        path is not None and subprocess.run([path, "-c", ""], capture_output=True).returncode == 0
+    )
+
+
+OLDEST, NEWEST = pythons()[0], pythons()[-1]
 
 
 def install(session: nox.Session, *groups: str, editable: bool = True) -> None:
@@ -101,9 +139,29 @@ def matrix(session: nox.Session) -> None:
     session.run("python", "-m", "pytest", *PROCESSES, "tests/test_matrix.py", env=env)
 
 
-@nox.session
+@nox.session(python=NEWEST)
+def newest(session: nox.Session) -> None:
+    """Runs the tests on the newest Python at hand, with the newest versions that it gets.
+
+    `-- --lean` runs the quickstart and a part of the tests; other arguments go to pytest.
+    """
+    groups = nox.project.dependency_groups(PYPROJECT, "tests", "quickstart")
+    session.install("--upgrade", "--upgrade-strategy", "eager", *groups, "-e", ".")
+    session.run("python", "-m", "pip", "list")
+    arguments = list(session.posargs)
+    if "--lean" not in arguments:
+        for x64 in (False, True):
+            pytest(session, *arguments, x64=x64)
+        return
+    arguments.remove("--lean")
+    session.run("python", "examples/quickstart.py")
+    pytest(session, *arguments, *(f"tests/{x}" for x in LEAN), x64=False)
+    pytest(session, *arguments, *(f"tests/{x}" for x in LAWS), "-k", ROWS, x64=False)
+
+
+@nox.session(python=OLDEST)
 def oldest(session: nox.Session) -> None:
-    """Runs the tests with the oldest versions that `pyproject.toml` allows."""
+    """Runs the tests on the oldest Python at hand, with the oldest versions of `pyproject.toml`."""
     floors = [floor(Requirement(x)) for x in PYPROJECT["project"]["dependencies"]]
     groups = nox.project.dependency_groups(PYPROJECT, "tests")
     session.install(*groups, *floors, "-e", ".")

@@ -37,6 +37,7 @@ FLOORS = (
         "_apply.py",
         "_fingerprint.py",
         "_first_step.py",
+        "_norm.py",
         "_objective.py",
         "_random.py",
         "_schedule/",
@@ -146,6 +147,37 @@ def _file(package: Path, names: list[str]) -> Path:
             if candidate.is_file():
                 return candidate
     return package / "__init__.py"
+
+
+# What is private in JAX and Equinox
+
+# Private, experimental, for libraries that extend JAX, or with another name in some versions.
+_PRIVATE = re.compile(
+    r"jax\.(_\w+|core|experimental|extend|interpreters|lib|util)\b|equinox\.(_\w+|internal)\b"
+    r"|jax\.lax\.(pcast|pvary)\b|jax\.config\.jax_\w+"
+)
+_SHORT = {"eqx": "equinox", "lax": "jax.lax"}
+
+
+def private_faults(path: Path) -> list[str]:
+    """Imports and uses of what JAX and Equinox may take away without notice."""
+    faults = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [x.name for x in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names = [f"{node.module}.{x.name}" for x in node.names]
+        elif isinstance(node, ast.Attribute):
+            first, *rest = ast.unparse(node).split(".")
+            names = [".".join([_SHORT.get(first, first), *rest])]
+        faults += [
+            f"{path.name}:{node.lineno} has `{x}`"
+            for x in names
+            if _PRIVATE.fullmatch(x)
+            or (isinstance(node, ast.Import | ast.ImportFrom) and _PRIVATE.match(x))
+        ]
+    return faults
 
 
 # Words that do not occur

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -17,7 +17,7 @@ from jax.core import Tracer
 from jaxtyping import Array
 
 import eqopt
-from eqopt import AbstractTransformation, Context, EmptyState
+from eqopt import AbstractTransformation
 from tests.toolbox import assert_close, FLOAT, Tally, Traced, tree, values
 
 PARAMS, GRADS = tree(), tree(7)
@@ -347,67 +347,3 @@ def test_a_step_is_one_program():
     jaxpr = jax.make_jaxpr(lambda g, s, p: opt.update(g, s, p))(GRADS, state, PARAMS)
     names = [str(eqn.params.get("name", "")) for eqn in jaxpr.eqns]
     assert "_body" not in names
-
-
-# Classes of one's own.
-
-
-class Untyped(AbstractTransformation):
-    """Does not say what kind of state it has."""
-
-    def init_state(self, params: Any, context: Context) -> Any:
-        return {"count": jnp.zeros((), jnp.int32)}
-
-    def transform(self, updates: Any, state: Any, params: Any, context: Context) -> Any:
-        return updates, {"count": state["count"] + 1}
-
-
-class UntypedLeafwise(eqopt.AbstractLeafwise):
-    def init_state(self, params: Any, context: Context) -> Any:
-        return EmptyState()
-
-    def rule(self, state: Any, params: Any, context: Context) -> Any:
-        return eqopt.Rule(_doubled, state)
-
-
-def _doubled(update: Any) -> Any:
-    return 2 * update
-
-
-class UntypedOptimizer(eqopt.AbstractOptimizer):
-    def compose(self) -> AbstractTransformation[Any]:
-        return eqopt.Chain(UntypedLeafwise(), eqopt.Scale(-1.0))
-
-
-State = TypeVar("State", bound=eqx.Module)
-
-
-class Passing(AbstractTransformation[State], Generic[State]):
-    """Has a state of a type that a subclass, or nobody, settles."""
-
-    inner: AbstractTransformation[State]
-
-    def init_state(self, params: Any, context: Context) -> State:
-        return self.inner.init_state(params, context)
-
-    def transform(self, updates: Any, state: State, params: Any, context: Context) -> Any:
-        return self.inner.transform(updates, state, params, context)
-
-
-def test_a_class_need_not_name_its_state():
-    for opt, factor in (
-        (Untyped(), 1),
-        (UntypedLeafwise(), 2),
-        (UntypedOptimizer(), -2),
-        (eqopt.Chain(Untyped(), eqopt.Masked(UntypedLeafwise(), eqopt.ByPath("**"))), 2),
-        (Passing(eqopt.Scale(3.0)), 3),
-    ):
-        state = opt.init(PARAMS)
-        updates, state = opt.update(GRADS, state, PARAMS)
-        updates, _ = opt.update(GRADS, state, PARAMS)
-        assert_close(updates, jax.tree.map(partial(jnp.multiply, FLOAT(factor)), GRADS))
-    # One that does is still held to it.
-    with pytest.raises(
-        TypeError, match="`state` is a `EmptyState`; `UntypedOptimizer` has a `Chain"
-    ):
-        UntypedOptimizer().update(GRADS, EmptyState(), PARAMS)

@@ -34,6 +34,12 @@ def test_words_that_do_not_occur():
     assert faults(house.word_faults, house.sources(ROOT, "eqopt")) == []
 
 
+def test_what_is_private_in_jax_stands_in_one_file():
+    files = [x for x in house.sources(ROOT, "eqopt") if x.name != "_compat.py"]
+    assert faults(house.private_faults, files) == []
+    assert len(house.private_faults(EQOPT / "_compat.py")) >= 5
+
+
 def test_no_comment_silences_a_tool():
     assert faults(house.comment_faults, house.all_sources(ROOT)) == []
 
@@ -107,6 +113,31 @@ print(*sorted({name.split(".")[0] for name in sys.modules} - known))
 
 
 # The rules
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import jax._src.core",
+        "from jax import experimental",
+        "from jax.core import Tracer",
+        "from jax.experimental.shard_alike import shard_alike",
+        "from jax.interpreters import ad",
+        "from jax.lax import pvary",
+        "import equinox.internal as eqxi",
+        "from equinox._module import Module",
+        "x = jax.core.Tracer",
+        "x = lax.pcast(x)",
+        "x = eqx.internal.while_loop",
+        "if jax.config.jax_enable_x64: pass",
+    ],
+)
+def test_private_parts_are_found(write: Callable[..., Path], line: str):
+    assert len(house.private_faults(write(f"import jax\n{line}"))) == 1
+    assert (
+        house.private_faults(write("import jax\nfrom jax import lax\nlax.add(jax.numpy.ones)"))
+        == []
+    )
 
 
 @pytest.fixture
