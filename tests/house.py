@@ -164,6 +164,7 @@ def private_faults(path: Path) -> list[str]:
     faults = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         names: list[str] = []
+        line = getattr(node, "lineno", 0)
         if isinstance(node, ast.Import):
             names = [x.name for x in node.names]
         elif isinstance(node, ast.ImportFrom) and not node.level:
@@ -172,7 +173,7 @@ def private_faults(path: Path) -> list[str]:
             first, *rest = ast.unparse(node).split(".")
             names = [".".join([_SHORT.get(first, first), *rest])]
         faults += [
-            f"{path.name}:{node.lineno} has `{x}`"
+            f"{path.name}:{line} has `{x}`"
             for x in names
             if _PRIVATE.fullmatch(x)
             or (isinstance(node, ast.Import | ast.ImportFrom) and _PRIVATE.match(x))

@@ -49,7 +49,7 @@ PYTHON_NUMBERS = [
     Case("as_optax", lambda: _as_optax({"w": 1.0}), TypeError, ("`params['w']`", "float")),
     Case(
         "as_optax, no parameters",
-        lambda: eqopt.as_optax(SGD).update({"w": 1.0}, SGD.init(_PARAMS)),
+        lambda: untyped.as_optax(SGD).update({"w": 1.0}, SGD.init(_PARAMS)),
         TypeError,
         ("`updates['w']`", "float"),
     ),

@@ -58,13 +58,14 @@ class Passing(AbstractTransformation[State], Generic[State]):
 
 
 def test_a_class_need_not_name_its_state():
-    for opt, factor in (
+    cases: tuple[tuple[AbstractTransformation[Any], int], ...] = (
         (Untyped(), 1),
         (UntypedLeafwise(), 2),
         (UntypedOptimizer(), -2),
         (eqopt.Chain(Untyped(), eqopt.Masked(UntypedLeafwise(), eqopt.ByPath("**"))), 2),
         (Passing(eqopt.Scale(3.0)), 3),
-    ):
+    )
+    for opt, factor in cases:
         state = opt.init(PARAMS)
         updates, state = opt.update(GRADS, state, PARAMS)
         updates, _ = opt.update(GRADS, state, PARAMS)
