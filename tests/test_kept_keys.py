@@ -217,3 +217,15 @@ def test_a_state_of_optax_goes_through_a_file(key: Any):
     loaded = through_a_file(state, opt.init(params))
     assert same(loaded, state)
     assert same(opt.update(params, loaded, params), opt.update(params, state, params))
+
+
+def test_a_key_that_was_kept_is_taken_where_a_key_is():
+    key = jax.random.key(3)
+    data, params = eqopt.KeyData(key), jnp.ones(64, jnp.bfloat16)
+    updates = jnp.full(64, 1e-3, np.float32)
+    opt = eqopt.StochasticRounding(eqopt.SGD(1.0))
+    state = opt.init(params)
+    expected = opt.update(updates, state, params, key=key)
+    assert same(opt.update(updates, state, params, key=data), expected)
+    landed = eqopt.apply_updates_stochastically(params, updates, key)
+    assert same(eqopt.apply_updates_stochastically(params, updates, data), landed)
