@@ -27,6 +27,7 @@ from ._history import History as History
 from ._hyperparameter import real as real, size as size, steps as steps
 from ._hyperparameters import hyperparameters as hyperparameters
 from ._kernel import Rule as Rule
+from ._keys import KeyData as KeyData
 from ._linesearch.backtracking import (
     ScaleByBacktrackingLinesearch as ScaleByBacktrackingLinesearch,
 )

@@ -17,10 +17,11 @@ from jaxtyping import Array, PyTree
 from ._check import is_inexact
 from ._closure import hoist, opaque
 from ._history import History, Metrics, Record
-from ._hyperparameter import settle, size
+from ._hyperparameter import optional, prng_key, settle, size
 from ._hyperparameters import learning_rate
+from ._keys import kept, unkept
 from ._norm import global_norm
-from ._packed import on_device, pack, Packed, Spec
+from ._packed import numbers_are_data, on_device, pack, Packed, Spec
 from ._progress import AbstractProgress, as_progress
 from ._transformation import AbstractTransformation, check_transformation, step
 from ._types import Function, Model
@@ -37,7 +38,9 @@ class Fit(eqx.Module, Generic[Model]):
     - `model`: the trained model.
     - `state`: the optimizer's state. With `key`, it is what going on needs.
     - `history`: what happened at each step.
-    - `key`: the key for the steps to come; `None` if none was given.
+    - `key`: the key for the steps to come, to be given to the next `fit`: an [`eqopt.KeyData`][],
+        whose `wrap()` is the key for `jax.random`, or words if those were given; `None` if none
+        was.
     - `interrupted`: whether Ctrl-C ended the loop.
     """
 
@@ -76,8 +79,7 @@ class FitProgress(Generic[Model]):
 
     @property
     def aux(self) -> PyTree:
-        metrics = self._metrics
-        return metrics.aux if metrics.is_one else jax.tree.map(lambda x: x[-1], metrics.aux)
+        return self._metrics.latest_aux()
 
     def _numbers(self) -> list[float]:
         return self._metrics.latest().tolist()
@@ -111,19 +113,22 @@ def fit(
 
     **Arguments:**
 
-    - `loss_fn`: called `loss_fn(model, *batch)`, or `loss_fn(model, batch)` where a batch is
-        neither a tuple nor a list; with a `key`, `loss_fn(..., key=key)` if it takes one. It
-        returns a real number, or with `has_aux` a pair of it and a tree of arrays. What it reads
-        from elsewhere (a closure, a global) is read once, when `fit` is called.
+    - `loss_fn`: called `loss_fn(model, *batch)` where a batch is a tuple or a list, and
+        `loss_fn(model, batch)` where it is anything else, also a named tuple; with a `key`,
+        `loss_fn(..., key=key)` if it takes one. It returns a real number, or with `has_aux` a pair
+        of it and anything else. What it reads from elsewhere (a closure, a global) is read once,
+        when `fit` is called.
     - `optimizer`: any transformation.
     - `model`: any PyTree; its inexact arrays are trained.
-    - `batches`: any iterable; it may be endless if `callback` ends the loop.
+    - `batches`: any iterable; it may be endless if `callback` ends the loop. What is in a batch is
+        data or static as in [`eqopt.AbstractTransformation.step`][]. NumPy's arrays are copied: the
+        next batch may be written over them.
     - `state`: the optimizer's state to go on from; `None` begins anew.
     - `has_aux`: whether `loss_fn` returns `(loss, aux)`.
     - `steps_per_call`: how many steps go into one compiled call. More than one saves the cost of a
         call, about a tenth of a millisecond, for small models; `callback` is then called once for
         all of them, and Ctrl-C waits for them.
-    - `key`: a PRNG key; each step gets its own, split from it.
+    - `key`: a PRNG key, or the `key` of a [`eqopt.Fit`][]; each step gets its own, split from it.
     - `progress`: whether to show a progress bar: tqdm's or rich's where installed, else text. Or an
         [`eqopt.AbstractProgress`][].
     - `callback`: called after each call with an [`eqopt.FitProgress`][]; ends the loop by returning
@@ -139,6 +144,7 @@ def fit(
     """
     size("steps_per_call")(steps_per_call)
     check_transformation("optimizer", optimizer)
+    key = optional(prng_key("key"))(key)
     bar = as_progress(progress)
     optimizer = settle(optimizer)
     hoisted = hoist(loss_fn)
@@ -157,15 +163,16 @@ def fit(
     bar.start(total)
     try:
         with _Interrupts() as interrupts:
-            for group in _groups(iter(batches), steps_per_call):
+            for group in _groups(map(_taken, batches), steps_per_call):
                 interrupts.busy = True
+                num = len(group)
                 try:
-                    if len(group) == 1:
+                    if num == 1:
                         new = call_one(loop.arrays, fixed.arrays, group[0])
                     else:
-                        new = call_many(loop.arrays, fixed.arrays, _stack(group))
+                        new = call_many(loop.arrays, fixed.arrays, _stacked(group), num)
                     loop.arrays, metrics = new
-                    record.add(metrics, len(group))
+                    record.add(metrics, num)
                 finally:
                     interrupts.release()
                 if time.monotonic() - shown > _REFRESH:
@@ -222,14 +229,15 @@ def _make(
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """The compiled step, and the compiled sequence of steps."""
 
-    def one(arrays: list[Any], fixed: list[Any], batch: Any) -> tuple[list[Any], Metrics]:
+    def one(arrays: list[Any], fixed: list[Any], batch: Packed) -> tuple[list[Any], Metrics]:
         model, state, key = Packed(arrays, spec).unpack()
         optimizer, fn = Packed(fixed, fixed_spec).unpack()
         kwargs = {}
         if key is not None:
-            key, kwargs["key"] = jax.random.split(key)
+            after, kwargs["key"] = jax.random.split(unkept(key))
+            key = kept(after)
         rate = learning_rate(optimizer, state)
-        args = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
+        args = batch.unpack()
         model, state, evaluation = step(optimizer, fn, model, state, args, kwargs, has_aux)
         # Lest the squares be one with those of the optimizer, and kept until it wants them.
         norm = global_norm(jax.lax.optimization_barrier(evaluation.grad))
@@ -237,13 +245,22 @@ def _make(
         metrics = Metrics.of(evaluation.value, norm, rate, evaluation.aux)
         return pack((model, state, key)).arrays, metrics
 
-    def many(arrays: list[Any], fixed: list[Any], batches: Any) -> tuple[list[Any], Metrics]:
-        return jax.lax.scan(lambda carry, batch: one(carry, fixed, batch), arrays, batches)
+    def many(
+        arrays: list[Any], fixed: list[Any], batches: Packed, num: int
+    ) -> tuple[list[Any], Metrics]:
+        # By their number, for there may be no array in a batch.
+        return jax.lax.scan(lambda carry, x: one(carry, fixed, x), arrays, batches, length=num)
 
-    return jax.jit(one, donate_argnums=0), jax.jit(many, donate_argnums=0)
+    return jax.jit(one, donate_argnums=0), jax.jit(many, donate_argnums=0, static_argnums=3)
 
 
-def _groups(batches: Iterator[Any], num: int) -> Iterator[list[Any]]:
+def _taken(batch: Any) -> Packed:
+    """What `loss_fn` is given of a batch, taken apart; of NumPy's arrays a copy."""
+    several = type(batch) in (tuple, list)
+    return pack(numbers_are_data(tuple(batch) if several else (batch,)))
+
+
+def _groups(batches: Iterator[Packed], num: int) -> Iterator[list[Packed]]:
     """Puts up to `num` batches of the same shapes together."""
     for _, alike in itertools.groupby(batches, _kind) if num > 1 else ():
         while group := list(itertools.islice(alike, num)):
@@ -252,17 +269,25 @@ def _groups(batches: Iterator[Any], num: int) -> Iterator[list[Any]]:
         yield [batch]
 
 
-def _kind(batch: Any) -> Any:
-    leaves, treedef = jax.tree.flatten(batch)
-    return treedef, [(np.shape(x), jnp.result_type(x)) for x in leaves]
+def _kind(batch: Packed) -> Any:
+    return batch.spec, [None if x is None else jax.typeof(x) for x in batch.arrays]
 
 
-def _stack(group: list[Any]) -> Any:
-    def stack(*xs: Any) -> Any:
-        on_device = any(isinstance(x, jax.Array) for x in xs)
-        return jnp.stack(xs) if on_device else np.stack(xs)
+def _stacked(group: list[Packed]) -> Packed:
+    def stack(xs: tuple[Any, ...]) -> Any:
+        if xs[0] is None:
+            return None
+        on_host = all(isinstance(x, np.ndarray | np.generic) for x in xs)
+        return np.stack(xs) if on_host else _stack(xs)
 
-    return jax.tree.map(stack, *group)
+    columns = zip(*[x.arrays for x in group], strict=True)
+    return Packed([stack(xs) for xs in columns], group[0].spec)
+
+
+@jax.jit
+def _stack(xs: tuple[Any, ...]) -> Array:
+    # A number's type stays weak.
+    return jnp.stack(xs)
 
 
 class _Interrupts:

@@ -20,6 +20,7 @@ import wadler_lindig as wl
 from jaxtyping import Array
 
 from ._compat import Tracer
+from ._keys import is_key, is_typed_key, kept, KeyData
 from ._types import Scalar, ScalarLike, Steps, StepsLike
 
 _Module = TypeVar("_Module", bound=eqx.Module)
@@ -159,7 +160,7 @@ def inexact_dtype(name: str) -> Callable[[Any], np.dtype | None]:
 
 
 def prng_key(name: str) -> Callable[[Any], Any]:
-    """Makes the converter of a PRNG key, typed or of the old kind; it is a leaf.
+    """Makes the converter of a PRNG key; a typed one becomes an [`eqopt.KeyData`][].
 
     **Arguments:**
 
@@ -167,29 +168,21 @@ def prng_key(name: str) -> Callable[[Any], Any]:
     """
 
     def convert(value: Any) -> Any:
-        if not is_key(value):
+        own = kept(value)
+        words = own.words if isinstance(own, KeyData) else own
+        if not is_key(words):
             raise TypeError(
                 f"`{name}` must be a PRNG key, such as `jax.random.key(0)`; got {_brief(value)}"
             )
-        if value.ndim != (0 if is_typed_key(value) else 1):
+        if words.ndim != 1:
+            shape = words.shape if isinstance(value, KeyData) else value.shape
             raise ValueError(
-                f"`{name}` must be one PRNG key; got an array of shape {value.shape}. To build one "
+                f"`{name}` must be one PRNG key; got an array of shape {shape}. To build one "
                 "optimizer for each of several keys, map its class with `eqx.filter_vmap`"
             )
-        return value.copy() if isinstance(value, np.ndarray) else value
+        return own.copy() if isinstance(own, np.ndarray) else own
 
     return convert
-
-
-def is_key(x: Any) -> bool:
-    """Whether it is an array of PRNG keys, or of the words of a key of the old kind."""
-    is_array = isinstance(x, np.ndarray | jax.Array)
-    return is_array and (is_typed_key(x) or x.dtype == np.uint32)
-
-
-def is_typed_key(x: Any) -> bool:
-    """Whether an array holds PRNG keys, and not numbers."""
-    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
 def _number(name: str, value: Any) -> Any:

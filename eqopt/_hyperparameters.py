@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from . import _door
-from ._hyperparameter import is_key, settle
+from ._hyperparameter import settle
+from ._keys import is_key
 from ._schedule.base import AbstractSchedule
 from ._transformation import (
     AbstractOptimizer,

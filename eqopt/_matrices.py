@@ -104,6 +104,11 @@ class _TreeDimensions(AbstractDimensions):
         leaves, self.structure = jax.tree.flatten(tree, is_leaf=_is_entry)
         self.entries = tuple(map(_entry, leaves))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By the tree: the structures of Modules do not survive being copied by themselves.
+        entries = [None if x is None else MuonDimensionNumbers(*x) for x in self.entries]
+        return _TreeDimensions, (self.structure.unflatten(entries),)
+
     def axes(self, params: PyTree) -> list[Axes | None]:
         found: list[Axes | None] = []
 

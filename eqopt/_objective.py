@@ -13,6 +13,7 @@ from jaxtyping import PyTree
 
 from . import _check
 from ._hyperparameter import prng_key
+from ._keys import unkept
 from ._types import Aux, Function, Params
 
 
@@ -72,7 +73,7 @@ class Context(eqx.Module):
                 f"`{type(owner).__name__}` needs `{name}`: pass it to `update` by keyword, or use "
                 "`step`"
             )
-        return prng_key("key")(found) if name == "key" else found
+        return unkept(prng_key("key")(found)) if name == "key" else found
 
 
 class Objective(eqx.Module):

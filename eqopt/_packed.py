@@ -17,6 +17,7 @@ from ._types import TreeDef
 _FLOAT0 = jax.dtypes.float0
 # Types of arrays, but for tracers, and of what is none: of the rest, `isinstance` is slow to tell.
 _CONCRETE: set[type] = {np.float32, np.float64, np.int32}
+_NUMBERS: set[type] = {int, float, complex}
 _STATIC: set[type] = {bool, int, float, complex, str, types.FunctionType}
 
 
@@ -68,8 +69,15 @@ def pack_leaves(leaves: list[Any], structure: TreeDef, *, remember: bool = True)
     arrays, statics = [], []
     for x in leaves:
         kind = type(x)
-        arrays.append(x if kind in _CONCRETE else None if kind in _STATIC else data(x))
-        statics.append(None if kind in _CONCRETE else x if kind in _STATIC else static(x))
+        if kind in _CONCRETE:
+            arrays.append(x)
+            statics.append(None)
+        elif kind in _STATIC:
+            arrays.append(None)
+            statics.append(x)
+        else:
+            arrays.append(owned(data(x)))
+            statics.append(static(x))
     own = tuple(statics)
     if not remember:
         return Packed(arrays, Spec(structure, own))
@@ -96,10 +104,10 @@ def numbers_are_data(tree: Any) -> Any:
     `True` and `False` stay static, and so does what makes a model what it is, such as the rate of
     its dropout.
     """
-    if not tree or (type(tree) is tuple and _CONCRETE.issuperset(map(type, tree))):
+    if _NUMBERS.isdisjoint(map(type, jax.tree.leaves(tree))):
         return tree
     return jax.tree.map(
-        lambda x: _Number(x) if type(x) in (int, float, complex) else x,
+        lambda x: _Number(x) if type(x) in _NUMBERS else x,
         tree,
         is_leaf=lambda x: isinstance(x, eqx.Module),
     )
@@ -116,6 +124,15 @@ def data(x: Any) -> Any:
             _CONCRETE.add(type(x))
         return None if x.dtype == _FLOAT0 else x
     return x.number if isinstance(x, _Number) else None
+
+
+def owned(x: Any) -> Any:
+    """A leaf that nobody else writes to: a NumPy array is copied.
+
+    A program may run after the call has returned, when the array's owner fills it anew, and JAX
+    reads the very memory of some.
+    """
+    return x.copy() if isinstance(x, np.ndarray) else x
 
 
 def static(x: Any) -> Any:
@@ -135,7 +152,7 @@ def on_device(tree: Any) -> Any:
     """Brings what is NumPy's to the device: a program that is given it does so at each call."""
     kinds = np.ndarray | np.generic
     return jax.tree.map(
-        lambda x: jnp.asarray(x) if isinstance(x, kinds) and x.dtype != _FLOAT0 else x, tree
+        lambda x: jnp.asarray(owned(x)) if isinstance(x, kinds) and x.dtype != _FLOAT0 else x, tree
     )
 
 
@@ -158,7 +175,7 @@ class Flat:
     @classmethod
     def of(cls, tree: Any) -> "Flat":
         leaves, structure = jax.tree.flatten(tree)
-        return cls(structure, leaves)
+        return cls(structure, [owned(x) for x in leaves])
 
     @classmethod
     def taken(cls, packed: Packed) -> "Flat":

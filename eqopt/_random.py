@@ -7,17 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, UInt32
 
+from ._keys import KeyData, unkept
 from ._tree import placed_like
 
-# A key as a transformation stores it: as `jax.random.key` makes it, or its words.
-PRNGKey: TypeAlias = Key[Array, ""] | UInt32[Array | np.ndarray, "_"]
+# A key as a transformation stores it. What `eqx.tree_at` has put there may be typed.
+PRNGKey: TypeAlias = KeyData | Key[Array, ""] | UInt32[Array | np.ndarray, "_"]
 # A key as a state keeps it: its words, which are saved, selected and donated as other arrays are.
 KeyWords: TypeAlias = UInt32[Array, "_"]
 
 
 def words_of(key: PRNGKey | None) -> KeyWords:
     """What a state keeps of a key to begin with, in a buffer of its own; `None` is key 0."""
-    return jnp.copy(jax.random.key_data(jax.random.key(0) if key is None else key))
+    first = jax.random.key(0) if key is None else unkept(key)
+    return jnp.copy(jax.random.key_data(first))
 
 
 def advance(words: KeyWords, first: PRNGKey | None) -> tuple[KeyWords, Key[Array, ""]]:
@@ -28,7 +30,7 @@ def advance(words: KeyWords, first: PRNGKey | None) -> tuple[KeyWords, Key[Array
     - `words`: what the state keeps.
     - `first`: the key that it began with, for there are several kinds of keys.
     """
-    impl = None if first is None else jax.random.key_impl(first)
+    impl = None if first is None else jax.random.key_impl(unkept(first))
     key = jax.random.wrap_key_data(words, impl=impl)
     after, own = jax.random.split(key)
     return jax.random.key_data(after), own

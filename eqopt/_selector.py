@@ -318,6 +318,10 @@ class TreeSelector(AbstractSelector):
         leaves, self.structure = _check.flatten(tree)
         self.booleans = tuple(_boolean(tree, i, x) for i, x in enumerate(leaves))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By the tree: the structures of Modules do not survive being copied by themselves.
+        return TreeSelector, (self.structure.unflatten(self.booleans),)
+
     def select(self, params: PyTree) -> PyTree[bool]:
         return _spread(self.structure.unflatten(self.booleans), params)
 

@@ -12,6 +12,7 @@ from jaxtyping import PyTree
 
 from . import _check
 from ._bundle import Optimizer
+from ._packed import owned
 from ._types import Tree
 
 _Class = TypeVar("_Class")
@@ -264,7 +265,7 @@ def _fitted_leaf(x: Any, old: Any, name: str, old_name: str) -> Any:
             return jnp.asarray(x, old.dtype)
     if isinstance(old, _check.ARRAYS) and isinstance(x, _check.ARRAYS):
         if (x.shape, x.dtype) == (old.shape, old.dtype):
-            return x
+            return owned(x)
     elif x is None and old is None:
         return x
     elif not isinstance(old, _check.ARRAYS) and type(x) is type(old):

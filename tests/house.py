@@ -22,7 +22,7 @@ import equinox as eqx
 FLOORS = (
     ("_arithmetic.py", "_bytecode.py", "_compat.py", "_interpolation.py", "_types.py"),
     ("_callbacks.py", "_check.py", "_identity.py"),
-    ("_model.py", "_packed.py", "_path_pattern.py", "_reading.py", "_sharing.py"),
+    ("_keys.py", "_model.py", "_packed.py", "_path_pattern.py", "_reading.py", "_sharing.py"),
     ("_plain.py",),
     (
         "_closure.py",

@@ -13,6 +13,7 @@ from .. import _check, _door, _packed
 from .._apply import arrays_of, merged
 from .._arithmetic import cast, is_half, wider
 from .._hyperparameter import prng_key
+from .._keys import unkept
 from .._nesting import AbstractParticular, Need, refuse
 from .._objective import Context, need_params
 from .._transformation import AbstractTransformation, check_state, check_transformation
@@ -150,7 +151,7 @@ def apply_updates_stochastically(model: Model, updates: PyTree, key: Any) -> Mod
 
     **Raises:** a `ValueError` or `TypeError` that names the leaf that does not fit.
     """
-    key = prng_key("key")(key)
+    key = unkept(prng_key("key")(key))
     return merged(model, _door.call(_apply, *map(_packed.drop_statics, (model, updates)), key))
 
 

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
-from .. import _check
+from .. import _check, _packed
 from .._hyperparameter import float_dtype, inexact_dtype
+from .._keys import kept, unkept
 from .._nesting import AbstractParticular, Need, needs_within
 from .._objective import Context
 from .._schedule.base import AbstractSchedule, as_schedule, Constant
@@ -33,7 +34,7 @@ class InForce(dict[str, Any]):
         if name not in self:
             raise KeyError(f"no hyper-parameter `{name}`; there is " + ", ".join(self))
         old = self[name]
-        new = jnp.asarray(value).astype(old.dtype)
+        new = jnp.asarray(_packed.owned(value)).astype(old.dtype)
         if new.shape != old.shape:
             raise ValueError(f"`{name}` has shape {old.shape}; got {new.shape}")
         dict.__setitem__(self, name, new)
@@ -41,6 +42,10 @@ class InForce(dict[str, Any]):
     def update(self, *others: Any, **values: Any) -> None:
         for name, value in dict(*others, **values).items():
             self[name] = value
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A copy of a dictionary is filled item by item; of this one, every name must be there.
+        return InForce, (dict(self),)
 
     def tree_flatten_with_keys(self) -> tuple[list[tuple[Any, Any]], tuple[str, ...]]:
         names = tuple(sorted(self))
@@ -173,7 +178,7 @@ class InjectedHyperparams(AbstractParticular[InjectHyperparamsState[State]], Gen
         return value.astype(self.hyperparam_dtype or float_dtype())
 
     def _build(self, values: dict[str, Any]) -> AbstractTransformation[State]:
-        arguments = {**dict(self.static_arguments), **self.arguments, **values}
+        arguments = {**dict(self.static_arguments), **unkept(self.arguments), **values}
         return _called(self.inner_factory, arguments)
 
     def _traced(self, question: Callable[[AbstractTransformation[State]], _Answer]) -> _Answer:
@@ -275,7 +280,11 @@ class InjectHyperparams(eqx.Module, Generic[State]):
             else:
                 arguments[name] = x
         static = {name: x for name, x in arguments.items() if _is_static(x)}
-        rest = {name: x for name, x in arguments.items() if name not in static}
+        rest = {
+            name: kept(jax.tree.map(_packed.owned, x))
+            for name, x in arguments.items()
+            if name not in static
+        }
         return InjectedHyperparams(
             self.inner_factory, hyperparams, rest, tuple(static.items()), self.hyperparam_dtype
         )

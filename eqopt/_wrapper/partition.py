@@ -249,6 +249,10 @@ class _TreeLabels(_AbstractLabels):
     labels: tuple[Label, ...] = eqx.field(static=True)
     structure: TreeDef = eqx.field(static=True)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By the tree: the structures of Modules do not survive being copied by themselves.
+        return _tree_labels, (self.structure.unflatten(self.labels),)
+
     def resolve(self, params: Params) -> list[Label]:
         return _spread(self.structure.unflatten(self.labels), params)
 
@@ -286,6 +290,10 @@ def _as_labels(labels: Any) -> _AbstractLabels:
         return _SelectedLabels(tuple(rules), tuple(rules.values()), labels.get(...))
     if _check.is_function(labels):
         return _FunctionLabels(labels)
+    return _tree_labels(labels)
+
+
+def _tree_labels(labels: Any) -> _TreeLabels:
     leaves, structure = _check.flatten(labels)
     return _TreeLabels(tuple(map(_label, leaves)), structure)
 

@@ -13,6 +13,7 @@ from jaxtyping import Array, PyTree
 
 from .. import _check
 from .._arithmetic import cast, wider
+from .._keys import kept, unkept
 from .._objective import accepted, Context, Objective
 from .._transformation import AbstractTransformation
 from .._tree import placed_like, widened
@@ -87,7 +88,8 @@ class FromOptaxState(eqx.Module):
 
     **Arguments:**
 
-    - `inner_state`: the state of optax's transformation, its numbers made strongly typed arrays.
+    - `inner_state`: the state of optax's transformation, its numbers made strongly typed arrays,
+        and its keys [`eqopt.KeyData`][].
     """
 
     inner_state: PyTree
@@ -127,7 +129,7 @@ class FromOptax(AbstractTransformation[FromOptaxState]):
     def init_state(self, params: Params, context: Context) -> FromOptaxState:
         with _lenient():
             state = self.transformation.init(widened(params))
-        return FromOptaxState(_placed(jax.tree.map(_strong, state), params))
+        return FromOptaxState(kept(_placed(jax.tree.map(_strong, state), params)))
 
     def transform(
         self, updates: Updates, state: FromOptaxState, params: Params | None, context: Context
@@ -143,17 +145,18 @@ class FromOptax(AbstractTransformation[FromOptaxState]):
             given["value_fn"] = _Value(context.value_fn, params, given)
         extra = {name: x for name, x in given.items() if x is not None}
         full, wide = _complete(updates, params), widened(params)
+        before = unkept(state.inner_state)
         with _lenient():
-            out, inner = update(full, state.inner_state, wide, **accepted(update, extra))
-        inner = _settled(inner, state.inner_state)
+            out, inner = update(full, before, wide, **accepted(update, extra))
+        inner = _settled(inner, before)
         out = _check.fit(out, updates if params is None else params, "updates", any_dtype=True)
         leaves, treedef = _check.flatten(updates)
         missing = [] if params is None else _holes(leaves, treedef, params)
         if missing:
-            inner = _kept(inner, state.inner_state, missing)
+            inner = _kept(inner, before, missing)
         found = treedef.flatten_up_to(out)
         out = [None if u is None else x for u, x in zip(leaves, found, strict=True)]
-        return treedef.unflatten(out), FromOptaxState(inner)
+        return treedef.unflatten(out), FromOptaxState(kept(inner))
 
 
 class _Value:
