@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._compat import jit_is_disabled, JitTracer
-from ._packed import data, Flat, pack, pack_leaves, Packed, Spec, static
+from ._packed import data, Flat, MAX_SHARED, pack, pack_leaves, Packed, Spec, static
 
 _inlined: list[bool] = []
 
@@ -81,10 +81,14 @@ def _body(
 ) -> tuple[Packed, ...]:
     *kept, args = map(Packed, arrays, specs)
     result = function(*map(Flat.taken, kept), *args.unpack())
-    if not kept:
-        return (pack(result),)
-    new, rest = result
-    return new.packed, pack(rest)
+    results = (pack(result),) if not kept else (result[0].packed, pack(result[1]))
+    # What is small and passed on is copied. JAX would give back the very array that was put in, and
+    # one array serves all equal hyper-parameters.
+    small = {id(x) for xs in arrays for x in xs if x is not None and x.size <= MAX_SHARED}
+    return tuple(
+        Packed([jnp.copy(x) if id(x) in small else x for x in own.arrays], own.spec)
+        for own in results
+    )
 
 
 _program = jax.jit(_body, static_argnums=(0, 1))

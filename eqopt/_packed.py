@@ -9,6 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from . import _check
 from ._compat import Tracer
@@ -16,8 +17,11 @@ from ._types import TreeDef
 
 _FLOAT0 = jax.dtypes.float0
 # Types of arrays, but for tracers, and of what is none: of the rest, `isinstance` is slow to tell.
-_CONCRETE: set[type] = {np.float32, np.float64, np.int32}
+_CONCRETE: set[type] = set()
+_SCALARS: set[type] = {np.float32, np.float64, np.int32, np.bool_}
 _NUMBERS: set[type] = {int, float, complex}
+# The most numbers in an array of `on_device_once`: the words of a PRNG key.
+MAX_SHARED = 4
 _STATIC: set[type] = {bool, int, float, complex, str, types.FunctionType}
 
 
@@ -72,11 +76,15 @@ def pack_leaves(leaves: list[Any], structure: TreeDef, *, remember: bool = True)
         if kind in _CONCRETE:
             arrays.append(x)
             statics.append(None)
+        elif kind in _SCALARS:
+            arrays.append(on_device_once(x))
+            statics.append(None)
         elif kind in _STATIC:
             arrays.append(None)
             statics.append(x)
         else:
-            arrays.append(owned(data(x)))
+            array = data(x)
+            arrays.append(on_device_once(array) if _are_words(array) else owned(array))
             statics.append(static(x))
     own = tuple(statics)
     if not remember:
@@ -135,6 +143,32 @@ def owned(x: Any) -> Any:
     return x.copy() if isinstance(x, np.ndarray) else x
 
 
+def on_device_once(x: np.generic | np.ndarray) -> Array:
+    """A NumPy scalar, or a few words of a PRNG key, on the device, to which it is brought once.
+
+    The hyper-parameters and keys of an optimizer are NumPy's. They would be brought at each step.
+    """
+    # By its bytes, for `0.0 == -0.0`. The last decides what becomes of a float64.
+    key = x.dtype, x.shape, x.tobytes(), jax.dtypes.canonicalize_dtype(np.float64)
+    found = _kept_on_device(*key)
+    if found.is_deleted():  # by somebody who donated it
+        _kept_on_device.cache_clear()
+        found = _kept_on_device(*key)
+    return found
+
+
+@functools.lru_cache(maxsize=4096)
+def _kept_on_device(dtype: Any, shape: tuple[int, ...], data: bytes, wide: Any) -> Array:
+    del wide
+    # An array, also where somebody else is tracing.
+    with jax.ensure_compile_time_eval():
+        return jnp.asarray(np.frombuffer(data, dtype).reshape(shape))
+
+
+def _are_words(x: Any) -> bool:
+    return isinstance(x, np.ndarray) and x.dtype == np.uint32 and 0 < x.size <= MAX_SHARED
+
+
 def static(x: Any) -> Any:
     """What of a leaf is static, or `None`."""
     return None if is_array(x) or type(x) is _Number else x
@@ -152,7 +186,8 @@ def on_device(tree: Any) -> Any:
     """Brings what is NumPy's to the device: a program that is given it does so at each call."""
     kinds = np.ndarray | np.generic
     return jax.tree.map(
-        lambda x: jnp.asarray(owned(x)) if isinstance(x, kinds) and x.dtype != _FLOAT0 else x, tree
+        lambda x: jax.device_put(owned(x)) if isinstance(x, kinds) and x.dtype != _FLOAT0 else x,
+        tree,
     )
 
 
