@@ -165,14 +165,14 @@ def fit(
         with _Interrupts() as interrupts:
             for group in _groups(map(_taken, batches), steps_per_call):
                 interrupts.busy = True
-                num = len(group)
+                length = len(group)
                 try:
-                    if num == 1:
+                    if length == 1:
                         new = call_one(loop.arrays, fixed.arrays, group[0])
                     else:
-                        new = call_many(loop.arrays, fixed.arrays, _stacked(group), num)
+                        new = call_many(loop.arrays, fixed.arrays, _stacked(group), length)
                     loop.arrays, metrics = new
-                    record.add(metrics, num)
+                    record.add(metrics, length)
                 finally:
                     interrupts.release()
                 if time.monotonic() - shown > _REFRESH:
