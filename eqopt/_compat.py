@@ -31,6 +31,16 @@ from jax.interpreters.partial_eval import DynamicJaxprTracer
 
 JitTracer = DynamicJaxprTracer
 
+# 0.7.2 to 0.12.0. Without it: a program that reads a tracer from a dictionary would be kept, with
+# the tracer in it.
+_trace = operator.attrgetter("_trace")
+
+
+def of_one_trace(x: Tracer, y: Tracer) -> bool:
+    """Whether two tracers belong to one trace."""
+    return _trace(x) is _trace(y)
+
+
 # 0.7.2 to 0.12.0. The type of JAX's configuration does not tell what attributes it has.
 _disable_jit = operator.attrgetter("jax_disable_jit")
 

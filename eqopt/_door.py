@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._compat import jit_is_disabled, JitTracer
+from ._compat import jit_is_disabled, JitTracer, of_one_trace, Tracer
 from ._packed import data, Flat, MAX_SHARED, pack, pack_leaves, Packed, Spec, static
 
 _inlined: list[bool] = []
@@ -48,6 +48,16 @@ def advance(
     packed.append(pack_leaves(leaves, structure, remember=reuse))
     new, rest = _run(function, packed, reuse=reuse)
     return Flat.taken(new), rest.unpack()
+
+
+class CapturedTracerError(Exception):
+    """A program reads a tracer that is not one of its arguments, and so must not be kept."""
+
+
+def captures(tree: Any, argument: Any) -> bool:
+    """Whether `tree` has a tracer that does not belong to the trace of the program's `argument`."""
+    (own, *_), found = jax.tree.leaves(argument), jax.tree.leaves(tree)
+    return any(isinstance(x, Tracer) and not of_one_trace(x, own) for x in found)
 
 
 def _traced(leaves: list[Any]) -> bool:

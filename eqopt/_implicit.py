@@ -1,14 +1,22 @@
-"""The derivative of a minimizer with respect to what the objective depends on."""
+"""The derivative of a minimizer with respect to everything that the objective depends on.
+
+The objective has been traced (`Objective.traced`), so that the arrays that it reads, wherever it
+reads them, are leaves. The derivative is that of the implicit function theorem: nothing is
+differentiated through the steps that led to the minimizer.
+"""
 
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
-from jaxtyping import PyTree
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, PyTree
 
-from ._objective import Objective
+from . import _check
+from ._arithmetic import is_complex, real_dtype, wider
+from ._objective import Evaluation, Objective
 
 # Up to as many unknowns the Hessian matrix is formed, and factorized. Above, conjugate gradients
 # need products with it only.
@@ -25,68 +33,87 @@ def attach(found: tuple[PyTree, jax.Array, PyTree], objective: Objective) -> Any
     **Arguments:**
 
     - `found`: the minimizer, and value and aux there.
-    - `objective`: the objective, with all its arguments.
+    - `objective`: the objective, traced: its leaves are $\theta$.
     """
     return found
 
 
 @attach.def_jvp
 def _attach_jvp(primals: Any, tangents: Any) -> Any:
-    (params, value, aux), objective = primals
+    _, objective = primals
     _, change = tangents
+    # Attached once more. With the bare minimizer this rule would be right, and its own derivative
+    # (the second) wrong: the minimizer in it would not move.
+    found = attach(*primals)
+    params = found[0]
+    changes = jax.tree.map(lambda x: x is not None, change, is_leaf=_check.is_none)
+    moving, still = eqx.partition(objective, changes, is_leaf=_check.is_none)
 
-    def gradient(params: PyTree, objective: Objective) -> PyTree:
-        return jax.grad(lambda p: objective(p)[0])(params)
+    def evaluate(params: PyTree, moving: Objective) -> Evaluation[Any]:
+        at = eqx.combine(moving, still).evaluate(params)
+        return Evaluation(at.value, at.grad, eqx.filter(at.aux, _check.is_inexact))
 
-    _, mixed = eqx.filter_jvp(gradient, (params, objective), (_none(params), change))
-    reals, rebuild = _as_reals(params)
+    _, along = jax.linearize(evaluate, params, moving)
+    none = jax.tree.map(jnp.zeros_like, (params, moving))
 
-    def real_gradient(reals: PyTree) -> PyTree:
-        return jax.grad(lambda r: objective(rebuild(r))[0])(reals)
+    def product(vector: Array) -> Array:
+        return _as_vector(along(_like(params, vector), none[1]).grad)
 
-    right, _ = _as_reals(jax.tree.map(lambda x: -x.conj(), mixed))
-    move = rebuild(_solve(real_gradient, reals, right))
-
-    def both(params: PyTree, objective: Objective) -> Any:
-        found, aux = objective(params)
-        return found.astype(value.dtype), aux if jax.tree.leaves(primals[0][2]) else None
-
-    _, (value_change, aux_change) = eqx.filter_jvp(both, (params, objective), (move, change))
-    return (params, value, aux), (move, value_change, aux_change)
-
-
-def _solve(gradient: Any, at: PyTree, right: PyTree) -> PyTree:
-    """Solves with the Hessian matrix of a function of real parameters."""
-    flat, unravel = ravel_pytree(right)
-
-    def product(vector: jax.Array) -> jax.Array:
-        _, out = jax.jvp(gradient, (at,), (unravel(vector),))
-        return ravel_pytree(out)[0]
-
-    if flat.size <= MAX_DENSE:
-        hessian = jax.vmap(product)(jnp.eye(flat.size, dtype=flat.dtype))
-        return unravel(jnp.linalg.solve(hessian, flat))
-    tol = float(jnp.finfo(flat.dtype).eps) ** 0.75
-
-    def conjugate_gradients(product: Any, right: jax.Array) -> jax.Array:
-        return jax.scipy.sparse.linalg.cg(product, right, tol=tol)[0]
-
-    # Not `cg` alone: in it the right-hand side and what is constant go through one operation, and
-    # reverse mode takes both for unknown.
-    return unravel(jax.lax.custom_linear_solve(product, flat, conjugate_gradients, symmetric=True))
+    right = -_as_vector(along(none[0], change).grad)
+    solve = _dense if right.size <= MAX_DENSE else _conjugate_gradients
+    # Not `solve` alone. Its own derivative is not that of the solution: that of eigenvectors is
+    # infinite where two eigenvalues are equal.
+    move = lax.custom_linear_solve(product, right, solve, symmetric=True)
+    move = _like(params, move)
+    moved = along(move, change)
+    return found, (move, moved.value, moved.aux)
 
 
-def _as_reals(tree: PyTree) -> tuple[list[Any], Any]:
-    """A tree as a list of real arrays, and the way back."""
+def _dense(product: Any, right: Float[Array, " n"]) -> Float[Array, " n"]:
+    """The shortest solution of all that solve it best: the matrix may be singular.
+
+    It is where the objective does not depend on a parameter, or only on the differences of some.
+    """
+    matrix = jax.vmap(product)(jnp.eye(right.size, dtype=right.dtype))
+    # What is singular must not depend on the units of the parameters: the diagonal becomes 1.
+    diagonal = jnp.diagonal(matrix)
+    scale = jnp.where(diagonal > 0, lax.rsqrt(jnp.where(diagonal > 0, diagonal, 1)), 1)
+    values, vectors = jnp.linalg.eigh(scale[:, None] * matrix * scale[None, :])
+    magnitudes = jnp.abs(values)
+    cutoff = right.size * float(jnp.finfo(right.dtype).eps) * jnp.max(magnitudes)
+    kept = magnitudes > cutoff
+    inverse = jnp.where(kept, 1 / jnp.where(kept, values, 1), 0)
+    inner = jnp.matmul(vectors.T, scale * right, precision="highest")
+    return scale * jnp.matmul(vectors, inverse * inner, precision="highest")
+
+
+def _conjugate_gradients(product: Any, right: Float[Array, " n"]) -> Float[Array, " n"]:
+    # A parameter that nothing depends on has a row of zeros, and no solution but for a zero on the
+    # right. Two random vectors tell, for one may be orthogonal to a row, as far as rounding goes.
+    probes = jax.random.normal(jax.random.key(0), (2, right.size), right.dtype)
+    right = jnp.where(jnp.any(jax.vmap(product)(probes) != 0, axis=0), right, 0)
+    tol = float(jnp.finfo(right.dtype).eps) ** 0.75
+    return jax.scipy.sparse.linalg.cg(product, right, tol=tol)[0]
+
+
+def _as_vector(grad: PyTree) -> Float[Array, " n"]:
+    """The gradient with respect to real and imaginary parts, at least in float32."""
+    parts: list[Array] = []
+    for x in jax.tree.leaves(grad):
+        # JAX's gradient of complex parameters is conjugated.
+        parts += [x.real, -x.imag] if is_complex(x) else [x]
+    dtype = wider(*[x.dtype for x in parts])
+    return lax.concatenate([x.astype(dtype).reshape(x.size) for x in parts], 0)
+
+
+def _like(tree: PyTree, vector: Float[Array, " n"]) -> PyTree:
+    """The tree whose real and imaginary parts are in a vector, with the dtypes of another."""
     leaves, treedef = jax.tree.flatten(tree)
-    is_complex = [jnp.iscomplexobj(x) for x in leaves]
-    reals = [(x.real, x.imag) if c else (x,) for x, c in zip(leaves, is_complex, strict=True)]
+    sizes = [x.size for x in leaves for _ in range(1 + is_complex(x))]
+    parts = iter(jnp.split(vector, np.cumsum(sizes)[:-1]))
 
-    def rebuild(reals: list[Any]) -> PyTree:
-        return treedef.unflatten([jax.lax.complex(*x) if len(x) == 2 else x[0] for x in reals])
+    def part(x: Array) -> Array:
+        return next(parts).astype(real_dtype(x.dtype)).reshape(x.shape)
 
-    return reals, rebuild
-
-
-def _none(tree: PyTree) -> PyTree:
-    return jax.tree.map(lambda x: None, tree)
+    made = [lax.complex(part(x), part(x)) if is_complex(x) else part(x) for x in leaves]
+    return treedef.unflatten(made)

@@ -16,6 +16,7 @@ from ._compat import Tracer
 from ._descent import CONVERGED, descend, largest, MinimizeResult, Tolerances
 from ._hyperparameter import optional, prettily, real, settle, steps
 from ._implicit import attach
+from ._model import split
 from ._objective import Objective
 from ._progress import AbstractProgress, as_progress, NoProgress
 from ._transformation import AbstractTransformation, check_transformation
@@ -121,9 +122,9 @@ def minimize(
     bar = as_progress(progress)
     shown = None if isinstance(bar, NoProgress) else _Show(bar)
     hoisted = hoist(fn)
-    bar.start(None)
-    try:
-        solution = _door.call(
+
+    def run(*, keep: bool) -> Solution[Model, State, Any]:
+        return _door.call(
             _minimize,
             hoisted,
             settle(optimizer),
@@ -133,8 +134,18 @@ def minimize(
             tolerances,
             shown,
             int(max_steps) if history else None,
-            reuse=not opaque(hoisted) and shown is None,
+            keep,
+            reuse=keep,
         )
+
+    bar.start(None)
+    try:
+        try:
+            solution = run(keep=not opaque(hoisted) and shown is None)
+        except _door.CapturedTracerError:
+            solution = None
+        if solution is None:
+            solution = run(keep=False)
         if shown is not None:
             jax.effects_barrier()
     finally:
@@ -159,7 +170,9 @@ def _checked(solution: Solution[Any, Any, Any]) -> Solution[Any, Any, Any]:
     converged = [result == item for item in CONVERGED]
     failed = ~jnp.any(jnp.stack(converged), axis=0)
     if isinstance(failed, Tracer):
-        return result.error_if(solution, failed)
+        # Not with PRNG keys, which cannot be handed to the callback that raises.
+        arrays, rest = eqx.partition(solution, _check.is_array)
+        return eqx.combine(result.error_if(arrays, failed), rest)
     if not np.any(failed):
         return solution
     first = np.unravel_index(np.argmax(failed), np.shape(failed))
@@ -185,13 +198,18 @@ def _minimize(
     tolerances: Tolerances,
     show: Any,
     history: int | None,
+    keep: bool,
 ) -> Solution[Model, State, Any]:
-    if not _door.inlined():
-        note_trace(fn, _door.signature((optimizer, model, args)))
-    trained, rest = eqx.partition(model, _check.is_inexact)
+    trained, rest = split(model, "params")
     if not jax.tree.leaves(trained):
         raise ValueError("`params` has no inexact array, so there is nothing to minimize over")
-    objective = Objective(fn, rest, args, {}, has_aux)
+    # Traced, so that every array that `fn` reads is a leaf: also one in a dictionary, an object, a
+    # global or a jitted function, which is a tracer if somebody differentiates or maps over it.
+    objective, _ = Objective(fn, rest, args, {}, has_aux).traced(trained)
+    if not _door.inlined():
+        if keep and _door.captures(objective, trained):
+            raise _door.CapturedTracerError
+        note_trace(fn, _door.signature((optimizer, model, args)))
     end = descend(
         _constant(objective),
         _constant(optimizer),

@@ -142,10 +142,8 @@ class Objective(eqx.Module):
             found = self.evaluate(params)
             return Evaluation(found.value, found.grad, as_arrays(found.aux))
 
-        replay = eqx.filter_closure_convert(evaluate, params)
-        # By a function: JAX asks a callable without a name for its `repr`, which may be long.
-        shapes = jax.eval_shape(lambda p: replay(p), params)
-        return dataclasses.replace(self, replay=replay), shapes
+        replay: Any = eqx.filter_closure_convert(evaluate, params)
+        return dataclasses.replace(self, replay=replay), replay.out_struct
 
     def _arguments(self, model: PyTree) -> tuple[list[Any], dict[str, Any]]:
         if isinstance(self.argnums, int):
