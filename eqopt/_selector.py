@@ -88,9 +88,11 @@ class ByType(AbstractSelector):
     **Arguments:**
 
     - `*types`: such as `eqx.nn.LayerNorm, eqx.nn.Embedding`. Subclasses count.
-    - `must_match`: whether it is an error if the model has no module of these types.
+    - `must_match`: whether it is an error if the model has no module of these types. It is none by
+        default, unlike for a path: a type cannot be misspelt, and "all but the norms" is right for
+        a model without norms too.
 
-    Raises a `ValueError` with the types that there are, if it has none.
+    Raises a `ValueError` with the types that there are, if one must match and none does.
     """
 
     types: tuple[type, ...] = eqx.field(static=True)
@@ -99,7 +101,7 @@ class ByType(AbstractSelector):
     def __hash__(self) -> int:
         return eqx.Module.__hash__(self)
 
-    def __init__(self, *types: type, must_match: bool = True) -> None:
+    def __init__(self, *types: type, must_match: bool = False) -> None:
         wrong = [x for x in types if not isinstance(x, type)]
         if wrong or not types:
             raise TypeError(f"`ByType` takes types of modules; got {wrong or 'none'}")
@@ -123,7 +125,6 @@ class ByType(AbstractSelector):
             raise ValueError(
                 f"`ByType`: the model has nothing of type {names}; it is made of "
                 + ", ".join(f"`{x}`" for x in sorted(seen - {"NoneType"}))
-                + ". If that is right, pass `must_match=False`"
             )
         return chosen
 

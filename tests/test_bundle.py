@@ -248,7 +248,9 @@ def test_a_line_search_in_focus():
         np.testing.assert_allclose(x, -0.5, atol=1e-5)
 
 
-@pytest.mark.parametrize("focus", [ByPath("c"), lambda params: False, ByPath("integers")])
+@pytest.mark.parametrize(
+    "focus", [ByPath("c", must_match=False), lambda params: False, ByPath("integers")]
+)
 def test_a_focus_that_chooses_nothing(focus: Any):
     target = {**tree(), "integers": jnp.arange(3)}
     message = complaint(ValueError, Optimizer.create, eqopt.SGD(0.1), target, focus)

@@ -100,7 +100,7 @@ def test_norms_of_huge_and_tiny_trees(scale: float):
     expected = math.hypot(float(tree["a"][0]), float(tree["b"][0, 1]))
     np.testing.assert_allclose(eqopt.global_norm(tree), FLOAT(expected), rtol=4 * EPS)
     mapped = jax.vmap(eqopt.global_norm)(jax.tree.map(lambda x: jnp.stack([x, x * 0, x]), tree))
-    np.testing.assert_allclose(mapped, FLOAT([expected, 0, expected]), rtol=4 * EPS)
+    np.testing.assert_allclose(mapped, np.array([expected, 0, expected], FLOAT), rtol=4 * EPS)
 
 
 @by_scale

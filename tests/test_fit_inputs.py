@@ -244,7 +244,7 @@ def test_aux_that_is_no_array_and_stays_the_same(steps_per_call: int):
     aux, seen = _fit(
         lambda batch, key: {**given, "none": None, "mean": jnp.mean(batch["x"])}, steps_per_call
     )
-    means = [np.mean(_array(i)) for i in range(5)]
+    means = np.array([np.mean(_array(i)) for i in range(5)])
     np.testing.assert_allclose(aux.pop("mean"), means, rtol=TOLERANCE)
     assert aux == {**given, "none": None}
     np.testing.assert_allclose(seen[-1].pop("mean"), means[-1], rtol=TOLERANCE)

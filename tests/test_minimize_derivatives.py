@@ -249,7 +249,11 @@ def test_a_map_over_integers_and_keys_that_are_in_a_dictionary():
 
         return jnp.sum(minimizer(objective))
 
-    keys, i, scale = jax.random.split(jax.random.key(0), 2), jnp.asarray([1, 3]), FLOAT(1.5)
+    keys, i, scale = (
+        jax.random.split(jax.random.key(0), 2),
+        jnp.asarray([1, 3]),
+        jnp.asarray(1.5, FLOAT),
+    )
     sums = [
         i * np.sum(jax.random.normal(key, (3,), FLOAT)) for i, key in zip((1, 3), keys, strict=True)
     ]

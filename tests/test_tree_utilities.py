@@ -73,8 +73,8 @@ def test_set():
         ("mu", {"a": jnp.ones((2, 3), FLOAT)}, "missing.*`value"),
         ("total_notfinite", 1.5, r"`value` is a float; `states\[1\]\.total_notfinite` is int32"),
         ("total_notfinite", jnp.ones((), FLOAT), "`value` is float.*is int32"),
-        ("last_finite", 1, "`value` is a int"),
-        (ADAM, 3, "`value` is a int"),
+        ("last_finite", 1, "`value` is an int"),
+        (ADAM, 3, "`value` is an int"),
         ("nobody", 3, "has no `nobody`"),
     ],
 )

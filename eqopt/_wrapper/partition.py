@@ -289,7 +289,8 @@ def _as_labels(labels: Any) -> _AbstractLabels:
         rules = {key: x for key, x in labels.items() if key is not ...}
         return _SelectedLabels(tuple(rules), tuple(rules.values()), labels.get(...))
     if _check.is_function(labels):
-        return _FunctionLabels(labels)
+        function: Any = labels
+        return _FunctionLabels(function)
     return _tree_labels(labels)
 
 
