@@ -94,7 +94,7 @@ def _body(
     results = (pack(result),) if not kept else (result[0].packed, pack(result[1]))
     # What is small and passed on is copied. JAX would give back the very array that was put in, and
     # one array serves all equal hyper-parameters.
-    small = {id(x) for xs in arrays for x in xs if x is not None and x.size <= MAX_SHARED}
+    small = {id(x) for xs in arrays for x in xs if x is not None and np.size(x) <= MAX_SHARED}
     return tuple(
         Packed([jnp.copy(x) if id(x) in small else x for x in own.arrays], own.spec)
         for own in results

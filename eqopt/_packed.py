@@ -162,7 +162,7 @@ def _kept_on_device(dtype: Any, shape: tuple[int, ...], data: bytes, wide: Any) 
     del wide
     # An array, also where somebody else is tracing.
     with jax.ensure_compile_time_eval():
-        return jnp.asarray(np.frombuffer(data, dtype).reshape(shape))
+        return jax.device_put(np.frombuffer(data, dtype).reshape(shape))
 
 
 def _are_words(x: Any) -> bool:

@@ -22,8 +22,11 @@ _FLAGS = ["--xla_force_host_platform_device_count=8"]
 # Most of the time goes into compiling programs that run once. What comes after XLA's passes does
 # less here, and a third of the time is saved; pages, examples and benchmarks run as users do. XLA
 # dies of a flag that it does not know: where these are gone, nothing is lost but that time.
-if tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) <= (0, 10):
-    _FLAGS += ["--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false"]
+_JAXLIB = tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2]))
+if _JAXLIB <= (0, 12):
+    _FLAGS += ["--xla_backend_optimization_level=0"]
+if _JAXLIB <= (0, 10):
+    _FLAGS += ["--xla_cpu_use_fusion_emitters=false"]
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_FLAGS]).strip()
 
 # A compiled program takes up to hundreds of mappings of memory, of which Linux gives a process

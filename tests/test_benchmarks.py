@@ -20,7 +20,7 @@ def test_counts_of_traces_and_compilations():
     # That rows can be wrong: optax's program is another for each learning rate, and a program
     # traced without checks takes what the checks refuse.
     assert "optax 3" in str(rows[0].result)
-    params = {"a": jnp.zeros(2, jnp.float32)}
+    params = {"a": jnp.zeros(2, jnp.bfloat16)}
     grads = {"a": jnp.zeros(2, jnp.float16)}
     optimizer = eqopt.AdamW(1e-3)
     state = optimizer.init(params)

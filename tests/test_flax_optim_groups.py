@@ -85,7 +85,7 @@ def test_mistakes_are_named():
     with pytest.raises(TypeError, match=r"`groups\[0\]\[1\]` must be a transformation; got a fl"):
         MultiOptimizer((W, 0.1))
     with pytest.raises(ValueError, match="`focus` chooses no parameter"):
-        Adam(0.1).create(tree(), ByPath("nowhere"))
+        Adam(0.1).create(tree(), ByPath("nowhere", must_match=False))
 
 
 # Directions and lengths

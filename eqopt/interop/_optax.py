@@ -202,6 +202,7 @@ def _one_of_optax(value: Any) -> Any:
         return value
     raise TypeError(
         f"`transformation` must be an `optax.GradientTransformation`; got a {type(value).__name__}"
+        + (". Give its `gradient_transformation()`" * isinstance(value, _optax().MultiSteps))
     )
 
 
