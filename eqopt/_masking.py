@@ -1,7 +1,7 @@
 """A transformation of a part of the parameters."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -34,7 +34,9 @@ def check_mask(
     params: Params | None,
 ) -> None:
     """Refuses a mask that chooses other parameters than the one that the state was made for."""
-    for path, then, now in moved_leaves(before, resolve, updates, params):
+    changed = first_change(before, resolve, updates, params)
+    if changed is not None:
+        path, then, now = changed
         raise ValueError(
             f"`{type(owner).__name__}` has another mask than the one that its state was made for: "
             f"whether `{path}` is chosen was {then}, and is {now}. Make the state anew by `init`; "
@@ -42,13 +44,15 @@ def check_mask(
         )
 
 
-def moved_leaves(
+def first_change(
     before: tuple[Any, ...],
     resolve: Callable[[PyTree], tuple[Any, ...]],
     updates: Updates,
     params: Params | None,
-) -> Iterator[tuple[str, Any, Any]]:
-    """The parameters that are assigned otherwise than when the state was made.
+) -> tuple[str, Any, Any] | None:
+    """The first parameter that is assigned otherwise than when the state was made, if there is one.
+
+    Gives its path, and what it was assigned to then, and is now.
 
     **Arguments:**
 
@@ -60,7 +64,8 @@ def moved_leaves(
         leaves, _ = _check.flatten(x)
         _check.check_num_leaves(leaves, len(before), own)
     columns = zip(_check.paths(name, tree), leaves, before, resolve(tree), strict=True)
-    return ((path, then, now) for path, x, then, now in columns if x is not None and now != then)
+    changes = ((path, then, now) for path, x, then, now in columns if x is not None and now != then)
+    return next(changes, None)
 
 
 def no_updates(updates: Updates, params: Params | None, context: Context) -> Updates:

@@ -101,6 +101,18 @@ print(len(xla_bridge._backends))
     assert after > 0
 
 
+def test_import_warns_of_nothing():
+    """Such as a part of JAX or Equinox that is to go. (Within tests every warning is an error.)"""
+    program = """
+import warnings
+import beartype, equinox, jax, jaxtyping, numpy, wadler_lindig
+warnings.simplefilter("error")
+import eqopt, eqopt.plot
+print("done")
+"""
+    assert run(program) == "done\n"
+
+
 def test_import_brings_nothing_along():
     program = """
 import sys

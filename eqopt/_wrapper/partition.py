@@ -10,7 +10,7 @@ from jaxtyping import PyTree
 
 from .. import _check
 from .._hyperparameter import flag
-from .._masking import Chosen, hide, moved_leaves, narrow, transform_part
+from .._masking import Chosen, first_change, hide, narrow, transform_part
 from .._objective import Context
 from .._selector import AbstractSelector
 from .._transformation import AbstractTransformation, check_state, check_transformation
@@ -118,7 +118,9 @@ class Partition(AbstractTransformation[PartitionState]):
         context: Context,
     ) -> tuple[Updates, PartitionState]:
         self._check_state(state)
-        for path, then, now in moved_leaves(state.labels, self._resolved, updates, params):
+        changed = first_change(state.labels, self._resolved, updates, params)
+        if changed is not None:
+            path, then, now = changed
             raise ValueError(
                 f"`Partition` has other groups than those that its state was made for: `{path}` "
                 f"was in group {_shown(then)}, and is in {_shown(now)}. Make the state anew by "
