@@ -1,10 +1,10 @@
 """The derivative of a minimizer with respect to everything that the objective depends on.
 
-The objective has been traced (`Objective.traced`), so that the arrays that it reads, wherever it
-reads them, are leaves. The derivative is that of the implicit function theorem: nothing is
-differentiated through the steps that led to the minimizer.
+It follows from the implicit function theorem. Nothing is differentiated through the steps that led
+to the minimizer.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -16,16 +16,18 @@ from jaxtyping import Array, Float, PyTree
 
 from . import _check
 from ._arithmetic import is_complex, real_dtype, wider
-from ._objective import Evaluation, Objective
+from ._objective import Evaluation
 
-# Up to as many unknowns the Hessian matrix is formed, and factorized. Above, conjugate gradients
-# need products with it only.
+# Up to this number of unknowns, the Hessian matrix is formed and factorized. Above it, conjugate
+# gradients need only products with the matrix.
 MAX_DENSE = 200
 
 
 @eqx.filter_custom_jvp
-def attach(found: tuple[PyTree, jax.Array, PyTree], objective: Objective) -> Any:
-    r"""Gives a minimizer, the value and aux there, derivatives with respect to the objective.
+def attach(
+    found: tuple[PyTree, jax.Array, PyTree], evaluate: Callable[[PyTree], Evaluation[Any]]
+) -> Any:
+    r"""Gives a minimizer, and the value and aux there, derivatives of every order.
 
     At a minimizer $\nabla f(x, \theta) = 0$ for every $\theta$, so that
     $\dot x = -(\nabla^2_{xx} f)^{-1} \nabla^2_{x\theta} f\, \dot\theta$.
@@ -33,63 +35,69 @@ def attach(found: tuple[PyTree, jax.Array, PyTree], objective: Objective) -> Any
     **Arguments:**
 
     - `found`: the minimizer, and value and aux there.
-    - `objective`: the objective, traced: its leaves are $\theta$.
+    - `evaluate`: the objective's value, gradient and aux, as a function of the parameters, traced
+        (see `Objective.traced`): its leaves are $\theta$.
     """
     return found
 
 
 @attach.def_jvp
 def _attach_jvp(primals: Any, tangents: Any) -> Any:
-    _, objective = primals
+    _, evaluate = primals
     _, change = tangents
-    # Attached once more. With the bare minimizer this rule would be right, and its own derivative
-    # (the second) wrong: the minimizer in it would not move.
+    # The rule itself is differentiated for a second derivative. Therefore it must see a minimizer
+    # that has a derivative: with the bare one the first derivative is right, and the second wrong.
     found = attach(*primals)
     params = found[0]
     changes = jax.tree.map(lambda x: x is not None, change, is_leaf=_check.is_none)
-    moving, still = eqx.partition(objective, changes, is_leaf=_check.is_none)
+    moving, still = eqx.partition(evaluate, changes, is_leaf=_check.is_none)
 
-    def evaluate(params: PyTree, moving: Objective) -> Evaluation[Any]:
-        at = eqx.combine(moving, still).evaluate(params)
-        return Evaluation(at.value, at.grad, eqx.filter(at.aux, _check.is_inexact))
+    def at(params: PyTree, moving: PyTree) -> Evaluation[Any]:
+        evaluation = eqx.combine(moving, still)(params)
+        aux = eqx.filter(evaluation.aux, _check.is_inexact)
+        return Evaluation(evaluation.value, evaluation.grad, aux)
 
-    _, along = jax.linearize(evaluate, params, moving)
-    none = jax.tree.map(jnp.zeros_like, (params, moving))
+    _, derivative = jax.linearize(at, params, moving)
+    no_move, no_change = jax.tree.map(jnp.zeros_like, (params, moving))
 
-    def product(vector: Array) -> Array:
-        return _as_vector(along(_like(params, vector), none[1]).grad)
+    def product(vector: Float[Array, " n"]) -> Float[Array, " n"]:
+        """The product with the Hessian matrix."""
+        return _as_vector(derivative(_as_tree(vector, params), no_change).grad)
 
-    right = -_as_vector(along(none[0], change).grad)
+    right = -_as_vector(derivative(no_move, change).grad)
     solve = _dense if right.size <= MAX_DENSE else _conjugate_gradients
-    # Not `solve` alone. Its own derivative is not that of the solution: that of eigenvectors is
-    # infinite where two eigenvalues are equal.
+    # Not `solve` alone, which would be differentiated itself for a second derivative. That of
+    # eigenvectors is not finite where two eigenvalues are equal.
     move = lax.custom_linear_solve(product, right, solve, symmetric=True)
-    move = _like(params, move)
-    moved = along(move, change)
+    move = _as_tree(move, params)
+    moved = derivative(move, change)
     return found, (move, moved.value, moved.aux)
 
 
-def _dense(product: Any, right: Float[Array, " n"]) -> Float[Array, " n"]:
-    """The shortest solution of all that solve it best: the matrix may be singular.
+def _dense(product: Callable[[Array], Array], right: Float[Array, " n"]) -> Float[Array, " n"]:
+    """Solves with the matrix itself, which may be singular; then without its null space.
 
-    It is where the objective does not depend on a parameter, or only on the differences of some.
+    It is singular if the objective does not depend on a parameter, or only on the differences of
+    some, as on the biases before a softmax.
     """
     matrix = jax.vmap(product)(jnp.eye(right.size, dtype=right.dtype))
-    # What is singular must not depend on the units of the parameters: the diagonal becomes 1.
+    # Scaled to a diagonal of ones: the units of the parameters must not decide what is singular.
     diagonal = jnp.diagonal(matrix)
     scale = jnp.where(diagonal > 0, lax.rsqrt(jnp.where(diagonal > 0, diagonal, 1)), 1)
     values, vectors = jnp.linalg.eigh(scale[:, None] * matrix * scale[None, :])
-    magnitudes = jnp.abs(values)
-    cutoff = right.size * float(jnp.finfo(right.dtype).eps) * jnp.max(magnitudes)
-    kept = magnitudes > cutoff
+    sizes = jnp.abs(values)
+    kept = sizes > float(jnp.finfo(right.dtype).eps) * jnp.max(sizes)
     inverse = jnp.where(kept, 1 / jnp.where(kept, values, 1), 0)
     inner = jnp.matmul(vectors.T, scale * right, precision="highest")
     return scale * jnp.matmul(vectors, inverse * inner, precision="highest")
 
 
-def _conjugate_gradients(product: Any, right: Float[Array, " n"]) -> Float[Array, " n"]:
-    # A parameter that nothing depends on has a row of zeros, and no solution but for a zero on the
-    # right. Two random vectors tell, for one may be orthogonal to a row, as far as rounding goes.
+def _conjugate_gradients(
+    product: Callable[[Array], Array], right: Float[Array, " n"]
+) -> Float[Array, " n"]:
+    # A parameter on which nothing depends has a row of zeros in the matrix. There is a solution
+    # only if it has a zero in `right` too. Two random vectors find these rows: the product of a row
+    # with one of them may round to zero by chance.
     probes = jax.random.normal(jax.random.key(0), (2, right.size), right.dtype)
     right = jnp.where(jnp.any(jax.vmap(product)(probes) != 0, axis=0), right, 0)
     tol = float(jnp.finfo(right.dtype).eps) ** 0.75
@@ -97,7 +105,7 @@ def _conjugate_gradients(product: Any, right: Float[Array, " n"]) -> Float[Array
 
 
 def _as_vector(grad: PyTree) -> Float[Array, " n"]:
-    """The gradient with respect to real and imaginary parts, at least in float32."""
+    """The gradient with respect to real and imaginary parts, as one vector, at least in float32."""
     parts: list[Array] = []
     for x in jax.tree.leaves(grad):
         # JAX's gradient of complex parameters is conjugated.
@@ -106,9 +114,9 @@ def _as_vector(grad: PyTree) -> Float[Array, " n"]:
     return lax.concatenate([x.astype(dtype).reshape(x.size) for x in parts], 0)
 
 
-def _like(tree: PyTree, vector: Float[Array, " n"]) -> PyTree:
-    """The tree whose real and imaginary parts are in a vector, with the dtypes of another."""
-    leaves, treedef = jax.tree.flatten(tree)
+def _as_tree(vector: Float[Array, " n"], like: PyTree) -> PyTree:
+    """A tree like `like`, from the real and imaginary parts of all its leaves."""
+    leaves, treedef = jax.tree.flatten(like)
     sizes = [x.size for x in leaves for _ in range(1 + is_complex(x))]
     parts = iter(jnp.split(vector, np.cumsum(sizes)[:-1]))
 

@@ -73,10 +73,11 @@ def minimize(
     It ends when the largest magnitude in the gradient is at most `gtol`. Line search and outer
     steps advance together: under `vmap` no lane waits for another's search.
 
-    The solution is differentiable with respect to everything that the objective depends on but the
-    parameters: `args`, what of `params` is not trained, and arrays in the closure of `fn`. The
-    derivative is that of the minimizer, by the implicit function theorem, not that of the steps
-    taken; the first parameters have none.
+    `params`, `value` and `aux` of the solution are differentiable, any number of times, with
+    respect to everything that the objective reads: `args`, leaves of `params` that are not trained,
+    and arrays in the closure of `fn`, in its defaults, in objects, containers and globals. The
+    derivative is that of the minimizer, by the implicit function theorem, and not that of the steps
+    taken. With respect to the first parameters and the optimizer it is zero.
 
     **Arguments:**
 
@@ -144,6 +145,7 @@ def minimize(
             solution = run(keep=not opaque(hoisted) and shown is None)
         except _door.CapturedTracerError:
             solution = None
+        # Not within `except`: an error in the objective would be told as one of two.
         if solution is None:
             solution = run(keep=False)
         if shown is not None:
@@ -219,7 +221,7 @@ def _minimize(
         history,
     )
     found = end.evaluation
-    params, value, aux = attach((end.params, found.value, found.aux), objective)
+    params, value, aux = attach((end.params, found.value, found.aux), objective.replay)
     stats = {"grad_norm": largest(found.grad)}
     if end.values is not None:
         stats["values"] = end.values
