@@ -15,7 +15,7 @@ from ._hyperparameter import flag, inexact_dtype, real
 from ._objective import as_arrays, Context
 from ._transform.average import EMA, EMAState
 from ._transformation import AbstractTransformation, EmptyState
-from ._tree import widened
+from ._tree import blank_like, widened
 from ._types import Params, Scalar, State, Updates
 
 Measure = Callable[[Updates], PyTree]
@@ -163,7 +163,7 @@ class Monitor(AbstractTransformation[MonitorState]):
             name: m.take(updates, states[name], params, context)[0]
             for name, m in self._measures().items()
         }
-        return MonitorState(jax.tree.map(jnp.zeros_like, taken), states)
+        return MonitorState(blank_like(taken), states)
 
     def transform(
         self, updates: Updates, state: MonitorState, params: Params | None, context: Context

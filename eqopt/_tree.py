@@ -160,8 +160,11 @@ def placed_like(x: Array, reference: Array) -> Array:
     """`x`, sharded as `reference` is, which has the same shape.
 
     In automatic sharding mode a compiled constant depends on no array, and the compiler puts it on
-    one device. So the constant is made to depend on the reference.
+    one device. So the constant is made to depend on the reference. A reference of integers or
+    booleans does not help: the compiler simplifies what can be made of it.
     """
+    if not jnp.issubdtype(reference.dtype, jnp.inexact):
+        return x
     sharding = jax.typeof(reference).sharding
     if any(axis is not None for axis in sharding.spec):
         x = jax.sharding.reshard(x, sharding)

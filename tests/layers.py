@@ -209,7 +209,10 @@ class InMultiSteps(Layer):
         return eqopt.MultiSteps(inner, self.k, self.mean, self.skip)
 
     def gate(self) -> Gate:
-        return Gate(opens=lambda count, value: count % self.k == self.k - 1)
+        return Gate(
+            opens=lambda count, value: count % self.k == self.k - 1,
+            combines=lambda values: sum(values) / (len(values) if self.mean else 1),
+        )
 
 
 @dataclasses.dataclass(frozen=True)

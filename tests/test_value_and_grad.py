@@ -332,7 +332,7 @@ def test_arguments_are_named_as_the_function_does():
         (lambda x: [x[0]], "a list of 1"),
         (lambda x: None, "None"),
         (lambda x: "text", "a str"),
-        (lambda x: 3, "a int"),
+        (lambda x: 3, "an int"),
         (lambda x: jnp.argmax(x), "int"),
         (lambda x: jnp.sum(x) > 0, "bool[]"),
         (lambda x: lax.complex(x[0], x[0]), "(`holomorphic=True` differentiates"),

@@ -197,6 +197,7 @@ class Gate:
     - `period`: if given, the parameters inside are those at the last call whose number is divisible
         by it.
     - `forgets`: if given, the number of calls after which what is inside begins anew.
+    - `combines`: if given, makes one value of those of all calls since it last opened.
     """
 
     def __init__(
@@ -204,34 +205,42 @@ class Gate:
         opens: Callable[[int, float], bool] = lambda count, value: True,
         period: int | None = None,
         forgets: int | None = None,
+        combines: Callable[[list[float]], float] | None = None,
     ) -> None:
         self.opens, self.period, self.forgets = opens, period, forgets
+        self.combines = combines
         self.count, self.kept = 0, []
+        self.values: list[float] = []
 
-    def enter(self, point: Point, seen: Seen, value: float) -> Point | None:
+    def enter(self, point: Point, seen: Seen, value: float) -> tuple[Point, float] | None:
         if self.period is not None and self.count % self.period == 0:
             self.kept = point
         opens = self.opens(self.count, value)
         self.count += 1
+        self.values.append(value)
         if not opens:
             return None
-        return point if self.period is None else seen.rewound(point, self.kept)
+        if self.combines is not None:
+            value = self.combines(self.values)
+        self.values = []
+        return point if self.period is None else seen.rewound(point, self.kept), value
 
     def leave(self) -> bool:
         return self.forgets is not None and self.count % self.forgets == 0
 
     def reset(self) -> None:
         self.count, self.kept = 0, []
+        self.values = []
 
 
 def called(
     gates: list[tuple[Gate, Seen]], points: list[Point], values: list[float]
-) -> tuple[int, int, Point]:
+) -> tuple[int, int, Point, float]:
     """How often a spy behind some gates is called since it last began anew, and when last.
 
-    Also gives the parameters at that call. Of none, all is as before the first.
+    Also gives the parameters and the value at that call. Of none, all is as before the first.
     """
-    num, last, where = 0, 0, points[0]
+    num, last, where, told = 0, 0, points[0], values[0]
     for now, (point, value) in enumerate(zip(points, values, strict=True)):
         entered, at = 0, point
         for gate, seen in gates:
@@ -239,12 +248,12 @@ def called(
             inside = gate.enter(at, seen, value)
             if inside is None:
                 break
-            at = inside
+            at, value = inside
         else:
-            num, last, where = num + 1, now, at
+            num, last, where, told = num + 1, now, at, value
         for i in reversed(range(entered)):
             if gates[i][0].leave():
                 num = 0
                 for gate, _ in gates[i + 1 :]:
                     gate.reset()
-    return num, last, where
+    return num, last, where, told

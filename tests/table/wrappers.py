@@ -5,7 +5,7 @@ from typing import Any
 import optax
 
 import eqopt
-from tests.table.row import a_key, MATRICES, optimizer, Row, Transformation, Wrapper
+from tests.table.row import a_key, a_value, MATRICES, optimizer, Row, Transformation, Wrapper
 
 
 def odd(step: Any) -> Any:
@@ -108,7 +108,8 @@ ROWS = [
     Row("ConditionallyTransform", lambda: eqopt.ConditionallyTransform(eqopt.Trace(0.7), odd)),
     Row("ConditionallyMask", lambda: eqopt.ConditionallyMask(eqopt.Trace(0.7), odd)),
     # The second call, which most laws look at, closes the window.
-    Row("MultiSteps", lambda: eqopt.MultiSteps(eqopt.Trace(0.7), 2)),
+    # The state has the values, so the laws give the same ones wherever they compare states.
+    Row("MultiSteps", lambda: eqopt.MultiSteps(eqopt.Trace(0.7), 2), needs=a_value),
     Row(
         "MultiSteps-sum-skip",
         lambda: eqopt.MultiSteps(
@@ -117,6 +118,7 @@ ROWS = [
             use_grad_mean=False,
             should_skip_update_fn=eqopt.skip_not_finite,
         ),
+        needs=a_value,
     ),
 ]
 
