@@ -39,7 +39,7 @@ def test_extra_arguments_are_masked_where_that_is_asked():
         assert same(updates, expected)
         whole = opt.replace(mask_compatible_extra_args=False)
         # The weights of all parameters, the updates of some.
-        with pytest.raises(ValueError, match="different types at key path|Expected None, got"):
+        with pytest.raises(ValueError, match=r"different types at key path|Expected None, got"):
             whole.update(params, whole.init(params), params, weights=weights)
 
 
