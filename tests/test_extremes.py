@@ -124,10 +124,9 @@ def test_a_finite_gradient_has_a_direction(make: Any, scale: float):
     "make",
     [
         lambda: eqopt.ClipByGlobalNorm(1.0),
-        lambda: eqopt.ClipByBlockRMS(1.0),
         lambda: eqopt.AdaptiveGradClip(0.5),
     ],
-    ids=["ClipByGlobalNorm", "ClipByBlockRMS", "AdaptiveGradClip"],
+    ids=["ClipByGlobalNorm", "AdaptiveGradClip"],
 )
 def test_clipping_of_a_huge_gradient_is_that_of_a_large_one(make: Any):
     opt = make()
