@@ -1,4 +1,4 @@
-"""The norm of a tree, of which no square need be a number of its dtype."""
+"""The norm of a tree, also where the squares of its numbers overflow or vanish."""
 
 import jax
 import jax.numpy as jnp
@@ -33,10 +33,10 @@ def global_norm(tree: PyTree) -> Float[Array, ""]:
 
 @jax.custom_jvp
 def _norm(leaves: list[Array]) -> Float[Array, ""]:
-    """The norm of some leaves, whose squares need not be numbers of their dtype.
+    """The norm of some leaves, none of them empty.
 
-    If the sum of the squares overflows, or loses digits below the smallest number, it is computed
-    once more of scaled leaves. By a loop, not by `lax.cond`: so there is one sum in the program.
+    If the sum of the squares overflows, or is so small that it loses digits, it is computed once
+    more from scaled leaves. A loop does it, and not `lax.cond`, so the program has one sum only.
     """
     dtype = real_dtype(wider(*{x.dtype for x in leaves}))
     bits = jnp.finfo(dtype)
@@ -70,7 +70,8 @@ def _(
     size = jnp.where(some, norm, 1)
 
     def term(x: Array, dx: Array) -> Array:
-        unit = over(cast(x, wider(x.dtype, size.dtype)), cast(size, real_dtype(wider(x.dtype))))
+        dtype = wider(x.dtype, size.dtype)
+        unit = over(cast(x, dtype), cast(size, real_dtype(dtype)))
         unit = jnp.where(some, unit, 0)
         return cast(jnp.sum(jnp.real(unit.conj() * cast(dx, unit.dtype))), norm.dtype)
 

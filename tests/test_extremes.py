@@ -172,6 +172,15 @@ def test_the_derivative_of_a_norm():
     np.testing.assert_allclose(hessian, expected, rtol=0, atol=20 * EPS)
     for bad in (0.0, np.inf, np.nan):
         assert not np.any(jax.grad(eqopt.global_norm)(jnp.full(2, bad, FLOAT)))
+    mixed = {"wide": values((3,), 0), "narrow": values((3,), 1, jnp.float32)}
+    mixed["half"] = values((3,), 2, jnp.bfloat16)
+    norm, grad = jax.value_and_grad(eqopt.global_norm)(mixed)
+    for name, x in mixed.items():
+        assert grad[name].dtype == x.dtype
+        tolerance = 4 * float(jnp.finfo(x.dtype).eps)
+        np.testing.assert_allclose(
+            np.asarray(grad[name], np.float64), np.asarray(x, np.float64) / norm, rtol=tolerance
+        )
     z = jnp.asarray([3 + 4j, 0], jnp.complex64)
     np.testing.assert_allclose(jax.grad(eqopt.global_norm)(z), [0.6 - 0.8j, 0], rtol=1e-6)
 

@@ -1,6 +1,5 @@
 """PRNG keys that an optimizer, a state or a `Fit` keeps."""
 
-import io
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 
 import eqopt
 from eqopt._hyperparameter import float_dtype
+from tests.copying import through_a_file
 from tests.toolbox import same, X64
 
 FLOAT = float_dtype()
@@ -31,13 +31,6 @@ MAKERS: dict[str, Callable[[Any], Any]] = {
     "InjectHyperparams": lambda key: eqopt.InjectHyperparams(eqopt.NoisySGD)(0.1, key=key),
 }
 every_maker = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS.keys())
-
-
-def through_a_file(x: Any, like: Any) -> Any:
-    file = io.BytesIO()
-    eqx.tree_serialise_leaves(file, x)
-    file.seek(0)
-    return eqx.tree_deserialise_leaves(file, like)
 
 
 def _quartic(params: Any) -> Any:
