@@ -1,49 +1,37 @@
 """Optimizers for Equinox."""
 
-from . import (
-    flax_optim as flax_optim,
-    plot as plot,
-    projections as projections,
-    tree as tree,
+from . import flax_optim as flax_optim, plot as plot, projections as projections, tree as tree
+from ._base.checks import typed as typed
+from ._base.converters import real as real, size as size, steps as steps
+from ._base.key_data import KeyData as KeyData
+from ._base.norms import global_norm as global_norm
+from ._base.progress import (
+    AbstractProgress as AbstractProgress,
+    RichProgress as RichProgress,
+    TextProgress as TextProgress,
+    TqdmProgress as TqdmProgress,
 )
-from ._apply import apply_updates as apply_updates
-from ._bundle import Optimizer as Optimizer
-from ._cache import Cache as Cache, LinesearchState as LinesearchState
-from ._check import typed as typed
-from ._closure import RecompilationWarning as RecompilationWarning
-from ._descent import MinimizeResult as MinimizeResult
-from ._eval_params import (
-    AbstractEvalState as AbstractEvalState,
-    eval_params as eval_params,
-    LookaheadParams as LookaheadParams,
+from ._base.trees import (
+    bias_correction as bias_correction,
+    increment as increment,
+    zeros_like as zeros_like,
 )
-from ._first_step import (
-    double_step as double_step,
-    keep_step as keep_step,
-    unit_step as unit_step,
+from ._jit.function import RecompilationWarning as RecompilationWarning
+from ._matrix.matrices import MuonDimensionNumbers as MuonDimensionNumbers
+from ._matrix.newton_schulz import (
+    muon_aol as muon_aol,
+    muon_frobenius as muon_frobenius,
+    muon_schatten as muon_schatten,
+    muon_spectral as muon_spectral,
 )
-from ._fit import Fit as Fit, fit as fit, FitProgress as FitProgress
-from ._history import History as History
-from ._hyperparameter import real as real, size as size, steps as steps
-from ._hyperparameters import hyperparameters as hyperparameters
-from ._kernel import Rule as Rule
-from ._keys import KeyData as KeyData
-from ._linesearch.backtracking import (
-    ScaleByBacktrackingLinesearch as ScaleByBacktrackingLinesearch,
+from ._minimize.loop import MinimizeResult as MinimizeResult
+from ._minimize.minimize import minimize as minimize, Solution as Solution
+from ._objective.cache import Cache as Cache, LinesearchState as LinesearchState
+from ._objective.from_state import (
+    value_and_grad_from_state as value_and_grad_from_state,
+    ValueAndGradFromState as ValueAndGradFromState,
 )
-from ._linesearch.base import (
-    AbstractLinesearch as AbstractLinesearch,
-    Answer as Answer,
-    LinesearchInfo as LinesearchInfo,
-    LinesearchResult as LinesearchResult,
-    Origin as Origin,
-    Trial as Trial,
-)
-from ._linesearch.hager_zhang import ScaleByHagerZhangLinesearch as ScaleByHagerZhangLinesearch
-from ._linesearch.wolfe import ScaleByWolfeLinesearch as ScaleByWolfeLinesearch
-from ._linesearch.zoom import ScaleByZoomLinesearch as ScaleByZoomLinesearch
-from ._matrices import MuonDimensionNumbers as MuonDimensionNumbers
-from ._micro_grad import (
+from ._objective.micro_grad import (
     AbstractAccumulator as AbstractAccumulator,
     MeanAccumulator as MeanAccumulator,
     micro_grad as micro_grad,
@@ -51,28 +39,18 @@ from ._micro_grad import (
     StackAccumulator as StackAccumulator,
     SumAccumulator as SumAccumulator,
 )
-from ._minimize import minimize as minimize, Solution as Solution
-from ._monitor import (
-    AbstractMeasure as AbstractMeasure,
-    measurements as measurements,
-    MeasureWithEMA as MeasureWithEMA,
-    Monitor as Monitor,
-    MonitorState as MonitorState,
-    Snapshot as Snapshot,
-)
-from ._newton_schulz import (
-    muon_aol as muon_aol,
-    muon_frobenius as muon_frobenius,
-    muon_schatten as muon_schatten,
-    muon_spectral as muon_spectral,
-)
-from ._norm import global_norm as global_norm
-from ._objective import (
+from ._objective.objective import (
     Context as Context,
     Evaluation as Evaluation,
     Objective as Objective,
     Whole as Whole,
 )
+from ._objective.per_example import (
+    per_example_global_norm_clip as per_example_global_norm_clip,
+    per_example_layer_norm_clip as per_example_layer_norm_clip,
+    per_example_value_and_grad as per_example_value_and_grad,
+)
+from ._objective.value_and_grad import value_and_grad as value_and_grad
 from ._optimizer.acprop import ACProp as ACProp
 from ._optimizer.adabelief import AdaBelief as AdaBelief
 from ._optimizer.adadelta import Adadelta as Adadelta
@@ -119,16 +97,8 @@ from ._optimizer.sign import SignSGD as SignSGD, Signum as Signum
 from ._optimizer.sm3 import SM3 as SM3
 from ._optimizer.sophia import Sophia as Sophia
 from ._optimizer.yogi import Yogi as Yogi
-from ._per_example import (
-    per_example_global_norm_clip as per_example_global_norm_clip,
-    per_example_layer_norm_clip as per_example_layer_norm_clip,
-    per_example_value_and_grad as per_example_value_and_grad,
-)
 from ._precision.cast import cast_floating as cast_floating
-from ._precision.compensated import (
-    Compensated as Compensated,
-    CompensatedState as CompensatedState,
-)
+from ._precision.compensated import Compensated as Compensated, CompensatedState as CompensatedState
 from ._precision.dynamic_scale import (
     DynamicScale as DynamicScale,
     DynamicScaleResult as DynamicScaleResult,
@@ -143,32 +113,6 @@ from ._precision.stochastic import (
     StochasticRounding as StochasticRounding,
     StochasticRoundingState as StochasticRoundingState,
 )
-from ._progress import (
-    AbstractProgress as AbstractProgress,
-    RichProgress as RichProgress,
-    TextProgress as TextProgress,
-    TqdmProgress as TqdmProgress,
-)
-from ._quasi_newton.base import (
-    AbstractInitialMatrix as AbstractInitialMatrix,
-    AbstractSecant as AbstractSecant,
-    DiagonalMatrix as DiagonalMatrix,
-    DiagonalMatrixState as DiagonalMatrixState,
-    IdentityMatrix as IdentityMatrix,
-    ModifiedSecant as ModifiedSecant,
-    Pair as Pair,
-    PlainSecant as PlainSecant,
-    ScalarMatrix as ScalarMatrix,
-    ScalarMatrixState as ScalarMatrixState,
-)
-from ._quasi_newton.bfgs import (
-    ScaleByBFGS as ScaleByBFGS,
-    ScaleByBFGSState as ScaleByBFGSState,
-)
-from ._quasi_newton.lbfgs import (
-    ScaleByLBFGS as ScaleByLBFGS,
-    ScaleByLBFGSState as ScaleByLBFGSState,
-)
 from ._schedule.base import (
     AbstractSchedule as AbstractSchedule,
     Constant as Constant,
@@ -180,10 +124,7 @@ from ._schedule.base import (
 from ._schedule.cosine import CosineDecay as CosineDecay
 from ._schedule.exponential import ExponentialDecay as ExponentialDecay
 from ._schedule.join import Join as Join
-from ._schedule.onecycle import (
-    CosineOneCycle as CosineOneCycle,
-    LinearOneCycle as LinearOneCycle,
-)
+from ._schedule.onecycle import CosineOneCycle as CosineOneCycle, LinearOneCycle as LinearOneCycle
 from ._schedule.piecewise import (
     PiecewiseConstant as PiecewiseConstant,
     PiecewiseInterpolate as PiecewiseInterpolate,
@@ -195,39 +136,28 @@ from ._schedule.warmup import (
     WarmupCosineDecay as WarmupCosineDecay,
     WarmupExponentialDecay as WarmupExponentialDecay,
 )
-from ._selector import (
-    AbstractSelector as AbstractSelector,
-    And as And,
-    ByNdim as ByNdim,
-    ByPath as ByPath,
-    ByType as ByType,
-    FunctionSelector as FunctionSelector,
-    Not as Not,
-    Or as Or,
-    TreeSelector as TreeSelector,
-    Where as Where,
+from ._train.fit import Fit as Fit, fit as fit, FitProgress as FitProgress
+from ._train.history import History as History
+from ._train.hyperparameters import hyperparameters as hyperparameters
+from ._train.optimizer import Optimizer as Optimizer
+from ._transformation.apply import apply_updates as apply_updates
+from ._transformation.averaging import (
+    incremental_update as incremental_update,
+    periodic_update as periodic_update,
 )
-from ._transformation import (
+from ._transformation.base import (
     AbstractLeafwise as AbstractLeafwise,
     AbstractOptimizer as AbstractOptimizer,
     AbstractTransformation as AbstractTransformation,
     EmptyState as EmptyState,
 )
+from ._transformation.eval_params import (
+    AbstractEvalState as AbstractEvalState,
+    eval_params as eval_params,
+    LookaheadParams as LookaheadParams,
+)
+from ._transformation.leafwise import Rule as Rule
 from ._transforms import *
-from ._tree import (
-    bias_correction as bias_correction,
-    increment as increment,
-    zeros_like as zeros_like,
-)
-from ._update import (
-    incremental_update as incremental_update,
-    periodic_update as periodic_update,
-)
-from ._value_and_grad import value_and_grad as value_and_grad
-from ._value_and_grad_from_state import (
-    value_and_grad_from_state as value_and_grad_from_state,
-    ValueAndGradFromState as ValueAndGradFromState,
-)
 from ._wrapper.chain import Chain as Chain, ChainState as ChainState
 from ._wrapper.conditional import (
     ConditionallyMask as ConditionallyMask,
@@ -256,6 +186,14 @@ from ._wrapper.inject_hyperparams import (
 from ._wrapper.lookahead import Lookahead as Lookahead, LookaheadState as LookaheadState
 from ._wrapper.masked import Masked as Masked, MaskedState as MaskedState
 from ._wrapper.mechanize import Mechanize as Mechanize, MechanizeState as MechanizeState
+from ._wrapper.monitor import (
+    AbstractMeasure as AbstractMeasure,
+    measurements as measurements,
+    MeasureWithEMA as MeasureWithEMA,
+    Monitor as Monitor,
+    MonitorState as MonitorState,
+    Snapshot as Snapshot,
+)
 from ._wrapper.multi_steps import (
     MultiSteps as MultiSteps,
     MultiStepsState as MultiStepsState,
@@ -282,4 +220,50 @@ from .interop._optax import (
     from_optax as from_optax,
     FromOptax as FromOptax,
     FromOptaxState as FromOptaxState,
+)
+from .linesearch._backtracking import ScaleByBacktrackingLinesearch as ScaleByBacktrackingLinesearch
+from .linesearch._base import (
+    AbstractLinesearch as AbstractLinesearch,
+    Answer as Answer,
+    LinesearchInfo as LinesearchInfo,
+    LinesearchResult as LinesearchResult,
+    Origin as Origin,
+    Trial as Trial,
+)
+from .linesearch._first_step import (
+    double_step as double_step,
+    keep_step as keep_step,
+    unit_step as unit_step,
+)
+from .linesearch._hager_zhang import ScaleByHagerZhangLinesearch as ScaleByHagerZhangLinesearch
+from .linesearch._wolfe import ScaleByWolfeLinesearch as ScaleByWolfeLinesearch
+from .linesearch._zoom import ScaleByZoomLinesearch as ScaleByZoomLinesearch
+from .quasi_newton._base import (
+    AbstractInitialMatrix as AbstractInitialMatrix,
+    AbstractSecant as AbstractSecant,
+    DiagonalMatrix as DiagonalMatrix,
+    DiagonalMatrixState as DiagonalMatrixState,
+    IdentityMatrix as IdentityMatrix,
+    ModifiedSecant as ModifiedSecant,
+    Pair as Pair,
+    PlainSecant as PlainSecant,
+    ScalarMatrix as ScalarMatrix,
+    ScalarMatrixState as ScalarMatrixState,
+)
+from .quasi_newton._bfgs import ScaleByBFGS as ScaleByBFGS, ScaleByBFGSState as ScaleByBFGSState
+from .quasi_newton._lbfgs import (
+    ScaleByLBFGS as ScaleByLBFGS,
+    ScaleByLBFGSState as ScaleByLBFGSState,
+)
+from .selectors._selector import (
+    AbstractSelector as AbstractSelector,
+    And as And,
+    ByNdim as ByNdim,
+    ByPath as ByPath,
+    ByType as ByType,
+    FunctionSelector as FunctionSelector,
+    Not as Not,
+    Or as Or,
+    TreeSelector as TreeSelector,
+    Where as Where,
 )

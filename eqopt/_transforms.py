@@ -1,5 +1,10 @@
 """The names of all transforms, for `__init__.py`: the list is long."""
 
+from ._matrix.muon import (
+    ScaleByMuon as ScaleByMuon,
+    ScaleByMuonState as ScaleByMuonState,
+    ScaleByShape as ScaleByShape,
+)
 from ._transform.acprop import (
     ScaleByACProp as ScaleByACProp,
     ScaleByACPropState as ScaleByACPropState,
@@ -30,10 +35,7 @@ from ._transform.amsgrad import (
     ScaleByAMSGrad as ScaleByAMSGrad,
     ScaleByAMSGradState as ScaleByAMSGradState,
 )
-from ._transform.apply_every import (
-    ApplyEvery as ApplyEvery,
-    ApplyEveryState as ApplyEveryState,
-)
+from ._transform.apply_every import ApplyEvery as ApplyEvery, ApplyEveryState as ApplyEveryState
 from ._transform.average import (
     EMA as EMA,
     EMAState as EMAState,
@@ -64,20 +66,7 @@ from ._transform.clip import (
     Normalize as Normalize,
     NormalizeByUpdateNorm as NormalizeByUpdateNorm,
 )
-from ._transform.cocob import (
-    ScaleByCOCOB as ScaleByCOCOB,
-    ScaleByCOCOBState as ScaleByCOCOBState,
-)
-from ._transform.conjugate_gradient import (
-    AbstractConjugacy as AbstractConjugacy,
-    ConjugacyProducts as ConjugacyProducts,
-    DaiYuan as DaiYuan,
-    FletcherReeves as FletcherReeves,
-    HagerZhang as HagerZhang,
-    PolakRibierePlus as PolakRibierePlus,
-    ScaleByNonlinearCG as ScaleByNonlinearCG,
-    ScaleByNonlinearCGState as ScaleByNonlinearCGState,
-)
+from ._transform.cocob import ScaleByCOCOB as ScaleByCOCOB, ScaleByCOCOBState as ScaleByCOCOBState
 from ._transform.contract import (
     ContractByLearningRate as ContractByLearningRate,
     ContractByLearningRateState as ContractByLearningRateState,
@@ -135,11 +124,6 @@ from ._transform.momo import (
     ScaleByMoMoAdamState as ScaleByMoMoAdamState,
     ScaleByMoMoState as ScaleByMoMoState,
 )
-from ._transform.muon import (
-    ScaleByMuon as ScaleByMuon,
-    ScaleByMuonState as ScaleByMuonState,
-    ScaleByShape as ScaleByShape,
-)
 from ._transform.nans import ZeroNaNs as ZeroNaNs, ZeroNaNsState as ZeroNaNsState
 from ._transform.noise import AddNoise as AddNoise, AddNoiseState as AddNoiseState
 from ._transform.nonnegative import KeepParamsNonnegative as KeepParamsNonnegative
@@ -168,11 +152,18 @@ from ._transform.rms import (
     ScaleByStddev as ScaleByStddev,
     ScaleByStddevState as ScaleByStddevState,
 )
-from ._transform.rprop import (
-    ScaleByRprop as ScaleByRprop,
-    ScaleByRpropState as ScaleByRpropState,
-)
+from ._transform.rprop import ScaleByRprop as ScaleByRprop, ScaleByRpropState as ScaleByRpropState
 from ._transform.rss import ScaleByRSS as ScaleByRSS, ScaleByRSSState as ScaleByRSSState
 from ._transform.sign import ScaleBySign as ScaleBySign
 from ._transform.sm3 import ScaleBySM3 as ScaleBySM3, ScaleBySM3State as ScaleBySM3State
 from ._transform.yogi import ScaleByYogi as ScaleByYogi, ScaleByYogiState as ScaleByYogiState
+from .quasi_newton._conjugate_gradient import (
+    AbstractConjugacy as AbstractConjugacy,
+    ConjugacyProducts as ConjugacyProducts,
+    DaiYuan as DaiYuan,
+    FletcherReeves as FletcherReeves,
+    HagerZhang as HagerZhang,
+    PolakRibierePlus as PolakRibierePlus,
+    ScaleByNonlinearCG as ScaleByNonlinearCG,
+    ScaleByNonlinearCGState as ScaleByNonlinearCGState,
+)

@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from ._fit import History
+from ._base.types import Function
 from ._schedule.base import AbstractSchedule, as_schedule
-from ._types import Function
+from ._train.fit import History
 
 
 def history(history: History, axes: Any = None) -> Any:

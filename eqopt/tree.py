@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from . import _check
-from ._bundle import Optimizer
-from ._packed import owned
-from ._types import Tree
+from ._base import checks
+from ._base.types import Tree
+from ._jit.partition import owned
+from ._train.optimizer import Optimizer
 
 _Class = TypeVar("_Class")
 _Path = tuple[Any, ...]
@@ -148,21 +148,21 @@ def map_params(
     """
     if isinstance(state, Optimizer):
         return state.replace(state=map_params(fn, state.state, params, *rest, others=others))
-    trained = jax.tree.map(lambda x: x if _check.is_inexact(x) else None, params)
-    leaves, treedef = _check.flatten(trained)
+    trained = jax.tree.map(lambda x: x if checks.is_inexact(x) else None, params)
+    leaves, treedef = checks.flatten(trained)
     columns = [_column(x, params, leaves, treedef, i) for i, x in enumerate(rest)]
 
     def is_part(x: Any) -> bool:
-        found, own = _check.flatten(x)
+        found, own = checks.flatten(x)
         if own != treedef:
             return False
         if own == _LEAF:
-            return _check.is_inexact(x) and np.shape(x) == np.shape(leaves[0])
-        return all(y is None or _check.is_inexact(y) for y in found)
+            return checks.is_inexact(x) and np.shape(x) == np.shape(leaves[0])
+        return all(y is None or checks.is_inexact(y) for y in found)
 
     def change(x: Any) -> Any:
         if is_part(x):
-            columns_of_x, _ = _check.flatten(x)
+            columns_of_x, _ = checks.flatten(x)
             new = [
                 None if y is None else fn(y, *values)
                 for y, *values in zip(columns_of_x, leaves, *columns, strict=True)
@@ -190,7 +190,7 @@ def _state(tree: PyTree) -> PyTree:
 
 
 def _written(path: _Path) -> str:
-    return _check.keystr(path).lstrip(".")
+    return checks.keystr(path).lstrip(".")
 
 
 def _walk(tree: PyTree, path: _Path = ()) -> Iterator[tuple[_Path, Any]]:
@@ -207,7 +207,7 @@ def _found(tree: PyTree, which: Any) -> list[tuple[_Path, Any]]:
     if isinstance(which, type):
         return [(path, x) for path, x in _walk(tree) if isinstance(x, which)]
     if not isinstance(which, str):
-        raise TypeError(f"`which` must be a class or a name; got {_check.describe(which)}")
+        raise TypeError(f"`which` must be a class or a name; got {checks.describe(which)}")
     return [
         (path, x) for path, x in _walk(tree) if path and which in (_name(path[-1]), _written(path))
     ]
@@ -247,28 +247,28 @@ def _replaced(tree: PyTree, path: _Path, value: Any) -> Any:
 
 def _fitted(value: Any, old: Any, name: str) -> Any:
     """Refuses what is of another type, by the name of the leaf."""
-    expected, treedef = _check.flatten(old)
-    given, own = _check.flatten(value)
+    expected, treedef = checks.flatten(old)
+    given, own = checks.flatten(value)
     if own != treedef:
-        raise _check.structure_error(value, old, "value", name)
-    paths = zip(_check.paths("value", value), _check.paths(name, old), strict=True)
+        raise checks.structure_error(value, old, "value", name)
+    paths = zip(checks.paths("value", value), checks.paths(name, old), strict=True)
     new = [_fitted_leaf(x, y, *names) for x, y, names in zip(given, expected, paths, strict=True)]
     return treedef.unflatten(new)
 
 
 def _fitted_leaf(x: Any, old: Any, name: str, old_name: str) -> Any:
-    if isinstance(old, _check.ARRAYS) and old.shape == () and isinstance(x, bool | int | float):
+    if isinstance(old, checks.ARRAYS) and old.shape == () and isinstance(x, bool | int | float):
         kinds = {bool: np.bool_, int: np.integer, float: np.floating}
         integral = isinstance(x, int) and not isinstance(x, bool)
         floats = integral and jnp.issubdtype(old.dtype, np.inexact)
         if floats or jnp.issubdtype(old.dtype, kinds[type(x)]):
             return jnp.asarray(x, old.dtype)
-    if isinstance(old, _check.ARRAYS) and isinstance(x, _check.ARRAYS):
+    if isinstance(old, checks.ARRAYS) and isinstance(x, checks.ARRAYS):
         if (x.shape, x.dtype) == (old.shape, old.dtype):
             return owned(x)
     elif x is None and old is None:
         return x
-    elif not isinstance(old, _check.ARRAYS) and type(x) is type(old):
+    elif not isinstance(old, checks.ARRAYS) and type(x) is type(old):
         return x
-    mistake = ValueError if isinstance(x, _check.ARRAYS) else TypeError
-    raise mistake(f"`{name}` is {_check.describe(x)}; `{old_name}` is {_check.describe(old)}")
+    mistake = ValueError if isinstance(x, checks.ARRAYS) else TypeError
+    raise mistake(f"`{name}` is {checks.describe(x)}; `{old_name}` is {checks.describe(old)}")

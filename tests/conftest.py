@@ -44,8 +44,8 @@ def pytest_runtest_teardown() -> None:
     if _MAPPINGS.read_text().count("\n") > _MAX_MAPPINGS:
         import jax
 
-        from eqopt import _closure
+        from eqopt._jit import function
 
         jax.clear_caches()
         # What is traced anew from here on is not traced once too often.
-        _closure._traces.clear()
+        function._traces.clear()

@@ -11,61 +11,13 @@ import pkgutil
 import re
 import subprocess
 import tokenize
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import equinox as eqx
 
-# Imports go to a lower floor, or to `base.py` within a folder: `_base.py` in one that is public.
-FLOORS = (
-    ("_arithmetic.py", "_bytecode.py", "_compat.py", "_interpolation.py", "_types.py"),
-    ("_callbacks.py", "_check.py", "_identity.py"),
-    ("_keys.py", "_model.py", "_packed.py", "_path_pattern.py", "_reading.py", "_sharing.py"),
-    ("_plain.py",),
-    (
-        "_closure.py",
-        "_door.py",
-        "_history.py",
-        "_hyperparameter.py",
-        "_kernel.py",
-        "_progress.py",
-        "_tree.py",
-    ),
-    (
-        "_apply.py",
-        "_fingerprint.py",
-        "_first_step.py",
-        "_norm.py",
-        "_objective.py",
-        "_random.py",
-        "_schedule/",
-        "_selector.py",
-        "projections/",
-    ),
-    (
-        "_cache.py",
-        "_eval_params.py",
-        "_implicit.py",
-        "_matrices.py",
-        "_ravel.py",
-        "_update.py",
-        "_value_and_grad.py",
-    ),
-    ("_newton_schulz.py", "_per_example.py", "_value_and_grad_from_state.py"),
-    ("_micro_grad.py", "_transformation.py"),
-    ("_apply_when.py", "_nesting.py"),
-    ("_links.py", "_masking.py"),
-    ("_form.py",),
-    ("_linesearch/", "_precision/", "_quasi_newton/", "_transform/", "_wrapper/"),
-    ("_transforms.py",),
-    ("_hyperparameters.py", "_monitor.py", "_optimizer/", "_parts.py"),
-    ("_focus.py", "_override.py"),
-    ("_bundle.py", "_descent.py", "_fit.py"),
-    ("_minimize.py", "flax_optim/"),
-    ("interop/", "plot.py", "tree.py"),
-)
 MAX_LINES = 400
 
 _SUPPRESSION = re.compile(
@@ -85,7 +37,7 @@ def sources(root: Path, *folders: str) -> list[Path]:
 
 
 def all_sources(root: Path) -> list[Path]:
-    return sources(root, "eqopt", "tests", "examples", "benchmarks", "docs", "noxfile.py")
+    return sources(root, "eqopt", "tests", "tools", "examples", "benchmarks", "docs", "noxfile.py")
 
 
 def repository_files(root: Path) -> list[Path]:
@@ -94,59 +46,6 @@ def repository_files(root: Path) -> list[Path]:
     listed = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout
     paths = [root / x for x in listed.split("\0") if x]
     return [x for x in paths if x.is_file()]
-
-
-# Floors
-
-
-def floor_faults(package: Path, floors: Sequence[Sequence[str]]) -> list[str]:
-    """Imports within the package that do not go down, and files and rows without a counterpart."""
-    floor_of = {row: i for i, floor in enumerate(floors) for row in floor}
-    files = [x for x in sources(package.parent, package.name) if x.name != "__init__.py"]
-    folders = [x for x in sources(package.parent, package.name) if x.name == "__init__.py"]
-    rows = {_row(package, x) for x in files + folders} - {"__init__.py"}
-    faults = [f"`{x}` is on no floor" for x in sorted(rows - floor_of.keys())]
-    faults += [f"`{x}` has a floor, and does not exist" for x in sorted(floor_of.keys() - rows)]
-    for path in files:
-        own = _row(package, path)
-        for target in _targets(package, path):
-            row = _row(package, target)
-            # The package's own `__init__.py` is above everything.
-            down = floor_of.get(row, len(floors)) < floor_of.get(own, 0)
-            base = row == own and target.name in ("base.py", "_base.py")
-            if not (down or base):
-                where, to = path.relative_to(package), target.relative_to(package)
-                faults.append(f"`{where}` imports `{to}`, which is not below it")
-    return faults
-
-
-def _row(package: Path, path: Path) -> str:
-    first, *rest = path.relative_to(package).parts
-    return f"{first}/" if rest else first
-
-
-def _targets(package: Path, path: Path) -> Iterator[Path]:
-    """The files of the package that a file imports, wherever in it the import stands."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        names: list[tuple[str, ...]] = []
-        if isinstance(node, ast.Import):
-            names = [tuple(x.name.split(".")) for x in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            above = (package.name, *path.relative_to(package).parts)[: -node.level or None]
-            stem = (*(above if node.level else ()), *(node.module or "").split("."))
-            names = [(*filter(None, stem), x.name) for x in node.names]
-        for first, *rest in names:
-            if first == package.name:
-                yield _file(package, rest)
-
-
-def _file(package: Path, names: list[str]) -> Path:
-    for n in range(len(names), 0, -1):
-        stem = package.joinpath(*names[:n])
-        for candidate in (stem.with_name(stem.name + ".py"), stem / "__init__.py"):
-            if candidate.is_file():
-                return candidate
-    return package / "__init__.py"
 
 
 # What is private in JAX and Equinox

@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import eqopt
-from eqopt._arithmetic import safe_sqrt
+from eqopt._base.arithmetic import safe_sqrt
 from eqopt._transform import factored
 from tests.toolbox import FLOAT, same, values, X64
 from tests.trees import assert_near

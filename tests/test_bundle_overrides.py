@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 import eqopt
 from eqopt import ByPath, Optimizer
-from eqopt._hyperparameter import settle
+from eqopt._base.converters import settle
 from tests.counting import Calls
 from tests.toolbox import assert_close, FLOAT, same, Tally, Traced, tree
 

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from jaxtyping import Array
 
-from eqopt import _door
-from eqopt._closure import hoist, note_trace, opaque, RecompilationWarning
+from eqopt._jit import compiled_call
+from eqopt._jit.function import hoist, note_trace, opaque, RecompilationWarning
 
 P = jnp.arange(1.0, 4.0)
 
@@ -36,7 +36,7 @@ class Door:
     def check(self, fn: Callable[..., Any], p: Array = P) -> None:
         """Holds the compiled function against the function itself."""
         hoisted = hoist(fn)
-        value, grad = _door.call(self._body, hoisted, p, reuse=not opaque(hoisted))
+        value, grad = compiled_call.call(self._body, hoisted, p, reuse=not opaque(hoisted))
         expected, expected_grad = jax.value_and_grad(fn)(p)
         assert np.allclose(value, expected, rtol=1e-6)
         assert np.allclose(grad, expected_grad, rtol=1e-6)
@@ -213,7 +213,7 @@ REBOUND = {
 }
 
 
-@pytest.mark.filterwarnings("ignore::eqopt._closure.RecompilationWarning")
+@pytest.mark.filterwarnings("ignore::eqopt._jit.function.RecompilationWarning")
 @pytest.mark.parametrize("rebind, fn", REBOUND.values(), ids=REBOUND.keys())
 def test_what_is_rebound_is_seen(
     rebind: Callable[[int], None], fn: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
@@ -251,7 +251,7 @@ def test_what_a_function_changes_is_no_input(monkeypatch: pytest.MonkeyPatch) ->
     door = Door()
     for _ in range(4):
         hoisted = hoist(loss)
-        _door.call(door._body, hoisted, P, reuse=not opaque(hoisted))
+        compiled_call.call(door._body, hoisted, P, reuse=not opaque(hoisted))
     assert (door.num_traces, counted, len(log), calls["n"]) == (1, 1, 1, 1)
 
 

@@ -13,8 +13,8 @@ import pytest
 from jaxtyping import Array
 
 import eqopt
-from eqopt import _door
-from eqopt._closure import hoist, opaque
+from eqopt._jit import compiled_call
+from eqopt._jit.function import hoist, opaque
 from tests import counted
 from tests.counted import answered, calls, COUNTING, Counting, squares
 from tests.test_closure import Door, P
@@ -22,7 +22,7 @@ from tests.test_closure import Door, P
 
 def run(door: Door, fn: Callable[..., Any]) -> float:
     hoisted = hoist(fn)
-    value, _ = _door.call(door._body, hoisted, P, reuse=not opaque(hoisted))
+    value, _ = compiled_call.call(door._body, hoisted, P, reuse=not opaque(hoisted))
     jax.effects_barrier()
     return float(value)
 
@@ -155,7 +155,7 @@ def test_a_step_evaluates_only_what_the_search_tries() -> None:
         assert len(traces) == 1
 
 
-@pytest.mark.filterwarnings("ignore::eqopt._closure.RecompilationWarning")
+@pytest.mark.filterwarnings("ignore::eqopt._jit.function.RecompilationWarning")
 def test_what_a_callback_answers_is_not_out_of_date() -> None:
     factor = [1.0]
 

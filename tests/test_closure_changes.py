@@ -11,7 +11,7 @@ import pytest
 from jax.experimental import io_callback
 from jaxtyping import Array
 
-from eqopt._bytecode import Callbacks, uses
+from eqopt._jit.bytecode import Callbacks, uses
 from tests.counted import answered, calls, squares
 from tests.test_closure import Door, P
 
@@ -212,7 +212,7 @@ CHANGED: dict[str, tuple[Callable[[int], None], Callable[[Array], Array]]] = {
 }
 
 
-@pytest.mark.filterwarnings("ignore::eqopt._closure.RecompilationWarning")
+@pytest.mark.filterwarnings("ignore::eqopt._jit.function.RecompilationWarning")
 @pytest.mark.parametrize("counted", (False, True))
 @pytest.mark.parametrize("change, fn", CHANGED.values(), ids=CHANGED.keys())
 def test_what_is_read_while_tracing_is_seen_to_change(

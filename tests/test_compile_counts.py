@@ -12,7 +12,8 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, PyTree
 
 import eqopt
-from eqopt import _kernel, _sharing
+from eqopt._base import trace_sharing
+from eqopt._transformation.base import leafwise
 
 SHAPES = [(2, 1 + i) for i in range(7)]
 
@@ -63,8 +64,8 @@ def test_a_kernel_is_traced_once_a_shape(num: int) -> None:
         return -update
 
     def run(updates: PyTree) -> PyTree:
-        rule = _kernel.Rule(kernel, eqopt.EmptyState())
-        return _kernel.run((rule,), updates, None)[0]
+        rule = leafwise.Rule(kernel, eqopt.EmptyState())
+        return leafwise.run((rule,), updates, None)[0]
 
     updates = many_leaves(num)
     out = jax.jit(run)(updates)
@@ -90,7 +91,7 @@ def test_small_leaves_share_a_sum() -> None:
 def test_bundles_are_alike_and_hold_every_leaf_once(counts: tuple[int, ...]) -> None:
     rng = np.random.default_rng(0)
     kinds = rng.permutation([i for i, n in enumerate(counts) for _ in range(n)]).tolist()
-    bundles, rest = _sharing.share_out(kinds)
+    bundles, rest = trace_sharing.share_out(kinds)
     held = [i for bundle in [rest, *bundles] for i in bundle]
     assert Counter(held) == Counter(range(len(kinds)))
     assert len({tuple(kinds[i] for i in bundle) for bundle in bundles}) <= 1
@@ -102,7 +103,7 @@ def test_leaves_are_mapped_in_their_order() -> None:
     halves = [
         jnp.full(x.shape, 0.5, np.float16 if i % 3 else np.float32) for i, x in enumerate(leaves)
     ]
-    out = _sharing.map_leaves(_minus, leaves, halves)
+    out = trace_sharing.map_leaves(_minus, leaves, halves)
     assert [x.shape for x in out] == [x.shape for x in leaves]
     assert [float(x[0, 0]) for x in out] == [i - 0.5 for i in range(40)]
 

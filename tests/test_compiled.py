@@ -16,7 +16,7 @@ import optax
 import pytest
 
 import eqopt
-from eqopt._tree import all_finite
+from eqopt._base.trees import all_finite
 
 _SHAPE = (512, 2048)
 _SIZE = 512 * 2048

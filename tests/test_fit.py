@@ -13,7 +13,7 @@ import pytest
 from jaxtyping import Array, Float
 
 import eqopt
-from eqopt._hyperparameter import float_dtype
+from eqopt._base.converters import float_dtype
 
 X64 = float_dtype() == np.float64
 TOLERANCE = 1e-12 if X64 else 1e-5

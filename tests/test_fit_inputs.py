@@ -12,7 +12,7 @@ import pytest
 from jaxtyping import Array
 
 import eqopt
-from eqopt._hyperparameter import float_dtype
+from eqopt._base.converters import float_dtype
 from tests.toolbox import same, X64
 
 FLOAT = float_dtype()
@@ -328,7 +328,7 @@ def test_aux_that_cannot_be_kept_is_named(steps_per_call: int):
 
 
 def test_a_long_history_is_one(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("eqopt._history._FLUSH", 4)
+    monkeypatch.setattr("eqopt._train.history._FLUSH", 4)
     batches = [{"x": _array(i % 5)} for i in range(23)]
     aux, _ = _fit(lambda batch, key: (batch["x"], jnp.sum(batch["x"])), 1, batches=batches)
     expected = [_array(i % 5) for i in range(23)]

@@ -1,5 +1,6 @@
 """The rules of the house hold in the whole repository, and each of them finds its fault."""
 
+import ast
 import importlib
 import inspect
 import subprocess
@@ -13,9 +14,11 @@ import pytest
 
 import eqopt
 from tests import house
+from tools import house as layout
 
 ROOT = Path(__file__).parents[1]
 EQOPT = ROOT / "eqopt"
+COMPAT = EQOPT / "_base" / "compat.py"
 
 
 def faults(rule: Callable[[Path], list[str]], paths: list[Path]) -> list[str]:
@@ -26,8 +29,18 @@ def faults(rule: Callable[[Path], list[str]], paths: list[Path]) -> list[str]:
 # The repository
 
 
-def test_imports_go_to_a_lower_floor():
-    assert house.floor_faults(EQOPT, house.FLOORS) == []
+def test_the_package_keeps_its_measures():
+    found = layout.figures(EQOPT)
+    assert found.arrows_up == found.cycles == 0
+    assert found.rooms <= 25
+    assert found.floors <= 11
+    assert found.arrows <= 120
+    assert found.private_top_level_files <= 3
+
+
+def test_the_page_shows_the_layout():
+    page = layout.PAGE.read_text(encoding="utf-8")
+    assert layout.page_with(page, layout.layout(EQOPT)) == page
 
 
 def test_words_that_do_not_occur():
@@ -35,9 +48,9 @@ def test_words_that_do_not_occur():
 
 
 def test_what_is_private_in_jax_stands_in_one_file():
-    files = [x for x in house.sources(ROOT, "eqopt") if x.name != "_compat.py"]
+    files = [x for x in house.sources(ROOT, "eqopt") if x != COMPAT]
     assert faults(house.private_faults, files) == []
-    assert len(house.private_faults(EQOPT / "_compat.py")) >= 5
+    assert len(house.private_faults(COMPAT)) >= 5
 
 
 def test_no_comment_silences_a_tool():
@@ -163,6 +176,26 @@ def write(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
+PACKAGE = {
+    "__init__.py": "from .d import x",
+    "a.py": "import json\nfrom collections import abc",
+    "b.py": "from .a import x\nfrom . import a",
+    "c.py": "from pack import a",
+    "d.py": "from .fam.one import x\nfrom . import a, b",
+    "fam/__init__.py": "",
+    "fam/base.py": "from ..a import x",
+    "fam/one.py": "from .base import x\nfrom .. import a",
+    "fam/two.py": "from pack.fam.base import x",
+}
+
+
+def test_the_measures_of_a_package(write: Callable[..., Path]):
+    files = [write(text, f"pack/{name}") for name, text in PACKAGE.items()]
+    found = layout.figures(files[0].parent)
+    assert (found.rooms, found.floors, found.arrows) == (6, 4, 7)
+    assert (found.arrows_up, found.cycles) == (0, 0)
+
+
 @pytest.mark.parametrize(
     ("path", "line"),
     [
@@ -173,41 +206,36 @@ def write(tmp_path: Path) -> Callable[..., Path]:
         ("a.py", "from pack.fam.one import x"),
         ("a.py", "from . import anything"),
         ("a.py", "def f():\n    from .b import x"),
-        ("b.py", "from .c import x"),
-        ("fam/one.py", "from .two import x"),
-        ("fam/one.py", "from . import two"),
-        ("fam/one.py", "from ..c import x"),
+        ("fam/base.py", "from .two import x"),
+        ("fam/base.py", "from . import one"),
     ],
 )
-def test_floors_find_an_import_that_goes_up(write: Callable[..., Path], path: str, line: str):
-    floors = (("a.py",), ("b.py", "c.py", "fam/", "open/"), ("d.py",))
-    tree = {
-        "__init__.py": "from .d import x",
-        "a.py": "import json\nfrom collections import abc",
-        "b.py": "from .a import x\nfrom . import a",
-        "c.py": "from pack import a",
-        "d.py": "from .fam.one import x\nfrom . import a, b",
-        "fam/__init__.py": "",
-        "fam/base.py": "from ..a import x",
-        "fam/one.py": "from .base import x\nfrom .. import a",
-        "fam/two.py": "from pack.fam.base import x",
-        "open/__init__.py": "from ._one import x",
-        "open/_base.py": "from ..a import x",
-        "open/_one.py": "from ._base import x",
-    }
-    files = [write(text, f"pack/{name}") for name, text in tree.items()]
-    package = files[0].parent
-    assert house.floor_faults(package, floors) == []
-    write(tree[path] + "\n" + line, f"pack/{path}")
-    (fault,) = house.floor_faults(package, floors)
-    assert fault.startswith(f"`{path}` imports")
+def test_an_import_that_closes_a_cycle_is_found(write: Callable[..., Path], path: str, line: str):
+    files = [write(text, f"pack/{name}") for name, text in PACKAGE.items()]
+    write(PACKAGE[path] + "\n" + line, f"pack/{path}")
+    assert layout.figures(files[0].parent).cycles > 0
 
 
-def test_floors_find_a_file_or_a_row_too_many(write: Callable[..., Path]):
-    package = write("x = 1").parent
-    assert house.floor_faults(package, (("a.py",),)) == []
-    assert house.floor_faults(package, ((),)) == ["`a.py` is on no floor"]
-    assert len(house.floor_faults(package, (("a.py", "b.py"),))) == 1
+def test_lines_of_code_are_counted(write: Callable[..., Path]):
+    path = write('''"""Doc."""
+
+# A comment.
+from typing import Any
+
+
+def f(x: Any) -> Any:  # A comment.
+    """Doc,
+
+    in lines.
+    """
+    return Made(1, 2,
+                3, 4, *x)
+''')
+    assert layout.num_code_lines(path) == 4
+    tree = ast.parse(path.read_text())
+    assert layout.num_any(tree) == 3
+    assert layout.num_positional_builds(tree) == 1
+    assert layout.num_positional_builds(tree, at_least=6) == 0
 
 
 @pytest.mark.parametrize(

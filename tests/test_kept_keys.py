@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import eqopt
-from eqopt._hyperparameter import float_dtype
+from eqopt._base.converters import float_dtype
 from tests.copying import through_a_file
 from tests.toolbox import same, X64
 

@@ -12,6 +12,7 @@ from jaxtyping import Array
 
 import eqopt
 from eqopt import MinimizeResult
+from eqopt._minimize import minimize
 from tests.counting import Calls
 from tests.toolbox import assert_close, FLOAT, X64
 
@@ -245,7 +246,7 @@ def test_failures_raise_and_say_what_to_try():
         run = eqx.filter_vmap(
             lambda x: eqopt.minimize(rosenbrock, eqopt.LBFGS(), x, max_steps=3, throw=False)
         )
-        eqopt._minimize._checked(run(starts))
+        minimize._checked(run(starts))
 
 
 def test_mistakes_are_named():

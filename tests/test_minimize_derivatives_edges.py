@@ -12,7 +12,7 @@ import scipy.special
 from jaxtyping import Array
 
 import eqopt
-from eqopt import _door
+from eqopt._jit import compiled_call
 from tests.counting import Calls
 from tests.toolbox import assert_close, FLOAT, X64
 
@@ -316,13 +316,13 @@ def test_a_program_that_reads_a_tracer_from_a_dictionary_is_not_kept(
     monkeypatch: pytest.MonkeyPatch,
 ):
     kept: list[bool] = []
-    call = _door.call
+    call = compiled_call.call
 
     def noting(*args: Any, reuse: bool) -> Any:
         kept.append(reuse)
         return call(*args, reuse=reuse)
 
-    monkeypatch.setattr(_door, "call", noting)
+    monkeypatch.setattr(compiled_call, "call", noting)
 
     y, start = jnp.asarray(Y), jnp.zeros(3, FLOAT)
 

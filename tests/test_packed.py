@@ -15,7 +15,7 @@ from jaxtyping import Array
 
 import eqopt
 from eqopt import Optimizer
-from eqopt._packed import Flat, pack
+from eqopt._jit.partition import Flat, pack
 from tests.toolbox import FLOAT, same, tree, values
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import pytest
 
-from eqopt._closure import hoist
+from eqopt._jit.function import hoist
 from tests.test_closure import Door, P
 
 SOURCE = """

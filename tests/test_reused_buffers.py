@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import eqopt
-from eqopt._hyperparameter import float_dtype
+from eqopt._base.converters import float_dtype
 
 FLOAT = float_dtype()
 SIZES = [2, 1_000_000]

@@ -15,7 +15,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from eqopt._hyperparameter import float_dtype
+from eqopt._base.converters import float_dtype
 from eqopt._schedule.base import (
     AbstractSchedule,
     Constant,

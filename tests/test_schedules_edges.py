@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jaxtyping import Array, Float, Int
 
-from eqopt._hyperparameter import float_dtype
+from eqopt._base.converters import float_dtype
 from eqopt._schedule.base import (
     AbstractSchedule,
     Constant,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import eqopt
-from eqopt import _packed
+from eqopt._jit import partition
 from tests.table import each, Row, ROWS
 from tests.table.row import half_square
 from tests.toolbox import finite, FLOAT, in_one_width, same, tree, values, X64
@@ -68,23 +68,23 @@ def test_what_a_state_holds_may_be_donated():
 
 
 def test_a_scalar_is_on_the_device_once():
-    ones = [_packed.on_device_once(x) for x in (np.float32(0.3), np.float32(0.3))]
+    ones = [partition.on_device_once(x) for x in (np.float32(0.3), np.float32(0.3))]
     assert ones[0] is ones[1]
-    zeros = [_packed.on_device_once(x) for x in (np.float32(0.0), np.float32(-0.0))]
+    zeros = [partition.on_device_once(x) for x in (np.float32(0.0), np.float32(-0.0))]
     assert list(np.signbit(zeros)) == [False, True]
-    kinds = [_packed.on_device_once(x) for x in (np.int32(1), np.float32(1), np.bool_(True))]
+    kinds = [partition.on_device_once(x) for x in (np.int32(1), np.float32(1), np.bool_(True))]
     assert [x.dtype.name for x in kinds] == ["int32", "float32", "bool"]
-    wide = _packed.on_device_once(np.float64(0.1))
+    wide = partition.on_device_once(np.float64(0.1))
     assert wide.dtype == (np.float64 if X64 else np.float32)
     wide.delete()
-    assert float(_packed.on_device_once(np.float64(0.1))) == pytest.approx(0.1)
+    assert float(partition.on_device_once(np.float64(0.1))) == pytest.approx(0.1)
 
     @jax.jit
     def traced(x: Any) -> Any:
-        return x + _packed.on_device_once(np.float32(0.7))
+        return x + partition.on_device_once(np.float32(0.7))
 
     traced(jnp.float32(1))
-    assert float(_packed.on_device_once(np.float32(0.7))) == pytest.approx(0.7)  # no tracer
+    assert float(partition.on_device_once(np.float32(0.7))) == pytest.approx(0.7)  # no tracer
 
 
 def test_building_within_a_trace_leaves_no_tracer_behind():

@@ -1,0 +1,1 @@
+"""Named optimizers: compositions of links."""

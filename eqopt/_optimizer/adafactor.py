@@ -5,9 +5,9 @@ from typing import Any
 import equinox as eqx
 import numpy as np
 
-from .._hyperparameter import flag, inexact_dtype, optional, real, size, steps
+from .._base.converters import flag, inexact_dtype, optional, real, size, steps
+from .._base.types import Scalar, Steps
 from .._schedule.base import AbstractSchedule, scheduled_real
-from .._selector import AbstractSelector, as_selector
 from .._transform.average import EMA
 from .._transform.basic import Scale
 from .._transform.block import ScaleByParamBlockRMS
@@ -15,9 +15,9 @@ from .._transform.clip import ClipByBlockRMS
 from .._transform.decay import AddDecayedWeights
 from .._transform.factored import ScaleByFactoredRMS
 from .._transform.learning_rate import ScaleByLearningRate
-from .._transformation import AbstractOptimizer, AbstractTransformation
-from .._types import Scalar, Steps
+from .._transformation.base import AbstractOptimizer, AbstractTransformation
 from .._wrapper.chain import Chain, ChainState
+from ..selectors._selector import AbstractSelector, as_selector
 
 _State = ChainState[tuple[Any, ...]]
 

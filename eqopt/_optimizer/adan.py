@@ -2,15 +2,15 @@
 
 import equinox as eqx
 
-from .._hyperparameter import optional, real
+from .._base.converters import optional, real
+from .._base.types import Scalar
 from .._schedule.base import AbstractSchedule, scheduled_real
-from .._selector import AbstractSelector, as_selector
 from .._transform.adan import ScaleByAdan, ScaleByAdanState
 from .._transform.decay import AddDecayedWeights
 from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
-from .._transformation import AbstractOptimizer, AbstractTransformation, EmptyState
-from .._types import Scalar
+from .._transformation.base import AbstractOptimizer, AbstractTransformation, EmptyState
 from .._wrapper.chain import Chain, ChainState
+from ..selectors._selector import AbstractSelector, as_selector
 
 _State = ChainState[tuple[ScaleByAdanState, EmptyState, ScaleByLearningRateState]]
 

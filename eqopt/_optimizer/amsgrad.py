@@ -3,12 +3,12 @@
 import equinox as eqx
 import numpy as np
 
-from .._hyperparameter import flag, inexact_dtype, real
+from .._base.converters import flag, inexact_dtype, real
+from .._base.types import Scalar
 from .._schedule.base import AbstractSchedule, scheduled_real
 from .._transform.amsgrad import ScaleByAMSGrad, ScaleByAMSGradState
 from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
-from .._transformation import AbstractOptimizer, AbstractTransformation
-from .._types import Scalar
+from .._transformation.base import AbstractOptimizer, AbstractTransformation
 from .._wrapper.chain import Chain, ChainState
 
 _State = ChainState[tuple[ScaleByAMSGradState, ScaleByLearningRateState]]

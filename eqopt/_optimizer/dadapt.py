@@ -2,7 +2,8 @@
 
 import equinox as eqx
 
-from .._hyperparameter import flag, optional, real
+from .._base.converters import flag, optional, real
+from .._base.types import Scalar
 from .._schedule.base import AbstractSchedule, scheduled_real
 from .._transform.basic import Scale
 from .._transform.dadapt import (
@@ -12,8 +13,7 @@ from .._transform.dadapt import (
     ScaleByProdigy,
     ScaleByProdigyState,
 )
-from .._transformation import AbstractOptimizer, AbstractTransformation, EmptyState
-from .._types import Scalar
+from .._transformation.base import AbstractOptimizer, AbstractTransformation, EmptyState
 from .._wrapper.chain import Chain, ChainState
 
 _DAdaptState = ChainState[tuple[ScaleByDAdaptAdamState, EmptyState]]

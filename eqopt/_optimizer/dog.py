@@ -2,9 +2,9 @@
 
 import equinox as eqx
 
-from .._hyperparameter import optional, real
+from .._base.converters import optional, real
+from .._base.types import Scalar
 from .._schedule.base import AbstractSchedule, scheduled_real
-from .._selector import AbstractSelector, as_selector
 from .._transform.basic import Identity
 from .._transform.decay import AddDecayedWeights
 from .._transform.dog import (
@@ -16,9 +16,9 @@ from .._transform.dog import (
     ScaleByDoWGState,
 )
 from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
-from .._transformation import AbstractOptimizer, AbstractTransformation, EmptyState
-from .._types import Scalar
+from .._transformation.base import AbstractOptimizer, AbstractTransformation, EmptyState
 from .._wrapper.chain import Chain, ChainState
+from ..selectors._selector import AbstractSelector, as_selector
 
 _DoGState = ChainState[tuple[EmptyState, ScaleByDoGState, ScaleByLearningRateState]]
 _DoWGState = ChainState[tuple[EmptyState, ScaleByDoWGState, ScaleByLearningRateState]]

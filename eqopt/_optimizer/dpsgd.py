@@ -4,15 +4,15 @@ from typing import Any
 
 import equinox as eqx
 
-from .._hyperparameter import flag, optional, prng_key, real
-from .._random import PRNGKey
+from .._base.converters import flag, optional, prng_key, real
+from .._base.prng import PRNGKey
+from .._base.types import Scalar
 from .._schedule.base import AbstractSchedule, scheduled_real
 from .._transform.average import Trace, TraceState
 from .._transform.basic import Identity
 from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
 from .._transform.private import DifferentiallyPrivateAggregate, DifferentiallyPrivateAggregateState
-from .._transformation import AbstractOptimizer, AbstractTransformation, EmptyState
-from .._types import Scalar
+from .._transformation.base import AbstractOptimizer, AbstractTransformation, EmptyState
 from .._wrapper.chain import Chain, ChainState
 
 _State = ChainState[

@@ -2,13 +2,13 @@
 
 import equinox as eqx
 
-from .._hyperparameter import real
+from .._base.converters import real
+from .._base.types import Scalar
 from .._schedule.base import AbstractSchedule, scheduled_real
 from .._transform.block import ScaleByTrustRatio
 from .._transform.contract import ContractByLearningRate, ContractByLearningRateState
 from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
-from .._transformation import AbstractOptimizer, AbstractTransformation, EmptyState
-from .._types import Scalar
+from .._transformation.base import AbstractOptimizer, AbstractTransformation, EmptyState
 from .._wrapper.chain import Chain, ChainState
 
 _State = ChainState[tuple[EmptyState, ScaleByLearningRateState, ContractByLearningRateState]]

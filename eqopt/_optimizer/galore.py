@@ -9,26 +9,26 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Inexact, PyTree
 
-from .. import _check
-from .._arithmetic import cast, real_dtype, times, wider
-from .._hyperparameter import optional, real, size, steps
-from .._matrices import AbstractDimensions, adjoint, as_dimensions, Form, forms_of, Groups
-from .._objective import Context
+from .._base import checks
+from .._base.arithmetic import cast, real_dtype, times, wider
+from .._base.converters import optional, real, size, steps
+from .._base.trees import increment, zero_count, zeros_like
+from .._base.types import Count, Params, Scalar, Steps, Updates
+from .._matrix.matrices import AbstractDimensions, adjoint, as_dimensions, Form, forms_of, Groups
+from .._objective.objective import Context
 from .._schedule.base import AbstractSchedule, scheduled_real
-from .._selector import AbstractSelector, as_selector
 from .._transform.adam import ScaleByAdam
 from .._transform.decay import AddDecayedWeights
 from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
-from .._transformation import (
+from .._transformation.base import (
     AbstractOptimizer,
     AbstractTransformation,
     check_state,
     check_transformation,
     EmptyState,
 )
-from .._tree import increment, zero_count, zeros_like
-from .._types import Count, Params, Scalar, Steps, Updates
 from .._wrapper.chain import Chain, ChainState
+from ..selectors._selector import AbstractSelector, as_selector
 
 
 def _transformation(value: Any) -> AbstractTransformation[Any]:
@@ -39,7 +39,7 @@ def _transformation(value: Any) -> AbstractTransformation[Any]:
 # Of one parameter, a stack of matrices.
 
 
-@_check.typed
+@checks.typed
 def _leading(x: Inexact[Array, "batch m n"], rank: int) -> Inexact[Array, "batch largest rank"]:
     """The first singular vectors of each matrix, those on its longer side."""
     # Taken for constants: singular vectors have no derivative where two singular values are equal,
@@ -52,7 +52,7 @@ def _is_wide(x: Array) -> bool:
     return x.shape[-2] < x.shape[-1]
 
 
-@_check.typed
+@checks.typed
 def _projected(
     x: Inexact[Array, "batch m n"], projector: Inexact[Array, "batch largest rank"]
 ) -> Inexact[Array, "batch _ _"]:
@@ -60,7 +60,7 @@ def _projected(
     return x @ projector if _is_wide(x) else adjoint(projector) @ x
 
 
-@_check.typed
+@checks.typed
 def _lifted(
     wide: bool,
     x: Inexact[Array, "batch _ _"],
@@ -180,7 +180,7 @@ def _subspaces(
     return _Subspaces(places, groups, list(map(_is_wide, stacks)), projectors)
 
 
-@_check.typed
+@checks.typed
 class ScaleByGaLoreState(eqx.Module):
     """The state of [`eqopt.ScaleByGaLore`][].
 
@@ -251,7 +251,7 @@ class ScaleByGaLore(AbstractTransformation[ScaleByGaLoreState]):
     )
 
     def init_state(self, params: Params, context: Context) -> ScaleByGaLoreState:
-        leaves, treedef = _check.flatten(params)
+        leaves, treedef = checks.flatten(params)
         forms = forms_of(params, self.weight_dimension_numbers, "params")
         low: list[Any] = list(leaves)
         projectors: list[Any] = [None] * len(leaves)
@@ -266,7 +266,7 @@ class ScaleByGaLore(AbstractTransformation[ScaleByGaLoreState]):
     ) -> tuple[Updates, ScaleByGaLoreState]:
         base = self._base()
         check_state(base, state.base_optimizer_state, "state.base_optimizer_state")
-        leaves, treedef = _check.flatten(updates)
+        leaves, treedef = checks.flatten(updates)
         forms = forms_of(updates, self.weight_dimension_numbers, "updates")
         old = treedef.flatten_up_to(state.projector)
         due = lax.rem(state.count, jnp.asarray(self.update_proj_gap)) == 0

@@ -4,17 +4,17 @@ from typing import Any
 
 import equinox as eqx
 
-from .._hyperparameter import flag, optional, real
+from .._base.converters import flag, optional, real
+from .._base.types import Scalar
 from .._schedule.base import AbstractSchedule, scheduled_real
-from .._selector import AbstractSelector, as_selector
 from .._transform.average import Trace, TraceState
 from .._transform.block import ScaleByTrustRatio
 from .._transform.decay import AddDecayedWeights
 from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
-from .._transformation import AbstractOptimizer, AbstractTransformation, EmptyState
-from .._types import Scalar
+from .._transformation.base import AbstractOptimizer, AbstractTransformation, EmptyState
 from .._wrapper.chain import Chain, ChainState
 from .._wrapper.masked import Masked, MaskedState
+from ..selectors._selector import AbstractSelector, as_selector
 
 _Ratio = EmptyState | MaskedState[EmptyState]
 _State = ChainState[tuple[EmptyState, _Ratio, ScaleByLearningRateState, TraceState]]

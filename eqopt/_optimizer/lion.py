@@ -3,15 +3,15 @@
 import equinox as eqx
 import numpy as np
 
-from .._hyperparameter import inexact_dtype, optional, real
+from .._base.converters import inexact_dtype, optional, real
+from .._base.types import Scalar
 from .._schedule.base import AbstractSchedule, scheduled_real
-from .._selector import AbstractSelector, as_selector
 from .._transform.decay import AddDecayedWeights
 from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
 from .._transform.lion import ScaleByLion, ScaleByLionState
-from .._transformation import AbstractOptimizer, AbstractTransformation, EmptyState
-from .._types import Scalar
+from .._transformation.base import AbstractOptimizer, AbstractTransformation, EmptyState
 from .._wrapper.chain import Chain, ChainState
+from ..selectors._selector import AbstractSelector, as_selector
 
 _State = ChainState[tuple[ScaleByLionState, EmptyState, ScaleByLearningRateState]]
 

@@ -2,12 +2,12 @@
 
 import equinox as eqx
 
-from .._hyperparameter import real
+from .._base.converters import real
+from .._base.types import Scalar
 from .._schedule.base import AbstractSchedule, scheduled_real
 from .._transform.decay import AddDecayedWeights
 from .._transform.madgrad import ScaleByMADGRAD, ScaleByMADGRADState
-from .._transformation import AbstractOptimizer, AbstractTransformation, EmptyState
-from .._types import Scalar
+from .._transformation.base import AbstractOptimizer, AbstractTransformation, EmptyState
 from .._wrapper.chain import Chain, ChainState
 
 _State = ChainState[tuple[EmptyState, ScaleByMADGRADState]]

@@ -2,17 +2,12 @@
 
 import equinox as eqx
 
-from .._hyperparameter import flag, real
+from .._base.converters import flag, real
+from .._base.types import Scalar
 from .._schedule.base import AbstractSchedule, scheduled_real
 from .._transform.basic import Scale
-from .._transform.momo import (
-    ScaleByMoMo,
-    ScaleByMoMoAdam,
-    ScaleByMoMoAdamState,
-    ScaleByMoMoState,
-)
-from .._transformation import AbstractOptimizer, AbstractTransformation, EmptyState
-from .._types import Scalar
+from .._transform.momo import ScaleByMoMo, ScaleByMoMoAdam, ScaleByMoMoAdamState, ScaleByMoMoState
+from .._transformation.base import AbstractOptimizer, AbstractTransformation, EmptyState
 from .._wrapper.chain import Chain, ChainState
 
 _MoMoState = ChainState[tuple[ScaleByMoMoState, EmptyState]]

@@ -3,9 +3,11 @@
 import equinox as eqx
 import numpy as np
 
-from .._hyperparameter import flag, inexact_dtype, optional, real, size
-from .._matrices import AbstractDimensions, as_dimensions, HasDimensions
-from .._newton_schulz import (
+from .._base.converters import flag, inexact_dtype, optional, real, size
+from .._base.types import Scalar
+from .._matrix.matrices import AbstractDimensions, as_dimensions, HasDimensions
+from .._matrix.muon import ScaleByMuon, ScaleByShape
+from .._matrix.newton_schulz import (
     Coefficients,
     coefficients,
     muon_frobenius,
@@ -14,15 +16,13 @@ from .._newton_schulz import (
     STANDARD,
 )
 from .._schedule.base import AbstractSchedule, scheduled_real
-from .._selector import AbstractSelector, as_selector, ByNdim
 from .._transform.adam import ScaleByAdam
 from .._transform.decay import AddDecayedWeights
 from .._transform.learning_rate import ScaleByLearningRate
-from .._transform.muon import ScaleByMuon, ScaleByShape
-from .._transformation import AbstractOptimizer, AbstractTransformation
-from .._types import Scalar
+from .._transformation.base import AbstractOptimizer, AbstractTransformation
 from .._wrapper.chain import Chain
 from .._wrapper.partition import Partition, PartitionState
+from ..selectors._selector import AbstractSelector, as_selector, ByNdim
 
 
 class Muon(AbstractOptimizer[PartitionState]):

@@ -4,12 +4,12 @@ from typing import Any
 
 import equinox as eqx
 
-from .._hyperparameter import prng_key, real
+from .._base.converters import prng_key, real
+from .._base.types import Scalar
 from .._schedule.base import AbstractSchedule, scheduled_real
 from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
 from .._transform.noise import AddNoise, AddNoiseState
-from .._transformation import AbstractOptimizer, AbstractTransformation
-from .._types import Scalar
+from .._transformation.base import AbstractOptimizer, AbstractTransformation
 from .._wrapper.chain import Chain, ChainState
 
 _State = ChainState[tuple[AddNoiseState, ScaleByLearningRateState]]

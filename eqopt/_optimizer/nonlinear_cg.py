@@ -4,21 +4,21 @@ from typing import Any
 
 import equinox as eqx
 
-from .._cache import LinesearchState
-from .._hyperparameter import real
-from .._linesearch.base import AbstractLinesearch, LinesearchInfo
-from .._linesearch.wolfe import ScaleByWolfeLinesearch
-from .._transform.conjugate_gradient import (
+from .._base.converters import real
+from .._base.types import Scalar
+from .._objective.cache import LinesearchState
+from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
+from .._transformation.base import AbstractOptimizer, AbstractTransformation, check_transformation
+from .._wrapper.chain import Chain, ChainState
+from ..linesearch._base import AbstractLinesearch, LinesearchInfo
+from ..linesearch._wolfe import ScaleByWolfeLinesearch
+from ..quasi_newton._conjugate_gradient import (
     AbstractConjugacy,
     check_conjugacy,
     HagerZhang,
     ScaleByNonlinearCG,
     ScaleByNonlinearCGState,
 )
-from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
-from .._transformation import AbstractOptimizer, AbstractTransformation, check_transformation
-from .._types import Scalar
-from .._wrapper.chain import Chain, ChainState
 
 _State = ChainState[
     tuple[ScaleByNonlinearCGState, ScaleByLearningRateState, LinesearchState[LinesearchInfo]]

@@ -2,12 +2,12 @@
 
 import equinox as eqx
 
-from .._hyperparameter import real
+from .._base.converters import real
+from .._base.types import Scalar
 from .._schedule.base import AbstractSchedule, scheduled_real
 from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
 from .._transform.optimistic import ScaleByOptimisticGradient, ScaleByOptimisticGradientState
-from .._transformation import AbstractOptimizer, AbstractTransformation
-from .._types import Scalar
+from .._transformation.base import AbstractOptimizer, AbstractTransformation
 from .._wrapper.chain import Chain, ChainState
 
 _State = ChainState[tuple[ScaleByOptimisticGradientState, ScaleByLearningRateState]]

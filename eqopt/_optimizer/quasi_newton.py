@@ -4,18 +4,18 @@ from typing import Any
 
 import equinox as eqx
 
-from .._cache import LinesearchState
-from .._hyperparameter import flag, optional, size
-from .._linesearch.base import AbstractLinesearch, LinesearchInfo
-from .._linesearch.wolfe import ScaleByWolfeLinesearch
-from .._quasi_newton.bfgs import ScaleByBFGS, ScaleByBFGSState
-from .._quasi_newton.lbfgs import ScaleByLBFGS, ScaleByLBFGSState
+from .._base.converters import flag, optional, size
+from .._base.types import Scalar
+from .._objective.cache import LinesearchState
 from .._schedule.base import AbstractSchedule, scheduled_real
 from .._transform.basic import Identity
 from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
-from .._transformation import AbstractOptimizer, AbstractTransformation, EmptyState
-from .._types import Scalar
+from .._transformation.base import AbstractOptimizer, AbstractTransformation, EmptyState
 from .._wrapper.chain import Chain, ChainState
+from ..linesearch._base import AbstractLinesearch, LinesearchInfo
+from ..linesearch._wolfe import ScaleByWolfeLinesearch
+from ..quasi_newton._bfgs import ScaleByBFGS, ScaleByBFGSState
+from ..quasi_newton._lbfgs import ScaleByLBFGS, ScaleByLBFGSState
 
 _LBFGSState = ChainState[
     tuple[ScaleByLBFGSState, ScaleByLearningRateState, LinesearchState[LinesearchInfo] | EmptyState]

@@ -4,14 +4,14 @@ from typing import Any
 
 import equinox as eqx
 
-from .._hyperparameter import flag, optional, real
+from .._base.converters import flag, optional, real
+from .._base.types import Scalar
 from .._schedule.base import AbstractSchedule, scheduled_real
 from .._transform.average import Trace, TraceState
 from .._transform.basic import Identity
 from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
 from .._transform.rms import ScaleByRMS, ScaleByRMSState, ScaleByStddev, ScaleByStddevState
-from .._transformation import AbstractOptimizer, AbstractTransformation, EmptyState
-from .._types import Scalar
+from .._transformation.base import AbstractOptimizer, AbstractTransformation, EmptyState
 from .._wrapper.chain import Chain, ChainState
 
 _Moments = ScaleByRMSState | ScaleByStddevState

@@ -2,11 +2,11 @@
 
 import equinox as eqx
 
-from .._hyperparameter import real
+from .._base.converters import real
+from .._base.types import Scalar
 from .._transform.basic import Scale
 from .._transform.rprop import check_limits, ScaleByRprop, ScaleByRpropState
-from .._transformation import AbstractOptimizer, AbstractTransformation, EmptyState
-from .._types import Scalar
+from .._transformation.base import AbstractOptimizer, AbstractTransformation, EmptyState
 from .._wrapper.chain import Chain, ChainState
 
 _State = ChainState[tuple[ScaleByRpropState, EmptyState]]

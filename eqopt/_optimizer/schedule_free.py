@@ -4,15 +4,15 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
-from .._hyperparameter import inexact_dtype, optional, real, steps
+from .._base.converters import inexact_dtype, optional, real, steps
+from .._base.types import Scalar, Steps
 from .._schedule.base import AbstractSchedule, as_real, as_steps
 from .._schedule.warmup import WarmupConstant
 from .._transform.basic import Identity
 from .._transform.decay import AddDecayedWeights
 from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
 from .._transform.rms import ScaleByRMS, ScaleByRMSState
-from .._transformation import AbstractOptimizer, AbstractTransformation, EmptyState
-from .._types import Scalar, Steps
+from .._transformation.base import AbstractOptimizer, AbstractTransformation, EmptyState
 from .._wrapper.chain import Chain, ChainState
 from .._wrapper.schedule_free import ScheduleFree, ScheduleFreeState
 

@@ -5,13 +5,13 @@ from typing import Any
 import equinox as eqx
 import numpy as np
 
-from .._hyperparameter import flag, inexact_dtype, optional, real
+from .._base.converters import flag, inexact_dtype, optional, real
+from .._base.types import Scalar
 from .._schedule.base import AbstractSchedule, scheduled_real
 from .._transform.average import Trace, TraceState
 from .._transform.basic import Identity
 from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
-from .._transformation import AbstractOptimizer, AbstractTransformation, EmptyState
-from .._types import Scalar
+from .._transformation.base import AbstractOptimizer, AbstractTransformation, EmptyState
 from .._wrapper.chain import Chain, ChainState
 
 _State = ChainState[tuple[TraceState | EmptyState, ScaleByLearningRateState]]

@@ -3,13 +3,13 @@
 import equinox as eqx
 import numpy as np
 
-from .._hyperparameter import inexact_dtype, real
+from .._base.converters import inexact_dtype, real
+from .._base.types import Scalar
 from .._schedule.base import AbstractSchedule, scheduled_real
 from .._transform.average import EMA, EMAState
 from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
 from .._transform.sign import ScaleBySign
-from .._transformation import AbstractOptimizer, AbstractTransformation, EmptyState
-from .._types import Scalar
+from .._transformation.base import AbstractOptimizer, AbstractTransformation, EmptyState
 from .._wrapper.chain import Chain, ChainState
 
 _SignState = ChainState[tuple[EmptyState, ScaleByLearningRateState]]

@@ -5,9 +5,9 @@ from typing import Any
 import equinox as eqx
 import numpy as np
 
-from .._hyperparameter import inexact_dtype, optional, real, steps
+from .._base.converters import inexact_dtype, optional, real, steps
+from .._base.types import Scalar, Steps
 from .._schedule.base import AbstractSchedule, scheduled_real
-from .._selector import AbstractSelector, as_selector
 from .._transform.decay import AddDecayedWeights
 from .._transform.hutchinson import (
     HutchinsonEstimatorDiagHessian,
@@ -15,14 +15,14 @@ from .._transform.hutchinson import (
     ScaleBySophiaState,
 )
 from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
-from .._transformation import (
+from .._transformation.base import (
     AbstractOptimizer,
     AbstractTransformation,
     check_transformation,
     EmptyState,
 )
-from .._types import Scalar, Steps
 from .._wrapper.chain import Chain, ChainState
+from ..selectors._selector import AbstractSelector, as_selector
 
 _State = ChainState[tuple[ScaleBySophiaState[Any], EmptyState, ScaleByLearningRateState]]
 

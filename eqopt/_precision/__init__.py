@@ -1,0 +1,1 @@
+"""Training in half precision: master weights, compensation, rounding, loss scaling."""

@@ -6,11 +6,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from .. import _check
-from .._arithmetic import cast
-from .._hyperparameter import inexact_dtype
-from .._selector import AbstractSelector, as_selector
-from .._types import Model
+from .._base import checks
+from .._base.arithmetic import cast
+from .._base.converters import inexact_dtype
+from .._base.types import Model
+from ..selectors._selector import AbstractSelector, as_selector
 
 
 def cast_floating(model: Model, dtype: Any, where: AbstractSelector | Any = None) -> Model:
@@ -51,10 +51,10 @@ def cast_floating(model: Model, dtype: Any, where: AbstractSelector | Any = None
         lambda x, mine: cast(x, new) if x is not None and mine else x,
         floating,
         chosen,
-        is_leaf=_check.is_none,
+        is_leaf=checks.is_none,
     )
     return eqx.combine(chosen, rest)
 
 
 def _is_floating(x: Any) -> bool:
-    return _check.is_array(x) and jnp.issubdtype(x.dtype, jnp.floating)
+    return checks.is_array(x) and jnp.issubdtype(x.dtype, jnp.floating)

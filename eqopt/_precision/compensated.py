@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Inexact, PyTree
 
-from .. import _check
-from .._arithmetic import cast, minus, plus, wider
-from .._eval_params import fitting
-from .._nesting import AbstractParticular, Need, refuse
-from .._objective import Context, need_params
-from .._transformation import AbstractTransformation, check_state, check_transformation
-from .._tree import add, blank_like, narrowed
-from .._types import Params, State, Updates
+from .._base import checks
+from .._base.arithmetic import cast, minus, plus, wider
+from .._base.trees import add, blank_like, narrowed
+from .._base.types import Params, State, Updates
+from .._objective.objective import Context, need_params
+from .._transformation.base import AbstractTransformation, check_state, check_transformation
+from .._transformation.eval_params import fitting
+from .._transformation.nesting import AbstractParticular, Need, refuse
 
 
 class CompensatedState(eqx.Module, Generic[State]):
@@ -33,7 +33,7 @@ class CompensatedState(eqx.Module, Generic[State]):
 
 
 @jax.jit
-@_check.typed
+@checks.typed
 def _compensate(
     update: Inexact[Array, "*shape"],
     param: Inexact[Array, "*shape"],
@@ -104,8 +104,8 @@ class Compensated(AbstractParticular[CompensatedState[State]], Generic[State]):
         check_state(self.inner, state.inner_state, "state.inner_state")
         params = need_params(params, self, context)
         out, inner_state = self.inner.transform(updates, state.inner_state, params, context)
-        leaves, treedef = _check.flatten(params)
-        kept, _ = _check.flatten(fitting(state.compensation, params, "state.compensation"))
+        leaves, treedef = checks.flatten(params)
+        kept, _ = checks.flatten(fitting(state.compensation, params, "state.compensation"))
         changes: list[Any] = treedef.flatten_up_to(out)
         for i, (x, c) in enumerate(zip(leaves, kept, strict=True)):
             if changes[i] is not None:

@@ -11,15 +11,16 @@ import wadler_lindig as wl
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from .. import _check, _door, _packed
-from .._arithmetic import cast, over, real_dtype, wider
-from .._closure import hoist, note_trace, opaque
-from .._hyperparameter import optional, prettily, real, settle, steps
-from .._objective import accepted, Context, Evaluation, Objective, Whole
-from .._transformation import AbstractTransformation, check_state
-from .._tree import all_finite, conj, increment, moved, round_like
-from .._types import Function, Model, Scalar, State, Steps
-from .._value_and_grad import value_and_grad
+from .._base import checks
+from .._base.arithmetic import cast, over, real_dtype, wider
+from .._base.converters import optional, prettily, real, settle, steps
+from .._base.trees import all_finite, conj, increment, moved, round_like
+from .._base.types import Function, Model, Scalar, State, Steps
+from .._jit import compiled_call, partition
+from .._jit.function import hoist, note_trace, opaque
+from .._objective.objective import accepted, Context, Evaluation, Objective, Whole
+from .._objective.value_and_grad import value_and_grad
+from .._transformation.base import AbstractTransformation, check_state
 
 _MAX = np.finfo(np.float32).max
 _TINY = np.finfo(np.float32).tiny
@@ -206,15 +207,15 @@ class DynamicScale(eqx.Module):
         evaluation)`.
         """
         hoisted = hoist(fn)
-        return _door.call(
+        return compiled_call.call(
             _scaled_step,
             settle(self),
             settle(optimizer),
             hoisted,
             model,
             state,
-            _packed.numbers_are_data(args),
-            _packed.numbers_are_data(kwargs),
+            partition.numbers_are_data(args),
+            partition.numbers_are_data(kwargs),
             has_aux,
             axis_name,
             reuse=not opaque(hoisted),
@@ -275,7 +276,7 @@ def _times(value: Any, scale: Any) -> Any:
     """The value scaled; as it is, if it is no number, which others will refuse."""
     if isinstance(value, float):
         value = jnp.asarray(value)
-    if not _check.is_inexact(value) or not jnp.issubdtype(value.dtype, jnp.floating):
+    if not checks.is_inexact(value) or not jnp.issubdtype(value.dtype, jnp.floating):
         return value
     return jnp.asarray(value) * jnp.asarray(scale).astype(value.dtype)
 
@@ -314,11 +315,11 @@ def _scaled_step(
     has_aux: bool,
     axis_name: Hashable | None,
 ) -> ScaledStep[Any, Any]:
-    if not _door.inlined():
+    if not compiled_call.inlined():
         given = (dynamic_scale, optimizer, model, state, args, kwargs, has_aux, axis_name)
-        note_trace(fn, _door.signature(given))
+        note_trace(fn, compiled_call.signature(given))
     check_state(optimizer, state, "state")
-    trained, rest = eqx.partition(model, _check.is_inexact)
+    trained, rest = eqx.partition(model, checks.is_inexact)
     objective = Objective(fn, rest, args, accepted(fn, kwargs), has_aux)
 
     def scaled(trained: PyTree) -> tuple[Any, Any]:

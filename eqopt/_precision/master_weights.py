@@ -8,15 +8,15 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PyTree
 
-from .. import _check
-from .._arithmetic import cast, is_half
-from .._eval_params import fitting
-from .._form import AbstractForm, context_in
-from .._nesting import AbstractParticular, Need
-from .._objective import Context, need_params
-from .._transformation import AbstractTransformation, check_state, check_transformation
-from .._tree import add, copies, narrowed, widened
-from .._types import Params, State, Updates
+from .._base import checks
+from .._base.arithmetic import cast, is_half
+from .._base.trees import add, copies, narrowed, widened
+from .._base.types import Params, State, Updates
+from .._objective.objective import Context, need_params
+from .._transformation.base import AbstractTransformation, check_state, check_transformation
+from .._transformation.eval_params import fitting
+from .._transformation.nesting import AbstractParticular, Need
+from .._transformation.reparametrization import AbstractForm, context_in
 
 
 class _Wide(AbstractForm):
@@ -30,7 +30,7 @@ class _Wide(AbstractForm):
             lambda x, y: None if x is None else narrowed(y, x.dtype),
             like,
             packed,
-            is_leaf=_check.is_none,
+            is_leaf=checks.is_none,
         )
 
 
@@ -48,7 +48,7 @@ class MasterWeightsState(eqx.Module, Generic[State]):
 
 
 @jax.jit
-@_check.typed
+@checks.typed
 def _follow(
     param: Float[Array, "*shape"], master: Float[Array, "*shape"]
 ) -> Float[Array, "*shape"]:
@@ -56,7 +56,7 @@ def _follow(
 
 
 @jax.jit
-@_check.typed
+@checks.typed
 def _move(
     update: Float[Array, "*shape"],
     param: Float[Array, "*shape"],
@@ -133,8 +133,8 @@ class MasterWeights(AbstractParticular[MasterWeightsState[State]], Generic[State
     ) -> tuple[Updates, MasterWeightsState[State]]:
         check_state(self.inner, state.inner_state, "state.inner_state")
         params = need_params(params, self, context)
-        leaves, treedef = _check.flatten(params)
-        masters, _ = _check.flatten(fitting(state.masters, params, "state.masters"))
+        leaves, treedef = checks.flatten(params)
+        masters, _ = checks.flatten(fitting(state.masters, params, "state.masters"))
         pairs = zip(leaves, masters, strict=True)
         masters = [None if m is None else _follow(x, m) for x, m in pairs]
         pairs = zip(leaves, masters, strict=True)

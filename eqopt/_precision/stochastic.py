@@ -9,20 +9,21 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, PyTree
 
-from .. import _check, _door, _packed
-from .._apply import arrays_of, merged
-from .._arithmetic import cast, is_half, wider
-from .._hyperparameter import prng_key
-from .._keys import unkept
-from .._nesting import AbstractParticular, Need, refuse
-from .._objective import Context, need_params
-from .._transformation import AbstractTransformation, check_state, check_transformation
-from .._tree import add, narrowed, placed_like
-from .._types import Model, Params, State, Updates
+from .._base import checks
+from .._base.arithmetic import cast, is_half, wider
+from .._base.converters import prng_key
+from .._base.key_data import unkept
+from .._base.trees import add, narrowed, placed_like
+from .._base.types import Model, Params, State, Updates
+from .._jit import compiled_call, partition
+from .._objective.objective import Context, need_params
+from .._transformation.apply import arrays_of, merged
+from .._transformation.base import AbstractTransformation, check_state, check_transformation
+from .._transformation.nesting import AbstractParticular, Need, refuse
 
 
 @jax.jit
-@_check.typed
+@checks.typed
 def _land(
     param: Float[Array, "*shape"], update: Float[Array, "*shape"], key: Any
 ) -> Float[Array, "*shape"]:
@@ -109,7 +110,7 @@ class StochasticRounding(AbstractParticular[StochasticRoundingState[State]], Gen
         check_state(self.inner, state.inner_state, "state.inner_state")
         params = need_params(params, self, context)
         out, inner_state = self.inner.transform(updates, state.inner_state, params, context)
-        leaves, treedef = _check.flatten(params)
+        leaves, treedef = checks.flatten(params)
         changes: list[Any] = treedef.flatten_up_to(out)
         # The objective, and what is inside, may have made use of the key itself.
         keys = _Keys(context, self)
@@ -152,15 +153,17 @@ def apply_updates_stochastically(model: Model, updates: PyTree, key: Any) -> Mod
     **Raises:** a `ValueError` or `TypeError` that names the leaf that does not fit.
     """
     key = unkept(prng_key("key")(key))
-    return merged(model, _door.call(_apply, *map(_packed.drop_statics, (model, updates)), key))
+    return merged(
+        model, compiled_call.call(_apply, *map(partition.drop_statics, (model, updates)), key)
+    )
 
 
 def _apply(model: PyTree, updates: PyTree, key: Any) -> PyTree:
     model = arrays_of(model, updates)
-    leaves, treedef = _check.flatten(model)
-    trained = treedef.unflatten([x if _check.is_inexact(x) else None for x in leaves])
-    changes, _ = _check.flatten(
-        _check.fit(updates, trained, "updates", any_dtype=True, reference_name="model")
+    leaves, treedef = checks.flatten(model)
+    trained = treedef.unflatten([x if checks.is_inexact(x) else None for x in leaves])
+    changes, _ = checks.flatten(
+        checks.fit(updates, trained, "updates", any_dtype=True, reference_name="model")
     )
     for i, u in enumerate(changes):
         if u is not None:

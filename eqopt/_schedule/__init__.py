@@ -1,0 +1,1 @@
+"""Schedules: a value for each step."""

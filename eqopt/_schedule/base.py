@@ -12,10 +12,10 @@ import numpy as np
 import wadler_lindig as wl
 from jaxtyping import Array, Float, Int
 
-from .. import _door
-from .._check import call_traced, describe, is_array, typed
-from .._hyperparameter import float_dtype, prettily, real, settle
-from .._types import Function, Scalar, ScalarLike
+from .._base.checks import call_traced, describe, is_array, typed
+from .._base.converters import float_dtype, prettily, real, settle
+from .._base.types import Function, Scalar, ScalarLike
+from .._jit import compiled_call
 
 
 class AbstractSchedule(eqx.Module):
@@ -31,7 +31,7 @@ class AbstractSchedule(eqx.Module):
 
     def __call__(self, count: int | np.ndarray | Int[Array, "*shape"]) -> Float[Array, "*shape"]:
         """Gives the value at each count."""
-        return _door.call(
+        return compiled_call.call(
             _evaluate, settle(self), np.asarray(count) if type(count) is int else count
         )
 

@@ -3,8 +3,8 @@
 import equinox as eqx
 from jaxtyping import Array, Float, Int
 
-from .._hyperparameter import flag, optional, real, steps
-from .._types import Scalar, Steps
+from .._base.converters import flag, optional, real, steps
+from .._base.types import Scalar, Steps
 from .base import AbstractSchedule, as_real, as_steps, exponential, since
 
 

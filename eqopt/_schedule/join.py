@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from .._compat import Tracer
-from .._hyperparameter import steps
-from .._types import Function, ScalarLike, StepsLike
+from .._base.compat import Tracer
+from .._base.converters import steps
+from .._base.types import Function, ScalarLike, StepsLike
 from .base import AbstractSchedule, as_real, as_schedule, as_steps, Constant, since
 
 _Boundaries: TypeAlias = Sequence[StepsLike] | np.ndarray | Array

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from .._hyperparameter import real, steps
-from .._types import Scalar, Steps
+from .._base.converters import real, steps
+from .._base.types import Scalar, Steps
 from .base import (
     AbstractSchedule,
     as_real,

@@ -9,9 +9,9 @@ import numpy as np
 import wadler_lindig as wl
 from jaxtyping import Array, Float, Int
 
-from .._compat import Tracer
-from .._hyperparameter import float_dtype, real, steps
-from .._types import Function, Scalar, ScalarLike
+from .._base.compat import Tracer
+from .._base.converters import float_dtype, real, steps
+from .._base.types import Function, Scalar, ScalarLike
 from .base import (
     AbstractSchedule,
     as_real,

@@ -4,8 +4,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from .._hyperparameter import real, steps
-from .._types import Scalar, Steps
+from .._base.converters import real, steps
+from .._base.types import Scalar, Steps
 from .base import AbstractSchedule, as_real, as_steps, line, mix, remaining, since
 
 

@@ -1,0 +1,1 @@
+"""Links: transformations of the updates, one family a file."""

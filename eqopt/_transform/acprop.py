@@ -5,17 +5,17 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Inexact, PyTree
 
-from .. import _check
-from .._arithmetic import abs_sq, minus, mix, over, over_root, plus, where_positive
-from .._hyperparameter import real
-from .._kernel import Rule
-from .._objective import Context
-from .._transformation import AbstractLeafwise
-from .._tree import bias_correction, increment, newest, zero_count, zeros_like
-from .._types import Count, Params, Scalar
+from .._base import checks
+from .._base.arithmetic import abs_sq, minus, mix, over, over_root, plus, where_positive
+from .._base.converters import real
+from .._base.trees import bias_correction, increment, newest, zero_count, zeros_like
+from .._base.types import Count, Params, Scalar
+from .._objective.objective import Context
+from .._transformation.base import AbstractLeafwise
+from .._transformation.leafwise import Rule
 
 
-@_check.typed
+@checks.typed
 def _acprop(
     update: Inexact[Array, "*shape"],
     mu: Inexact[Array, "*shape"],
@@ -32,7 +32,7 @@ def _acprop(
     return over_root(update, square, eps), mix(rest1, mu, update), nu
 
 
-@_check.typed
+@checks.typed
 class ScaleByACPropState(eqx.Module):
     """The state of [`eqopt.ScaleByACProp`][].
 

@@ -3,17 +3,17 @@
 import equinox as eqx
 from jaxtyping import Array, Float, Inexact, PyTree
 
-from .. import _check
-from .._arithmetic import abs_sq, mix, over, plus, safe_sqrt, times
-from .._hyperparameter import real
-from .._kernel import Rule
-from .._objective import Context
-from .._transformation import AbstractLeafwise
-from .._tree import newest, zeros_like
-from .._types import Params, Scalar
+from .._base import checks
+from .._base.arithmetic import abs_sq, mix, over, plus, safe_sqrt, times
+from .._base.converters import real
+from .._base.trees import newest, zeros_like
+from .._base.types import Params, Scalar
+from .._objective.objective import Context
+from .._transformation.base import AbstractLeafwise
+from .._transformation.leafwise import Rule
 
 
-@_check.typed
+@checks.typed
 def _adadelta(
     update: Inexact[Array, "*shape"],
     e_g: Float[Array, "*shape"],
@@ -27,7 +27,7 @@ def _adadelta(
     return update, e_g, mix(rest, e_x, abs_sq(update))
 
 
-@_check.typed
+@checks.typed
 class ScaleByAdadeltaState(eqx.Module):
     """The state of [`eqopt.ScaleByAdadelta`][].
 

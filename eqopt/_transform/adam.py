@@ -4,17 +4,17 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Array, Float, Inexact, PyTree
 
-from .. import _check
-from .._arithmetic import abs_sq, debiased, mix, over, over_root
-from .._hyperparameter import flag, inexact_dtype, real
-from .._kernel import Rule
-from .._objective import Context
-from .._transformation import AbstractLeafwise
-from .._tree import increment, moment_weights, newest, zero_count, zeros_like
-from .._types import Count, Params, Scalar
+from .._base import checks
+from .._base.arithmetic import abs_sq, debiased, mix, over, over_root
+from .._base.converters import flag, inexact_dtype, real
+from .._base.trees import increment, moment_weights, newest, zero_count, zeros_like
+from .._base.types import Count, Params, Scalar
+from .._objective.objective import Context
+from .._transformation.base import AbstractLeafwise
+from .._transformation.leafwise import Rule
 
 
-@_check.typed
+@checks.typed
 def _adam(
     update: Inexact[Array, "*shape"],
     mu: Inexact[Array, "*shape"],
@@ -33,7 +33,7 @@ def _adam(
     return over_root(direction, over(nu, nu_weight), eps, eps_root), mu, nu
 
 
-@_check.typed
+@checks.typed
 class ScaleByAdamState(eqx.Module):
     """The state of [`eqopt.ScaleByAdam`][].
 

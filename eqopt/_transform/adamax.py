@@ -4,17 +4,17 @@ import equinox as eqx
 from jax import lax
 from jaxtyping import Array, Float, Inexact, PyTree
 
-from .. import _check
-from .._arithmetic import mix, over, plus, times
-from .._hyperparameter import real
-from .._kernel import Rule
-from .._objective import Context
-from .._transformation import AbstractLeafwise
-from .._tree import bias_correction, increment, newest, zero_count, zeros_like
-from .._types import Count, Params, Scalar
+from .._base import checks
+from .._base.arithmetic import mix, over, plus, times
+from .._base.converters import real
+from .._base.trees import bias_correction, increment, newest, zero_count, zeros_like
+from .._base.types import Count, Params, Scalar
+from .._objective.objective import Context
+from .._transformation.base import AbstractLeafwise
+from .._transformation.leafwise import Rule
 
 
-@_check.typed
+@checks.typed
 def _adamax(
     update: Inexact[Array, "*shape"],
     mu: Inexact[Array, "*shape"],
@@ -29,7 +29,7 @@ def _adamax(
     return over(over(mu, mu_weight), nu), mu, nu
 
 
-@_check.typed
+@checks.typed
 class ScaleByAdamaxState(eqx.Module):
     """The state of [`eqopt.ScaleByAdamax`][].
 

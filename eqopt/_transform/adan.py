@@ -4,17 +4,17 @@ import equinox as eqx
 from jax import lax
 from jaxtyping import Array, Float, Inexact, PyTree
 
-from .. import _check
-from .._arithmetic import abs_sq, minus, mix, over, over_root, plus, times, where_positive
-from .._hyperparameter import real
-from .._kernel import Rule
-from .._objective import Context
-from .._transformation import AbstractLeafwise
-from .._tree import bias_correction, increment, newest, zero_count, zeros_like
-from .._types import Count, Params, Scalar
+from .._base import checks
+from .._base.arithmetic import abs_sq, minus, mix, over, over_root, plus, times, where_positive
+from .._base.converters import real
+from .._base.trees import bias_correction, increment, newest, zero_count, zeros_like
+from .._base.types import Count, Params, Scalar
+from .._objective.objective import Context
+from .._transformation.base import AbstractLeafwise
+from .._transformation.leafwise import Rule
 
 
-@_check.typed
+@checks.typed
 def _adan(
     update: Inexact[Array, "*shape"],
     m: Inexact[Array, "*shape"],
@@ -46,7 +46,7 @@ def _adan(
     return over_root(direction, over(n, n_weight), eps, eps_root), m, v, n, update
 
 
-@_check.typed
+@checks.typed
 class ScaleByAdanState(eqx.Module):
     """The state of [`eqopt.ScaleByAdan`][].
 

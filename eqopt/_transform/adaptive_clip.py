@@ -6,13 +6,13 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact
 
-from .. import _check
-from .._arithmetic import norm, times
-from .._hyperparameter import real
-from .._kernel import Rule
-from .._objective import Context, need_params
-from .._transformation import AbstractLeafwise, EmptyState
-from .._types import Params, Scalar
+from .._base import checks
+from .._base.arithmetic import norm, times
+from .._base.converters import real
+from .._base.types import Params, Scalar
+from .._objective.objective import Context, need_params
+from .._transformation.base import AbstractLeafwise, EmptyState
+from .._transformation.leafwise import Rule
 
 _Axis = int | tuple[int, ...]
 
@@ -38,13 +38,13 @@ def _axes(axis: _Axis | None, shape: tuple[int, ...]) -> tuple[int, ...] | None:
 
 
 def _check_axes(axis: _Axis | None, params: Params) -> None:
-    leaves, _ = _check.flatten(params)
+    leaves, _ = checks.flatten(params)
     wrong = [i for i, x in enumerate(leaves) if x is not None and _axes(axis, x.shape) is None]
     if wrong:
-        names = _check.paths("params", params)
+        names = checks.paths("params", params)
         asked = "`axis` must say along which axes" if axis is None else f"`axis` is {axis}"
         raise ValueError(
-            _check.listed([f"`{names[i]}` has shape {leaves[i].shape}; {asked}" for i in wrong])
+            checks.listed([f"`{names[i]}` has shape {leaves[i].shape}; {asked}" for i in wrong])
         )
 
 
@@ -52,7 +52,7 @@ def _norms(x: Inexact[Array, "*shape"], axis: _Axis | None) -> Float[Array, "...
     return norm(x, _axes(axis, x.shape), keepdims=True)
 
 
-@_check.typed
+@checks.typed
 def _clip_units(
     axis: _Axis | None,
     update: Inexact[Array, "*shape"],

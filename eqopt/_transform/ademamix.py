@@ -4,18 +4,18 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Array, Float, Inexact, PyTree
 
-from .. import _check
-from .._arithmetic import abs_sq, mix, over, over_root, plus, times
-from .._hyperparameter import inexact_dtype, real
-from .._kernel import Rule
-from .._objective import Context
+from .._base import checks
+from .._base.arithmetic import abs_sq, mix, over, over_root, plus, times
+from .._base.converters import inexact_dtype, real
+from .._base.trees import bias_correction, increment, moment_weights, newest, zero_count, zeros_like
+from .._base.types import Count, Params, Scalar
+from .._objective.objective import Context
 from .._schedule.base import AbstractSchedule, scheduled_real, value_at
-from .._transformation import AbstractLeafwise
-from .._tree import bias_correction, increment, moment_weights, newest, zero_count, zeros_like
-from .._types import Count, Params, Scalar
+from .._transformation.base import AbstractLeafwise
+from .._transformation.leafwise import Rule
 
 
-@_check.typed
+@checks.typed
 def _ademamix(
     update: Inexact[Array, "*shape"],
     m1: Inexact[Array, "*shape"],
@@ -41,7 +41,7 @@ def _ademamix(
     return over_root(direction, over(nu, nu_weight), eps, eps_root), m1, m2, nu
 
 
-@_check.typed
+@checks.typed
 class ScaleByAdEMAMixState(eqx.Module):
     """The state of [`eqopt.ScaleByAdEMAMix`][].
 
@@ -135,7 +135,7 @@ class ScaleByAdEMAMix(AbstractLeafwise[ScaleByAdEMAMixState]):
         )
 
 
-@_check.typed
+@checks.typed
 def _simplified(
     update: Inexact[Array, "*shape"],
     m: Inexact[Array, "*shape"],
@@ -152,7 +152,7 @@ def _simplified(
     return over_root(plus(m, times(alpha, update)), over(n, n_weight), eps, eps_root), m, n
 
 
-@_check.typed
+@checks.typed
 class ScaleBySimplifiedAdEMAMixState(eqx.Module):
     """The state of [`eqopt.ScaleBySimplifiedAdEMAMix`][].
 

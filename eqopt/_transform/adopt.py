@@ -6,18 +6,18 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Inexact, PyTree
 
-from .. import _check
-from .._arithmetic import abs_sq, clipped, mix, over, safe_sqrt, where_positive
-from .._hyperparameter import flag, float_dtype, inexact_dtype, real
-from .._kernel import Rule
-from .._objective import Context
+from .._base import checks
+from .._base.arithmetic import abs_sq, clipped, mix, over, safe_sqrt, where_positive
+from .._base.converters import flag, float_dtype, inexact_dtype, real
+from .._base.trees import increment, newest, zero_count, zeros_like
+from .._base.types import Count, Params, Scalar
+from .._objective.objective import Context
 from .._schedule.base import AbstractSchedule, as_schedule
-from .._transformation import AbstractLeafwise
-from .._tree import increment, newest, zero_count, zeros_like
-from .._types import Count, Params, Scalar
+from .._transformation.base import AbstractLeafwise
+from .._transformation.leafwise import Rule
 
 
-@_check.typed
+@checks.typed
 def clip_value_pow(count: Count) -> Float[Array, ""]:
     r"""ADOPT's own limit of rescaled gradients, $t^{1/4}$.
 
@@ -28,7 +28,7 @@ def clip_value_pow(count: Count) -> Float[Array, ""]:
     return jnp.sqrt(jnp.sqrt(count.astype(float_dtype())))
 
 
-@_check.typed
+@checks.typed
 def _adopt(
     nesterov: bool,
     update: Inexact[Array, "*shape"],
@@ -49,7 +49,7 @@ def _adopt(
     return direction, mu, mix(rest2, nu, abs_sq(update))
 
 
-@_check.typed
+@checks.typed
 class ScaleByADOPTState(eqx.Module):
     """The state of [`eqopt.ScaleByADOPT`][].
 

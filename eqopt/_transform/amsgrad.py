@@ -5,17 +5,17 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Inexact, PyTree
 
-from .. import _check
-from .._arithmetic import abs_sq, mix, over, over_root
-from .._hyperparameter import flag, inexact_dtype, real
-from .._kernel import Rule
-from .._objective import Context
-from .._transformation import AbstractLeafwise
-from .._tree import bias_correction, increment, newest, zero_count, zeros_like
-from .._types import Count, Params, Scalar
+from .._base import checks
+from .._base.arithmetic import abs_sq, mix, over, over_root
+from .._base.converters import flag, inexact_dtype, real
+from .._base.trees import bias_correction, increment, newest, zero_count, zeros_like
+from .._base.types import Count, Params, Scalar
+from .._objective.objective import Context
+from .._transformation.base import AbstractLeafwise
+from .._transformation.leafwise import Rule
 
 
-@_check.typed
+@checks.typed
 def _amsgrad(
     update: Inexact[Array, "*shape"],
     mu: Inexact[Array, "*shape"],
@@ -39,7 +39,7 @@ def _amsgrad(
     return over_root(over(mu, mu_weight), nu_max, eps, eps_root), mu, nu, nu_max
 
 
-@_check.typed
+@checks.typed
 class ScaleByAMSGradState(eqx.Module):
     """The state of [`eqopt.ScaleByAMSGrad`][].
 

@@ -5,17 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Inexact, PyTree
 
-from .. import _check
-from .._arithmetic import plus
-from .._hyperparameter import steps
-from .._kernel import Rule
-from .._objective import Context
-from .._transformation import AbstractLeafwise
-from .._tree import increment, zero_count, zeros_like
-from .._types import Count, Params, Steps
+from .._base import checks
+from .._base.arithmetic import plus
+from .._base.converters import steps
+from .._base.trees import increment, zero_count, zeros_like
+from .._base.types import Count, Params, Steps
+from .._objective.objective import Context
+from .._transformation.base import AbstractLeafwise
+from .._transformation.leafwise import Rule
 
 
-@_check.typed
+@checks.typed
 def _apply_every(
     update: Inexact[Array, "*shape"], grad_acc: Inexact[Array, "*shape"], emits: Float[Array, ""]
 ) -> tuple[Inexact[Array, "*shape"], Inexact[Array, "*shape"]]:
@@ -24,7 +24,7 @@ def _apply_every(
     return jnp.where(emits > 0, total, zeros), jnp.where(emits > 0, zeros, total)
 
 
-@_check.typed
+@checks.typed
 class ApplyEveryState(eqx.Module):
     """The state of [`eqopt.ApplyEvery`][].
 

@@ -4,17 +4,17 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Array, Float, Inexact, PyTree
 
-from .. import _check
-from .._arithmetic import mix, over, plus, times
-from .._hyperparameter import flag, inexact_dtype, real
-from .._kernel import Rule
-from .._objective import Context
-from .._transformation import AbstractLeafwise
-from .._tree import bias_correction, increment, newest, zero_count, zeros_like
-from .._types import Count, Params, Scalar
+from .._base import checks
+from .._base.arithmetic import mix, over, plus, times
+from .._base.converters import flag, inexact_dtype, real
+from .._base.trees import bias_correction, increment, newest, zero_count, zeros_like
+from .._base.types import Count, Params, Scalar
+from .._objective.objective import Context
+from .._transformation.base import AbstractLeafwise
+from .._transformation.leafwise import Rule
 
 
-@_check.typed
+@checks.typed
 def _trace(
     nesterov: bool,
     update: Inexact[Array, "*shape"],
@@ -25,7 +25,7 @@ def _trace(
     return (plus(update, times(decay, trace)) if nesterov else trace), trace
 
 
-@_check.typed
+@checks.typed
 class TraceState(eqx.Module):
     """The state of [`eqopt.Trace`][].
 
@@ -69,7 +69,7 @@ class Trace(AbstractLeafwise[TraceState]):
         return Rule(_trace, state, trees=("trace",), scalars=scalars, options=options)
 
 
-@_check.typed
+@checks.typed
 def _ema(
     debias: bool,
     update: Inexact[Array, "*shape"],
@@ -81,7 +81,7 @@ def _ema(
     return (over(ema, weight) if debias else ema), ema
 
 
-@_check.typed
+@checks.typed
 class EMAState(eqx.Module):
     """The state of [`eqopt.EMA`][].
 

@@ -3,14 +3,14 @@
 import equinox as eqx
 from jaxtyping import Array, Float, Inexact
 
-from .. import _check
-from .._arithmetic import times
-from .._hyperparameter import real
-from .._kernel import Rule
-from .._masking import no_updates
-from .._objective import Context
-from .._transformation import AbstractLeafwise, AbstractTransformation, EmptyState
-from .._types import Function, Params, Scalar, Updates
+from .._base import checks
+from .._base.arithmetic import times
+from .._base.converters import real
+from .._base.types import Function, Params, Scalar, Updates
+from .._objective.objective import Context
+from .._transformation.base import AbstractLeafwise, AbstractTransformation, EmptyState
+from .._transformation.leafwise import Rule
+from .._transformation.masking import no_updates
 
 
 class Identity(AbstractTransformation[EmptyState]):
@@ -25,7 +25,7 @@ class Identity(AbstractTransformation[EmptyState]):
         return updates, state
 
 
-@_check.typed
+@checks.typed
 def scale(update: Inexact[Array, "*shape"], factor: Float[Array, ""]) -> Inexact[Array, "*shape"]:
     return times(factor, update)
 
@@ -88,7 +88,7 @@ class Stateless(AbstractTransformation[EmptyState]):
     def transform(
         self, updates: Updates, state: EmptyState, params: Params | None, context: Context
     ) -> tuple[Updates, EmptyState]:
-        return _check.fit(
+        return checks.fit(
             self.f(updates, params), updates, "f(updates, params)", any_dtype=True
         ), state
 
@@ -117,8 +117,8 @@ class StatelessWithTreeMap(AbstractTransformation[EmptyState]):
     def transform(
         self, updates: Updates, state: EmptyState, params: Params | None, context: Context
     ) -> tuple[Updates, EmptyState]:
-        leaves, treedef = _check.flatten(updates)
+        leaves, treedef = checks.flatten(updates)
         own = [None] * len(leaves) if params is None else treedef.flatten_up_to(params)
         pairs = zip(leaves, own, strict=True)
         out = treedef.unflatten([None if u is None else self.f(u, x) for u, x in pairs])
-        return _check.fit(out, updates, "f(update, param)", any_dtype=True), state
+        return checks.fit(out, updates, "f(update, param)", any_dtype=True), state

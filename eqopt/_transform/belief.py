@@ -3,17 +3,17 @@
 import equinox as eqx
 from jaxtyping import Array, Float, Inexact, PyTree
 
-from .. import _check
-from .._arithmetic import abs_sq, debiased, minus, mix, over, over_root, plus
-from .._hyperparameter import flag, real
-from .._kernel import Rule
-from .._objective import Context
-from .._transformation import AbstractLeafwise
-from .._tree import increment, moment_weights, newest, zero_count, zeros_like
-from .._types import Count, Params, Scalar
+from .._base import checks
+from .._base.arithmetic import abs_sq, debiased, minus, mix, over, over_root, plus
+from .._base.converters import flag, real
+from .._base.trees import increment, moment_weights, newest, zero_count, zeros_like
+from .._base.types import Count, Params, Scalar
+from .._objective.objective import Context
+from .._transformation.base import AbstractLeafwise
+from .._transformation.leafwise import Rule
 
 
-@_check.typed
+@checks.typed
 def _belief(
     update: Inexact[Array, "*shape"],
     mu: Inexact[Array, "*shape"],
@@ -32,7 +32,7 @@ def _belief(
     return over_root(direction, over(nu, nu_weight), eps), mu, nu
 
 
-@_check.typed
+@checks.typed
 class ScaleByBeliefState(eqx.Module):
     """The state of [`eqopt.ScaleByBelief`][].
 

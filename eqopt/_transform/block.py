@@ -5,16 +5,16 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Inexact
 
-from .. import _check
-from .._arithmetic import norm, plus, rms, times
-from .._hyperparameter import flag, optional, real
-from .._kernel import Rule
-from .._objective import Context, need_params
-from .._transformation import AbstractLeafwise, EmptyState
-from .._types import Params, Scalar
+from .._base import checks
+from .._base.arithmetic import norm, plus, rms, times
+from .._base.converters import flag, optional, real
+from .._base.types import Params, Scalar
+from .._objective.objective import Context, need_params
+from .._transformation.base import AbstractLeafwise, EmptyState
+from .._transformation.leafwise import Rule
 
 
-@_check.typed
+@checks.typed
 def _trust_ratio(
     zeros_move: bool,
     update: Inexact[Array, "*shape"],
@@ -93,7 +93,7 @@ class ScaleByTrustRatio(AbstractLeafwise[EmptyState]):
         return Rule(_trust_ratio, state, scalars=scalars, needs_params=True, options=options)
 
 
-@_check.typed
+@checks.typed
 def _by_norm(
     update: Inexact[Array, "*shape"],
     param: Inexact[Array, "*shape"],
@@ -125,7 +125,7 @@ class ScaleByParamBlockNorm(AbstractLeafwise[EmptyState]):
         return Rule(_by_norm, state, scalars=(self.min_scale,), needs_params=True)
 
 
-@_check.typed
+@checks.typed
 def _by_rms(
     update: Inexact[Array, "*shape"],
     param: Inexact[Array, "*shape"],

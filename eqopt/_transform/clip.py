@@ -8,17 +8,18 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Inexact
 
-from .. import _check, _kernel
-from .._arithmetic import clipped, over_where, rms, times, within
-from .._hyperparameter import real
-from .._kernel import Rule
-from .._norm import global_norm
-from .._objective import Context
-from .._transformation import AbstractLeafwise, AbstractTransformation, EmptyState
-from .._types import Params, Scalar, Updates
+from .._base import checks
+from .._base.arithmetic import clipped, over_where, rms, times, within
+from .._base.converters import real
+from .._base.norms import global_norm
+from .._base.types import Params, Scalar, Updates
+from .._objective.objective import Context
+from .._transformation import leafwise
+from .._transformation.base import AbstractLeafwise, AbstractTransformation, EmptyState
+from .._transformation.leafwise import Rule
 
 
-@_check.typed
+@checks.typed
 def _clip(
     update: Inexact[Array, "*shape"], max_delta: Float[Array, ""]
 ) -> Inexact[Array, "*shape"]:
@@ -44,7 +45,7 @@ class Clip(AbstractLeafwise[EmptyState]):
         return Rule(_clip, state, scalars=(self.max_delta,))
 
 
-@_check.typed
+@checks.typed
 def _shrink(update: Inexact[Array, "*shape"], factor: Float[Array, ""]) -> Inexact[Array, "*shape"]:
     # Selected, for `0 * inf` is NaN. (Not by `jnp.where`, which is a program in the program of each
     # leaf.)
@@ -52,7 +53,7 @@ def _shrink(update: Inexact[Array, "*shape"], factor: Float[Array, ""]) -> Inexa
     return lax.select(some, times(factor, update), lax.full_like(update, 0))
 
 
-@_check.typed
+@checks.typed
 def _clip_rms(
     update: Inexact[Array, "*shape"], threshold: Float[Array, ""]
 ) -> Inexact[Array, "*shape"]:
@@ -92,7 +93,7 @@ def _scaled(
     factor: Float[Array, ""], updates: Updates, state: EmptyState, params: Params | None
 ) -> tuple[Updates, EmptyState]:
     rule = Rule(_shrink, state, scalars=(factor,))
-    return _kernel.run((rule,), updates, params)[0], state
+    return leafwise.run((rule,), updates, params)[0], state
 
 
 class ClipByGlobalNorm(AbstractTransformation[EmptyState]):

@@ -4,17 +4,17 @@ import equinox as eqx
 from jax import lax
 from jaxtyping import Array, Float, Inexact, PyTree
 
-from .. import _check
-from .._arithmetic import is_complex, minus, over, plus, times
-from .._hyperparameter import real
-from .._kernel import Rule
-from .._objective import Context, need_params
-from .._transformation import AbstractLeafwise
-from .._tree import copies, full_like, zeros_like
-from .._types import Params, Scalar
+from .._base import checks
+from .._base.arithmetic import is_complex, minus, over, plus, times
+from .._base.converters import real
+from .._base.trees import copies, full_like, zeros_like
+from .._base.types import Params, Scalar
+from .._objective.objective import Context, need_params
+from .._transformation.base import AbstractLeafwise
+from .._transformation.leafwise import Rule
 
 
-@_check.typed
+@checks.typed
 def _cocob(
     update: Inexact[Array, "*shape"],
     param: Inexact[Array, "*shape"],
@@ -63,7 +63,7 @@ def _real_product(x: Array, y: Array) -> Array:
     return lax.mul(x, y)
 
 
-@_check.typed
+@checks.typed
 class ScaleByCOCOBState(eqx.Module):
     """The state of [`eqopt.ScaleByCOCOB`][].
 

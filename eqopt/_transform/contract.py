@@ -4,17 +4,17 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact
 
-from .. import _check
-from .._arithmetic import over, plus, times
-from .._kernel import Rule
-from .._objective import Context, need_params
+from .._base import checks
+from .._base.arithmetic import over, plus, times
+from .._base.trees import increment, zero_count
+from .._base.types import Count, Params, Scalar
+from .._objective.objective import Context, need_params
 from .._schedule.base import AbstractSchedule, scheduled_real, value_at
-from .._transformation import AbstractLeafwise
-from .._tree import increment, zero_count
-from .._types import Count, Params, Scalar
+from .._transformation.base import AbstractLeafwise
+from .._transformation.leafwise import Rule
 
 
-@_check.typed
+@checks.typed
 def _contract(
     update: Inexact[Array, "*shape"],
     param: Inexact[Array, "*shape"],
@@ -24,7 +24,7 @@ def _contract(
     return plus(over(update, length), times(change, param))
 
 
-@_check.typed
+@checks.typed
 class ContractByLearningRateState(eqx.Module):
     """The state of [`eqopt.ContractByLearningRate`][].
 

@@ -7,15 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact, PyTree
 
-from .. import _check, _kernel
-from .._arithmetic import abs_sq, mix, over, plus, safe_sqrt, times, wider
-from .._eval_params import fitting
-from .._hyperparameter import flag, float_dtype, optional, real
-from .._kernel import Rule
-from .._objective import Context, need_params
-from .._schedule.base import AbstractSchedule, scheduled_real, value_at
-from .._transformation import AbstractTransformation
-from .._tree import (
+from .._base import checks
+from .._base.arithmetic import abs_sq, mix, over, plus, safe_sqrt, times, wider
+from .._base.converters import flag, float_dtype, optional, real
+from .._base.trees import (
     bias_correction,
     copies,
     differences,
@@ -27,7 +22,13 @@ from .._tree import (
     zero_count,
     zeros_like,
 )
-from .._types import Count, Params, Scalar, Updates
+from .._base.types import Count, Params, Scalar, Updates
+from .._objective.objective import Context, need_params
+from .._schedule.base import AbstractSchedule, scheduled_real, value_at
+from .._transformation import leafwise
+from .._transformation.base import AbstractTransformation
+from .._transformation.eval_params import fitting
+from .._transformation.leafwise import Rule
 
 _Number: TypeAlias = Float[Array, ""]
 # The update, both of Adam's averages, and what the estimate is made of.
@@ -47,7 +48,7 @@ def both_betas(value: Any) -> tuple[Scalar, Scalar]:
     return b1, b2
 
 
-@_check.typed
+@checks.typed
 def _dadapt(
     update: Inexact[Array, "*shape"],
     exp_avg: Inexact[Array, "*shape"],
@@ -69,7 +70,7 @@ def _dadapt(
     )
 
 
-@_check.typed
+@checks.typed
 def _prodigy(
     update: Inexact[Array, "*shape"],
     exp_avg: Inexact[Array, "*shape"],
@@ -90,7 +91,7 @@ def _prodigy(
     )
 
 
-@_check.typed
+@checks.typed
 def _adam(
     update: Inexact[Array, "*shape"],
     param: Inexact[Array, "*shape"],
@@ -132,7 +133,7 @@ def _sum_abs(x: Inexact[Array, "*shape"]) -> _Number:
     return jnp.sum(jnp.abs(x.astype(wider(x.dtype))))
 
 
-@_check.typed
+@checks.typed
 class ScaleByDAdaptAdamState(eqx.Module):
     """The state of [`eqopt.ScaleByDAdaptAdam`][].
 
@@ -226,7 +227,7 @@ class ScaleByDAdaptAdam(AbstractTransformation[ScaleByDAdaptAdamState]):
             trees=(*_ADAM, "grad_sum"),
             scalars=(rest1, rest2, rest3, rate, self.eps),
         )
-        weighted, (new,) = _kernel.run((moments,), updates, params)
+        weighted, (new,) = leafwise.run((moments,), updates, params)
         gain = inner(updates, weighted)
         numerator = beta3 * state.numerator_weighted + rest3 * rate * gain
         estimate = _estimate(numerator, where_given(updates, new.grad_sum), rest3)
@@ -240,11 +241,11 @@ class ScaleByDAdaptAdam(AbstractTransformation[ScaleByDAdaptAdamState]):
         )
         scalars = (jnp.ones_like(rate), self.eps, rate * self.weight_decay)
         step = Rule(_adam, new, trees=_ADAM, scalars=scalars, needs_params=True)
-        out, _ = _kernel.run((step,), weighted, params)
+        out, _ = leafwise.run((step,), weighted, params)
         return out, new
 
 
-@_check.typed
+@checks.typed
 class ScaleByProdigyState(eqx.Module):
     """The state of [`eqopt.ScaleByProdigy`][].
 
@@ -348,7 +349,7 @@ class ScaleByProdigy(AbstractTransformation[ScaleByProdigyState]):
             trees=(*_ADAM, "grad_sum"),
             scalars=(*(newest(b) for b in self.betas), beta3, distance, weight),
         )
-        wide, (new,) = _kernel.run((moments,), updates, params)
+        wide, (new,) = leafwise.run((moments,), updates, params)
         back = differences(fitting(state.params0, params, "state.params0"), params)
         gain = inner(updates, where_given(updates, back))
         numerator = beta3 * state.numerator_weighted + growth * rate * gain
@@ -366,5 +367,5 @@ class ScaleByProdigy(AbstractTransformation[ScaleByProdigyState]):
         )
         scalars = (rate, new.estim_lr * self.eps, rate * self.weight_decay)
         step = Rule(_adam, new, trees=_ADAM, scalars=scalars, needs_params=True)
-        out, _ = _kernel.run((step,), wide, params)
+        out, _ = leafwise.run((step,), wide, params)
         return out, new

@@ -3,17 +3,17 @@
 import equinox as eqx
 from jaxtyping import Array, Float, Inexact
 
-from .. import _check
-from .._arithmetic import plus, times
-from .._hyperparameter import optional, real
-from .._kernel import Rule
-from .._objective import Context, need_params
-from .._selector import AbstractSelector, as_selector
-from .._transformation import AbstractLeafwise, EmptyState
-from .._types import Params, Scalar
+from .._base import checks
+from .._base.arithmetic import plus, times
+from .._base.converters import optional, real
+from .._base.types import Params, Scalar
+from .._objective.objective import Context, need_params
+from .._transformation.base import AbstractLeafwise, EmptyState
+from .._transformation.leafwise import Rule
+from ..selectors._selector import AbstractSelector, as_selector
 
 
-@_check.typed
+@checks.typed
 def _decay(
     update: Inexact[Array, "*shape"],
     param: Inexact[Array, "*shape"],

@@ -10,16 +10,17 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Inexact, PyTree
 
-from .. import _check, _kernel
-from .._arithmetic import abs_sq, cast, minus, norm, safe_sqrt, times
-from .._eval_params import fitting
-from .._hyperparameter import float_dtype, inexact_dtype, optional, real
-from .._kernel import Rule
-from .._norm import global_norm
-from .._objective import Context, need_params
-from .._transformation import AbstractLeafwise, AbstractTransformation
-from .._tree import copies, differences, increment, widened, zero_count
-from .._types import Count, Params, Scalar, Updates
+from .._base import checks
+from .._base.arithmetic import abs_sq, cast, minus, norm, safe_sqrt, times
+from .._base.converters import float_dtype, inexact_dtype, optional, real
+from .._base.norms import global_norm
+from .._base.trees import copies, differences, increment, widened, zero_count
+from .._base.types import Count, Params, Scalar, Updates
+from .._objective.objective import Context, need_params
+from .._transformation import leafwise
+from .._transformation.base import AbstractLeafwise, AbstractTransformation
+from .._transformation.eval_params import fitting
+from .._transformation.leafwise import Rule
 
 
 class AbstractInitialStep(eqx.Module):
@@ -117,7 +118,7 @@ def initial_step(value: Any) -> AbstractInitialStep:
 
 
 def _scaled(updates: Updates, factor: Float[Array, ""], state: eqx.Module) -> Updates:
-    return _kernel.run((Rule(times, state, scalars=(factor,)),), updates, None)[0]
+    return leafwise.run((Rule(times, state, scalars=(factor,)),), updates, None)[0]
 
 
 def _distance(init_params: PyTree, params: Params) -> Float[Array, ""]:
@@ -133,7 +134,7 @@ def _ratio(distance: Float[Array, ""], size: Float[Array, ""]) -> Float[Array, "
     return jnp.where(nothing, 0, distance / jnp.where(nothing, 1, size))
 
 
-@_check.typed
+@checks.typed
 class ScaleByDoGState(eqx.Module):
     """The state of [`eqopt.ScaleByDoG`][].
 
@@ -198,7 +199,7 @@ class ScaleByDoG(AbstractTransformation[ScaleByDoGState]):
         return _scaled(updates, rate, new), new
 
 
-@_check.typed
+@checks.typed
 class ScaleByDoWGState(eqx.Module):
     """The state of [`eqopt.ScaleByDoWG`][].
 
@@ -261,7 +262,7 @@ class ScaleByDoWG(AbstractTransformation[ScaleByDoWGState]):
         return _scaled(updates, _ratio(sq_dist, safe_sqrt(total) + self.eps), new), new
 
 
-@_check.typed
+@checks.typed
 def _distance_over_gradients(
     update: Inexact[Array, "*shape"],
     param: Inexact[Array, "*shape"],
@@ -286,7 +287,7 @@ def _shapes(shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
     return (), (), shape
 
 
-@_check.typed
+@checks.typed
 class ScaleByDistanceOverGradientsState(eqx.Module):
     """The state of [`eqopt.ScaleByDistanceOverGradients`][].
 

@@ -11,19 +11,19 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Inexact, PyTree
 
-from .. import _check
-from .._arithmetic import abs_sq, is_complex, mix, over, plus, safe_sqrt
-from .._hyperparameter import flag, real, size, steps
-from .._kernel import Rule
-from .._objective import Context
-from .._transformation import AbstractLeafwise
-from .._tree import increment, newest, zero_count, zeros_like
-from .._types import Count, Params, Scalar, Steps
+from .._base import checks
+from .._base.arithmetic import abs_sq, is_complex, mix, over, plus, safe_sqrt
+from .._base.converters import flag, real, size, steps
+from .._base.trees import increment, newest, zero_count, zeros_like
+from .._base.types import Count, Params, Scalar, Steps
+from .._objective.objective import Context
+from .._transformation.base import AbstractLeafwise
+from .._transformation.leafwise import Rule
 
 _Shape = tuple[int, ...]
 
 
-@_check.typed
+@checks.typed
 def decay_rate_pow(step: Count, decay_rate: Float[Array, ""]) -> Float[Array, ""]:
     r"""Adafactor's own decay of the second moment, $1 - (t + 1)^{-d}$.
 
@@ -42,7 +42,7 @@ def _decay_rate_fn(value: Any) -> Callable[..., Array]:
     if not callable(value):
         raise TypeError(
             "`decay_rate_fn` must be a function, such as `eqopt.decay_rate_pow`; got "
-            f"{_check.describe(value)}"
+            f"{checks.describe(value)}"
         )
     function: Any = value
     return function
@@ -71,7 +71,7 @@ def _over(x: Array, y: Float[Array, "..."], axis: int) -> Array:
     return lax.complex(x.real / y, x.imag / y) if is_complex(x) else x / y
 
 
-@_check.typed
+@checks.typed
 def _factored_rms(
     factored: bool,
     min_size: int,
@@ -103,7 +103,7 @@ def _factored_rms(
     return _over(_over(update, row, d0), safe_sqrt(v_col), d1), v_row, v_col, None
 
 
-@_check.typed
+@checks.typed
 class ScaleByFactoredRMSState(eqx.Module):
     """The state of [`eqopt.ScaleByFactoredRMS`][].
 

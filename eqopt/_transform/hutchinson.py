@@ -9,18 +9,27 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Inexact, PyTree
 
-from .. import _check, _kernel
-from .._arithmetic import cast, is_complex, mix, over, times, wider
-from .._hyperparameter import inexact_dtype, optional, prng_key, real, steps
-from .._kernel import Rule
-from .._objective import Context, need_params
-from .._random import advance, KeyWords, PRNGKey, signs_like, words_of
-from .._transformation import AbstractTransformation, check_state, check_transformation
-from .._tree import bias_correction, blank_like, conj, increment, newest, zero_count, zeros_like
-from .._types import Count, Params, Scalar, State, Steps, Updates
+from .._base import checks
+from .._base.arithmetic import cast, is_complex, mix, over, times, wider
+from .._base.converters import inexact_dtype, optional, prng_key, real, steps
+from .._base.prng import advance, KeyWords, PRNGKey, signs_like, words_of
+from .._base.trees import (
+    bias_correction,
+    blank_like,
+    conj,
+    increment,
+    newest,
+    zero_count,
+    zeros_like,
+)
+from .._base.types import Count, Params, Scalar, State, Steps, Updates
+from .._objective.objective import Context, need_params
+from .._transformation import leafwise
+from .._transformation.base import AbstractTransformation, check_state, check_transformation
+from .._transformation.leafwise import Rule
 
 
-@_check.typed
+@checks.typed
 def _by_parts(x: Inexact[Array, "*shape"], y: Inexact[Array, "*shape"]) -> Inexact[Array, "*shape"]:
     dtype = wider(x.dtype)
     x, y = cast(x, dtype), cast(y, dtype)
@@ -37,7 +46,7 @@ def _probe(key: Any, x: Array) -> Array:
     return signs_like(key, x)
 
 
-@_check.typed
+@checks.typed
 class HutchinsonEstimatorDiagHessianState(eqx.Module):
     """The state of [`eqopt.HutchinsonEstimatorDiagHessian`][].
 
@@ -96,7 +105,7 @@ class HutchinsonEstimatorDiagHessian(AbstractTransformation[HutchinsonEstimatorD
         params = need_params(params, self, context)
         objective = context.need("value_fn", self)
         words, key = advance(state.key, self.key)
-        leaves, treedef = _check.flatten(params)
+        leaves, treedef = checks.flatten(params)
         given = [u is not None for u in treedef.flatten_up_to(updates)]
         probes = [
             _probe(jax.random.fold_in(key, i), x) if asked else x if x is None else blank_like(x)
@@ -115,7 +124,7 @@ class HutchinsonEstimatorDiagHessian(AbstractTransformation[HutchinsonEstimatorD
         return treedef.unflatten(diagonal), HutchinsonEstimatorDiagHessianState(words)
 
 
-@_check.typed
+@checks.typed
 def _step(
     update: Inexact[Array, "*shape"],
     mu: Inexact[Array, "*shape"],
@@ -144,14 +153,14 @@ def _newton(
     return step if limit is None else jnp.clip(step, -limit, limit)
 
 
-@_check.typed
+@checks.typed
 def _average(
     curvature: Inexact[Array, "*shape"], nu: Inexact[Array, "*shape"], rest: Float[Array, ""]
 ) -> tuple[Inexact[Array, "*shape"], Inexact[Array, "*shape"]]:
     return curvature, mix(rest, nu, curvature)
 
 
-@_check.typed
+@checks.typed
 class ScaleBySophiaState(eqx.Module, Generic[State]):
     """The state of [`eqopt.ScaleBySophia`][].
 
@@ -252,7 +261,7 @@ class ScaleBySophia(AbstractTransformation[ScaleBySophiaState[State]], Generic[S
         weight = bias_correction(self.b1, count)
         scalars = (newest(self.b1), weight, self.gamma, self.eps, *limit)
         rule = Rule(_step, state, trees=("mu", "nu"), scalars=scalars)
-        out, (after,) = _kernel.run((rule,), updates, params)
+        out, (after,) = leafwise.run((rule,), updates, params)
 
         def estimate(held: Any) -> Any:
             curvature, estimates = self.hessian_diagonal_fn.transform(
@@ -260,7 +269,7 @@ class ScaleBySophia(AbstractTransformation[ScaleBySophiaState[State]], Generic[S
             )
             new = ScaleBySophiaState(held.count, held.mu, held.nu, estimates)
             average = Rule(_average, new, trees=("nu",), scalars=(newest(self.b2),))
-            return _kernel.run((average,), curvature, params)[1][0]
+            return leafwise.run((average,), curvature, params)[1][0]
 
         due = lax.eq(lax.rem(state.count, jnp.asarray(self.update_interval)), np.int32(0))
         after = lax.cond(due, estimate, lambda held: held, after)

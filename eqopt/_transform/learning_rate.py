@@ -3,23 +3,23 @@
 import equinox as eqx
 from jaxtyping import Array, Float, Inexact
 
-from .. import _check
-from .._arithmetic import times
-from .._hyperparameter import flag
-from .._kernel import Rule
-from .._objective import Context
+from .._base import checks
+from .._base.arithmetic import times
+from .._base.converters import flag
+from .._base.trees import increment, zero_count
+from .._base.types import Count, Params, Scalar
+from .._objective.objective import Context
 from .._schedule.base import AbstractSchedule, as_schedule, scheduled_real, value_at
-from .._transformation import AbstractLeafwise
-from .._tree import increment, zero_count
-from .._types import Count, Params, Scalar
+from .._transformation.base import AbstractLeafwise
+from .._transformation.leafwise import Rule
 
 
-@_check.typed
+@checks.typed
 def _scale(update: Inexact[Array, "*shape"], factor: Float[Array, ""]) -> Inexact[Array, "*shape"]:
     return times(factor, update)
 
 
-@_check.typed
+@checks.typed
 class ScaleByLearningRateState(eqx.Module):
     """The state of [`eqopt.ScaleByLearningRate`][].
 
@@ -61,7 +61,7 @@ class ScaleByLearningRate(AbstractLeafwise[ScaleByLearningRateState]):
         return Rule(_scale, new, scalars=(-rate if self.flip_sign else rate,))
 
 
-@_check.typed
+@checks.typed
 class ScaleByScheduleState(eqx.Module):
     """The state of [`eqopt.ScaleBySchedule`][].
 

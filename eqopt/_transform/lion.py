@@ -8,17 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Inexact, PyTree
 
-from .. import _check
-from .._arithmetic import mix, times
-from .._hyperparameter import inexact_dtype, real
-from .._kernel import Rule
-from .._objective import Context
-from .._transformation import AbstractLeafwise
-from .._tree import increment, newest, zero_count, zeros_like
-from .._types import Count, Params, Scalar
+from .._base import checks
+from .._base.arithmetic import mix, times
+from .._base.converters import inexact_dtype, real
+from .._base.trees import increment, newest, zero_count, zeros_like
+from .._base.types import Count, Params, Scalar
+from .._objective.objective import Context
+from .._transformation.base import AbstractLeafwise
+from .._transformation.leafwise import Rule
 
 
-@_check.typed
+@checks.typed
 def lion_hard(x: Inexact[Array, "*shape"], beta: Float[Array, ""]) -> Inexact[Array, "*shape"]:
     r"""The sign, $x / |x|$, and 0 at 0: Lion's own.
 
@@ -30,7 +30,7 @@ def lion_hard(x: Inexact[Array, "*shape"], beta: Float[Array, ""]) -> Inexact[Ar
     return jnp.sign(x)
 
 
-@_check.typed
+@checks.typed
 def lion_smooth(x: Inexact[Array, "*shape"], beta: Float[Array, ""]) -> Inexact[Array, "*shape"]:
     r"""A smooth sign, $\tanh(\beta x)$.
 
@@ -42,7 +42,7 @@ def lion_smooth(x: Inexact[Array, "*shape"], beta: Float[Array, ""]) -> Inexact[
     return jnp.tanh(times(beta, x))
 
 
-@_check.typed
+@checks.typed
 def lion_refined(x: Inexact[Array, "*shape"], beta: Float[Array, ""]) -> Inexact[Array, "*shape"]:
     r"""A clipped sign: $x$ where $|x| < 1$, else $x / |x|$.
 
@@ -71,7 +71,7 @@ def _mode(value: Any) -> Callable[[Array, Array], Array]:
     raise ValueError(f"`mode` must be a function, such as `eqopt.lion_hard`; got {value!r}")
 
 
-@_check.typed
+@checks.typed
 def _lion(
     mode: Callable[[Array, Array], Array],
     update: Inexact[Array, "*shape"],
@@ -84,7 +84,7 @@ def _lion(
     return direction, mix(rest2, mu, update)
 
 
-@_check.typed
+@checks.typed
 class ScaleByLionState(eqx.Module):
     """The state of [`eqopt.ScaleByLion`][].
 

@@ -6,18 +6,18 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Inexact, PyTree
 
-from .. import _check
-from .._arithmetic import abs_sq, cast, minus, over, plus, times
-from .._hyperparameter import real
-from .._kernel import Rule
-from .._objective import Context, need_params
+from .._base import checks
+from .._base.arithmetic import abs_sq, cast, minus, over, plus, times
+from .._base.converters import real
+from .._base.trees import copies, increment, newest, zero_count, zeros_like
+from .._base.types import Count, Params, Scalar
+from .._objective.objective import Context, need_params
 from .._schedule.base import AbstractSchedule, scheduled_real, value_at
-from .._transformation import AbstractLeafwise
-from .._tree import copies, increment, newest, zero_count, zeros_like
-from .._types import Count, Params, Scalar
+from .._transformation.base import AbstractLeafwise
+from .._transformation.leafwise import Rule
 
 
-@_check.typed
+@checks.typed
 def _madgrad(
     update: Inexact[Array, "*shape"],
     param: Inexact[Array, "*shape"],
@@ -50,7 +50,7 @@ def _safe_cbrt(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return lax.select(positive, lax.cbrt(lax.select(positive, x, lax.full_like(x, 1))), x)
 
 
-@_check.typed
+@checks.typed
 class ScaleByMADGRADState(eqx.Module):
     """The state of [`eqopt.ScaleByMADGRAD`][].
 

@@ -7,14 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Inexact, PyTree
 
-from .. import _check, _kernel
-from .._arithmetic import abs_sq, mix, over, plus, safe_sqrt, times
-from .._hyperparameter import flag, float_dtype, real
-from .._kernel import Rule
-from .._objective import Context, need_params
-from .._schedule.base import AbstractSchedule, scheduled_real, value_at
-from .._transformation import AbstractTransformation
-from .._tree import (
+from .._base import checks
+from .._base.arithmetic import abs_sq, mix, over, plus, safe_sqrt, times
+from .._base.converters import flag, float_dtype, real
+from .._base.trees import (
     bias_correction,
     copies,
     increment,
@@ -24,7 +20,12 @@ from .._tree import (
     zero_count,
     zeros_like,
 )
-from .._types import Count, Params, Scalar, Updates
+from .._base.types import Count, Params, Scalar, Updates
+from .._objective.objective import Context, need_params
+from .._schedule.base import AbstractSchedule, scheduled_real, value_at
+from .._transformation import leafwise
+from .._transformation.base import AbstractTransformation
+from .._transformation.leafwise import Rule
 
 _Number: TypeAlias = Float[Array, ""]
 
@@ -32,7 +33,7 @@ _Number: TypeAlias = Float[Array, ""]
 _SMALLEST = float(np.finfo(np.float64).eps)
 
 
-@_check.typed
+@checks.typed
 def _average(
     update: Inexact[Array, "*shape"], exp_avg: Inexact[Array, "*shape"], rest: _Number
 ) -> tuple[Inexact[Array, "*shape"], Inexact[Array, "*shape"]]:
@@ -40,7 +41,7 @@ def _average(
     return exp_avg, exp_avg
 
 
-@_check.typed
+@checks.typed
 def _adam(
     update: Inexact[Array, "*shape"],
     exp_avg: Inexact[Array, "*shape"],
@@ -56,7 +57,7 @@ def _adam(
     return over(exp_avg, size), exp_avg, exp_avg_sq
 
 
-@_check.typed
+@checks.typed
 def _proximal(
     update: Inexact[Array, "*shape"],
     param: Inexact[Array, "*shape"],
@@ -124,7 +125,7 @@ def _averaged(old: _Number, rest: _Number, new: Any) -> _Number:
     return mix(rest, old, jnp.asarray(new).astype(float_dtype()))
 
 
-@_check.typed
+@checks.typed
 class ScaleByMoMoState(eqx.Module):
     """The state of [`eqopt.ScaleByMoMo`][].
 
@@ -215,7 +216,7 @@ class ScaleByMoMo(AbstractTransformation[ScaleByMoMoState]):
         barf = _averaged(state.barf, rest, value)
         gamma = _averaged(state.gamma, rest, inner(updates, own))
         average = Rule(_average, state, trees=("exp_avg",), scalars=(rest,))
-        direction, (new,) = _kernel.run((average,), updates, params)
+        direction, (new,) = leafwise.run((average,), updates, params)
         rate = value_at(self.learning_rate, state.count).astype(float_dtype())
         decay = rate * self.weight_decay
         model = _Model(
@@ -229,11 +230,11 @@ class ScaleByMoMo(AbstractTransformation[ScaleByMoMoState]):
         step_size, bound = _bounded(model, state.lb, self.lower_bound, rate, self.adapt_lower_bound)
         new = ScaleByMoMoState(new.exp_avg, barf, gamma, bound, increment(state.count))
         step = Rule(_proximal, new, scalars=(step_size, decay), needs_params=True)
-        out, _ = _kernel.run((step,), direction, params)
+        out, _ = leafwise.run((step,), direction, params)
         return out, new
 
 
-@_check.typed
+@checks.typed
 class ScaleByMoMoAdamState(eqx.Module):
     """The state of [`eqopt.ScaleByMoMoAdam`][].
 
@@ -323,7 +324,7 @@ class ScaleByMoMoAdam(AbstractTransformation[ScaleByMoMoAdamState]):
         weight1, weight2 = bias_correction(self.b1, count), bias_correction(self.b2, count)
         trees, scalars = ("exp_avg", "exp_avg_sq"), (rest1, rest2, weight2, self.eps)
         moments = Rule(_adam, state, trees=trees, scalars=scalars)
-        direction, (new,) = _kernel.run((moments,), updates, params)
+        direction, (new,) = leafwise.run((moments,), updates, params)
         average = where_given(updates, new.exp_avg)
         rate = value_at(self.learning_rate, state.count).astype(float_dtype())
         decay = rate * self.weight_decay
@@ -332,5 +333,5 @@ class ScaleByMoMoAdam(AbstractTransformation[ScaleByMoMoAdamState]):
         step_size, bound = _bounded(model, state.lb, self.lower_bound, rate, self.adapt_lower_bound)
         new = ScaleByMoMoAdamState(new.exp_avg, new.exp_avg_sq, barf, gamma, bound, count)
         step = Rule(_proximal, new, scalars=(step_size, decay), needs_params=True)
-        out, _ = _kernel.run((step,), direction, params)
+        out, _ = leafwise.run((step,), direction, params)
         return out, new

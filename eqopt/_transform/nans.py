@@ -6,15 +6,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Inexact, PyTree
 
-from .. import _check
-from .._kernel import Rule
-from .._objective import Context
-from .._transformation import AbstractLeafwise
-from .._tree import full_like
-from .._types import Params
+from .._base import checks
+from .._base.trees import full_like
+from .._base.types import Params
+from .._objective.objective import Context
+from .._transformation.base import AbstractLeafwise
+from .._transformation.leafwise import Rule
 
 
-@_check.typed
+@checks.typed
 def _zero_nans(
     update: Inexact[Array, "*shape"], found_nan: Bool[Array, ""]
 ) -> tuple[Inexact[Array, "*shape"], Bool[Array, ""]]:
@@ -26,7 +26,7 @@ def _no_shape(shape: tuple[int, ...]) -> tuple[tuple[int, ...] | None, ...]:
     return ((),)
 
 
-@_check.typed
+@checks.typed
 class ZeroNaNsState(eqx.Module):
     """The state of [`eqopt.ZeroNaNs`][].
 

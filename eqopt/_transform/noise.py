@@ -7,19 +7,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact
 
-from .. import _check
-from .._arithmetic import cast, plus, real_dtype, safe_sqrt, times, wider
-from .._hyperparameter import prng_key, real
-from .._objective import Context
-from .._random import advance, KeyWords, PRNGKey, words_of
-from .._sharing import map_leaves
-from .._transformation import AbstractTransformation
-from .._tree import increment, placed_like, zero_count
-from .._types import Count, Params, Scalar, Updates
+from .._base import checks
+from .._base.arithmetic import cast, plus, real_dtype, safe_sqrt, times, wider
+from .._base.converters import prng_key, real
+from .._base.prng import advance, KeyWords, PRNGKey, words_of
+from .._base.trace_sharing import map_leaves
+from .._base.trees import increment, placed_like, zero_count
+from .._base.types import Count, Params, Scalar, Updates
+from .._objective.objective import Context
+from .._transformation.base import AbstractTransformation
 
 
 @jax.jit
-@_check.typed
+@checks.typed
 def _noisy(
     update: Inexact[Array, "*shape"], key: Any, deviation: Float[Array, ""]
 ) -> Inexact[Array, "*shape"]:
@@ -28,7 +28,7 @@ def _noisy(
     return plus(cast(update, dtype), times(cast(deviation, real_dtype(dtype)), noise))
 
 
-@_check.typed
+@checks.typed
 class AddNoiseState(eqx.Module):
     """The state of [`eqopt.AddNoise`][].
 

@@ -3,16 +3,17 @@
 from jax import lax
 from jaxtyping import Array, Inexact
 
-from .. import _check, _kernel
-from .._arithmetic import is_complex
-from .._kernel import Rule
-from .._nesting import AbstractParticular, Need
-from .._objective import Context, need_params
-from .._transformation import EmptyState
-from .._types import Params, Updates
+from .._base import checks
+from .._base.arithmetic import is_complex
+from .._base.types import Params, Updates
+from .._objective.objective import Context, need_params
+from .._transformation import leafwise
+from .._transformation.base import EmptyState
+from .._transformation.leafwise import Rule
+from .._transformation.nesting import AbstractParticular, Need
 
 
-@_check.typed
+@checks.typed
 def _keep_nonnegative(
     update: Inexact[Array, "*shape"], param: Inexact[Array, "*shape"]
 ) -> Inexact[Array, "*shape"]:
@@ -51,4 +52,4 @@ class KeepParamsNonnegative(AbstractParticular[EmptyState]):
     ) -> tuple[Updates, EmptyState]:
         params = need_params(params, self, context)
         rule = Rule(_keep_nonnegative, state, needs_params=True)
-        return _kernel.run((rule,), updates, params)[0], state
+        return leafwise.run((rule,), updates, params)[0], state

@@ -6,17 +6,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Inexact, PyTree
 
-from .. import _check
-from .._arithmetic import abs_sq, mix, over_root, plus, times
-from .._hyperparameter import inexact_dtype, real
-from .._kernel import Rule
-from .._objective import Context, need_params
-from .._transformation import AbstractLeafwise
-from .._tree import increment, newest, zero_count, zeros_like
-from .._types import Count, Params, Scalar
+from .._base import checks
+from .._base.arithmetic import abs_sq, mix, over_root, plus, times
+from .._base.converters import inexact_dtype, real
+from .._base.trees import increment, newest, zero_count, zeros_like
+from .._base.types import Count, Params, Scalar
+from .._objective.objective import Context, need_params
+from .._transformation.base import AbstractLeafwise
+from .._transformation.leafwise import Rule
 
 
-@_check.typed
+@checks.typed
 def _novograd(
     update: Inexact[Array, "*shape"],
     param: Inexact[Array, "*shape"],
@@ -39,7 +39,7 @@ def _shapes(shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return shape, ()
 
 
-@_check.typed
+@checks.typed
 class ScaleByNovoGradState(eqx.Module):
     """The state of [`eqopt.ScaleByNovoGrad`][].
 

@@ -5,17 +5,17 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Inexact, PyTree
 
-from .. import _check
-from .._arithmetic import minus, plus, times
-from .._hyperparameter import real
-from .._kernel import Rule
-from .._objective import Context
-from .._transformation import AbstractLeafwise
-from .._tree import increment, zero_count, zeros_like
-from .._types import Count, Params, Scalar
+from .._base import checks
+from .._base.arithmetic import minus, plus, times
+from .._base.converters import real
+from .._base.trees import increment, zero_count, zeros_like
+from .._base.types import Count, Params, Scalar
+from .._objective.objective import Context
+from .._transformation.base import AbstractLeafwise
+from .._transformation.leafwise import Rule
 
 
-@_check.typed
+@checks.typed
 def _optimistic(
     update: Inexact[Array, "*shape"],
     previous: Inexact[Array, "*shape"],
@@ -28,7 +28,7 @@ def _optimistic(
     return plus(times(alpha, update), times(beta, change)), update
 
 
-@_check.typed
+@checks.typed
 class ScaleByOptimisticGradientState(eqx.Module):
     """The state of [`eqopt.ScaleByOptimisticGradient`][].
 

@@ -5,14 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Inexact
 
-from .. import _check, _kernel
-from .._arithmetic import cast, times
-from .._hyperparameter import real
-from .._kernel import Rule
-from .._norm import global_norm
-from .._objective import Context
-from .._transformation import AbstractTransformation, EmptyState
-from .._types import Params, Scalar, Updates
+from .._base import checks
+from .._base.arithmetic import cast, times
+from .._base.converters import real
+from .._base.norms import global_norm
+from .._base.types import Params, Scalar, Updates
+from .._objective.objective import Context
+from .._transformation import leafwise
+from .._transformation.base import AbstractTransformation, EmptyState
+from .._transformation.leafwise import Rule
 
 _VARIANTS = ("sps", "sps+")
 
@@ -27,7 +28,7 @@ def variant(value: str) -> str:
     return value
 
 
-@_check.typed
+@checks.typed
 def _scale(update: Inexact[Array, "*shape"], factor: Float[Array, ""]) -> Inexact[Array, "*shape"]:
     return times(factor, update)
 
@@ -85,5 +86,5 @@ class ScaleByPolyak(AbstractTransformation[EmptyState]):
         small = size <= _SMALLEST
         step = jnp.minimum(gap / jnp.where(small, 1, size), self.max_learning_rate.astype(dtype))
         rule = Rule(_scale, state, scalars=(jnp.where(small, 0, step),))
-        updates, _ = _kernel.run((rule,), updates, params)
+        updates, _ = leafwise.run((rule,), updates, params)
         return updates, state

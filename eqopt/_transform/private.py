@@ -8,17 +8,17 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Inexact
 
-from .. import _check
-from .._arithmetic import cast, is_complex, over, plus, real_dtype, times
-from .._hyperparameter import prng_key, real
-from .._objective import Context, need_params
-from .._per_example import per_example_global_norm_clip
-from .._random import advance, KeyWords, normal_like, PRNGKey, words_of
-from .._transformation import AbstractPerExample
-from .._types import Params, Scalar, Updates
+from .._base import checks
+from .._base.arithmetic import cast, is_complex, over, plus, real_dtype, times
+from .._base.converters import prng_key, real
+from .._base.prng import advance, KeyWords, normal_like, PRNGKey, words_of
+from .._base.types import Params, Scalar, Updates
+from .._objective.objective import Context, need_params
+from .._objective.per_example import per_example_global_norm_clip
+from .._transformation.base import AbstractPerExample
 
 
-@_check.typed
+@checks.typed
 class DifferentiallyPrivateAggregateState(eqx.Module):
     """The state of [`eqopt.DifferentiallyPrivateAggregate`][].
 
@@ -82,11 +82,11 @@ class DifferentiallyPrivateAggregate(AbstractPerExample[DifferentiallyPrivateAgg
         params: Params | None,
         context: Context,
     ) -> tuple[Updates, DifferentiallyPrivateAggregateState]:
-        num = _check.num_examples(updates, need_params(params, self, context), self)
+        num = checks.num_examples(updates, need_params(params, self, context), self)
         total, _ = per_example_global_norm_clip(updates, self.l2_norm_clip)
         words, key = advance(state.key, self.key)
         deviation = jnp.asarray(self.l2_norm_clip) * jnp.asarray(self.noise_multiplier)
-        leaves, treedef = _check.flatten(total)
+        leaves, treedef = checks.flatten(total)
         noisy = [
             None if x is None else _noised(x, jax.random.fold_in(key, i), deviation, num)
             for i, x in enumerate(leaves)

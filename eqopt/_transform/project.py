@@ -8,18 +8,18 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Inexact
 
-from .. import _check
-from .._arithmetic import cast, wider
-from .._nesting import AbstractParticular, Need
-from .._objective import Context, need_params
-from .._transformation import EmptyState
-from .._tree import add, moved, narrowed, where_given
-from .._types import Params, Updates
+from .._base import checks
+from .._base.arithmetic import cast, wider
+from .._base.trees import add, moved, narrowed, where_given
+from .._base.types import Params, Updates
+from .._objective.objective import Context, need_params
+from .._transformation.base import EmptyState
+from .._transformation.nesting import AbstractParticular, Need
 from ..projections._base import AbstractBox, AbstractProjection, by_parts, nearest, neighbor
 
 
 @jax.jit
-@_check.typed
+@checks.typed
 def _toward(
     param: Inexact[Array, "*shape"], target: Inexact[Array, "*shape"]
 ) -> Inexact[Array, "*shape"]:
@@ -29,7 +29,7 @@ def _toward(
 
 
 @jax.jit
-@_check.typed
+@checks.typed
 def _into(
     param: Float[Array, "*shape"],
     target: Float[Array, "*shape"],
@@ -91,7 +91,7 @@ class Project(AbstractParticular[EmptyState]):
         if not isinstance(self.projection, AbstractProjection):
             raise TypeError(
                 "`projection` must be an `eqopt.projections.AbstractProjection`; got "
-                f"{_check.describe(self.projection)}"
+                f"{checks.describe(self.projection)}"
             )
 
     def needs(self) -> frozenset[Need]:
@@ -107,7 +107,7 @@ class Project(AbstractParticular[EmptyState]):
         target = nearest(self.projection, moved(params, updates))
         if not isinstance(self.projection, AbstractBox):
             return jax.tree.map(_toward, params, target), state
-        leaves, treedef = _check.flatten(params)
+        leaves, treedef = checks.flatten(params)
         targets: list[Any] = treedef.flatten_up_to(target)
         bounds = zip(*self.projection.bounds(params), strict=True)
         changes = [

@@ -4,17 +4,17 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact, PyTree
 
-from .. import _check
-from .._arithmetic import abs_sq, debiased, mix, over, over_root, times, where_positive
-from .._hyperparameter import flag, real
-from .._kernel import Rule
-from .._objective import Context
-from .._transformation import AbstractLeafwise
-from .._tree import increment, moment_weights, newest, zero_count, zeros_like
-from .._types import Count, Params, Scalar
+from .._base import checks
+from .._base.arithmetic import abs_sq, debiased, mix, over, over_root, times, where_positive
+from .._base.converters import flag, real
+from .._base.trees import increment, moment_weights, newest, zero_count, zeros_like
+from .._base.types import Count, Params, Scalar
+from .._objective.objective import Context
+from .._transformation.base import AbstractLeafwise
+from .._transformation.leafwise import Rule
 
 
-@_check.typed
+@checks.typed
 def _radam(
     update: Inexact[Array, "*shape"],
     mu: Inexact[Array, "*shape"],
@@ -46,7 +46,7 @@ def _odd(y: Float[Array, ""]) -> Float[Array, ""]:
     return total * y
 
 
-@_check.typed
+@checks.typed
 def _lengths(b2: Float[Array, ""], count: Count) -> tuple[Float[Array, ""], Float[Array, ""]]:
     r"""How many squares the average of squares amounts to, $\rho_t$, and in the end,
     $\rho_\infty$."""
@@ -61,7 +61,7 @@ def _lengths(b2: Float[Array, ""], count: Count) -> tuple[Float[Array, ""], Floa
     return jnp.where(passed < 0.5, early, late), limit
 
 
-@_check.typed
+@checks.typed
 def _rectification(
     b2: Float[Array, ""], threshold: Float[Array, ""], count: Count
 ) -> Float[Array, ""]:
@@ -74,7 +74,7 @@ def _rectification(
     return jnp.where(known, jnp.sqrt(square), 0)
 
 
-@_check.typed
+@checks.typed
 class ScaleByRAdamState(eqx.Module):
     """The state of [`eqopt.ScaleByRAdam`][].
 

@@ -5,22 +5,22 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Inexact, Int
 
-from .. import _check
-from .._arithmetic import times
-from .._hyperparameter import float_dtype, real, steps
-from .._kernel import Rule
-from .._objective import Context
-from .._transformation import AbstractLeafwise
-from .._tree import increment, zero_count
-from .._types import Params, Scalar, Steps
+from .._base import checks
+from .._base.arithmetic import times
+from .._base.converters import float_dtype, real, steps
+from .._base.trees import increment, zero_count
+from .._base.types import Params, Scalar, Steps
+from .._objective.objective import Context
+from .._transformation.base import AbstractLeafwise
+from .._transformation.leafwise import Rule
 
 
-@_check.typed
+@checks.typed
 def _scale(update: Inexact[Array, "*shape"], factor: Float[Array, ""]) -> Inexact[Array, "*shape"]:
     return times(factor, update)
 
 
-@_check.typed
+@checks.typed
 class ReduceOnPlateauState(eqx.Module):
     """The state of [`eqopt.ReduceOnPlateau`][]. All fields have shape `()`.
 

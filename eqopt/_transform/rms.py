@@ -3,14 +3,14 @@
 import equinox as eqx
 from jaxtyping import Array, Float, Inexact, PyTree
 
-from .. import _check
-from .._arithmetic import abs_sq, minus, mix, over, plus, safe_sqrt
-from .._hyperparameter import flag, real
-from .._kernel import Rule
-from .._objective import Context
-from .._transformation import AbstractLeafwise
-from .._tree import bias_correction, full_like, increment, newest, zero_count, zeros_like
-from .._types import Count, Params, Scalar
+from .._base import checks
+from .._base.arithmetic import abs_sq, minus, mix, over, plus, safe_sqrt
+from .._base.converters import flag, real
+from .._base.trees import bias_correction, full_like, increment, newest, zero_count, zeros_like
+from .._base.types import Count, Params, Scalar
+from .._objective.objective import Context
+from .._transformation.base import AbstractLeafwise
+from .._transformation.leafwise import Rule
 
 
 def _divide(
@@ -21,7 +21,7 @@ def _divide(
     return over(x, plus(safe_sqrt(square), eps))
 
 
-@_check.typed
+@checks.typed
 def _rms(
     eps_in_sqrt: bool,
     debias: bool,
@@ -35,7 +35,7 @@ def _rms(
     return _divide(eps_in_sqrt, update, over(nu, weight) if debias else nu, eps), nu
 
 
-@_check.typed
+@checks.typed
 class ScaleByRMSState(eqx.Module):
     """The state of [`eqopt.ScaleByRMS`][].
 
@@ -87,7 +87,7 @@ class ScaleByRMS(AbstractLeafwise[ScaleByRMSState]):
         )
 
 
-@_check.typed
+@checks.typed
 def _stddev(
     eps_in_sqrt: bool,
     debias: bool,
@@ -106,7 +106,7 @@ def _stddev(
     return _divide(eps_in_sqrt, update, variance, eps), mu, nu
 
 
-@_check.typed
+@checks.typed
 class ScaleByStddevState(eqx.Module):
     """The state of [`eqopt.ScaleByStddev`][].
 

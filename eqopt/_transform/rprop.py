@@ -7,17 +7,17 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Inexact, PyTree
 
-from .. import _check
-from .._arithmetic import is_complex
-from .._hyperparameter import real
-from .._kernel import Rule
-from .._objective import Context
-from .._transformation import AbstractLeafwise
-from .._tree import full_like, zeros_like
-from .._types import Params, Scalar
+from .._base import checks
+from .._base.arithmetic import is_complex
+from .._base.converters import real
+from .._base.trees import full_like, zeros_like
+from .._base.types import Params, Scalar
+from .._objective.objective import Context
+from .._transformation.base import AbstractLeafwise
+from .._transformation.leafwise import Rule
 
 
-@_check.typed
+@checks.typed
 def _rprop(
     update: Inexact[Array, "*shape"],
     step_sizes: Inexact[Array, "*shape"],
@@ -50,7 +50,7 @@ def check_limits(least: Scalar, largest: Scalar) -> None:
         )
 
 
-@_check.typed
+@checks.typed
 class ScaleByRpropState(eqx.Module):
     """The state of [`eqopt.ScaleByRprop`][].
 

@@ -4,17 +4,17 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact, PyTree
 
-from .. import _check
-from .._arithmetic import abs_sq, over, plus, safe_sqrt
-from .._hyperparameter import flag, real
-from .._kernel import Rule
-from .._objective import Context
-from .._transformation import AbstractLeafwise
-from .._tree import full_like
-from .._types import Params, Scalar
+from .._base import checks
+from .._base.arithmetic import abs_sq, over, plus, safe_sqrt
+from .._base.converters import flag, real
+from .._base.trees import full_like
+from .._base.types import Params, Scalar
+from .._objective.objective import Context
+from .._transformation.base import AbstractLeafwise
+from .._transformation.leafwise import Rule
 
 
-@_check.typed
+@checks.typed
 def _rss(
     eps_in_sqrt: bool,
     update: Inexact[Array, "*shape"],
@@ -30,7 +30,7 @@ def _rss(
     return jnp.where(nothing, jnp.zeros_like(update), scaled), total
 
 
-@_check.typed
+@checks.typed
 class ScaleByRSSState(eqx.Module):
     """The state of [`eqopt.ScaleByRSS`][].
 

@@ -3,14 +3,14 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact
 
-from .. import _check
-from .._kernel import Rule
-from .._objective import Context
-from .._transformation import AbstractLeafwise, EmptyState
-from .._types import Params
+from .._base import checks
+from .._base.types import Params
+from .._objective.objective import Context
+from .._transformation.base import AbstractLeafwise, EmptyState
+from .._transformation.leafwise import Rule
 
 
-@_check.typed
+@checks.typed
 def _sign(update: Inexact[Array, "*shape"]) -> Inexact[Array, "*shape"]:
     return jnp.sign(update)
 

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Inexact, PyTree
 
-from .. import _check
-from .._arithmetic import abs_sq, cast, mix, plus, real_dtype, times, wider
-from .._hyperparameter import real
-from .._objective import Context
-from .._transformation import AbstractTransformation
-from .._tree import newest, zeros_like
-from .._types import Params, Scalar, Updates
+from .._base import checks
+from .._base.arithmetic import abs_sq, cast, mix, plus, real_dtype, times, wider
+from .._base.converters import real
+from .._base.trees import newest, zeros_like
+from .._base.types import Params, Scalar, Updates
+from .._objective.objective import Context
+from .._transformation.base import AbstractTransformation
 
 
 def _others(ndim: int, axis: int) -> tuple[int, ...]:
@@ -23,7 +23,7 @@ def _others(ndim: int, axis: int) -> tuple[int, ...]:
 
 
 @jax.jit
-@_check.typed
+@checks.typed
 def _sm3(
     update: Inexact[Array, "*shape"],
     mu: Inexact[Array, "*shape"],
@@ -47,7 +47,7 @@ def _sm3(
     return mean, cast(mean, mu.dtype), after
 
 
-@_check.typed
+@checks.typed
 class ScaleBySM3State(eqx.Module):
     """The state of [`eqopt.ScaleBySM3`][].
 
@@ -115,7 +115,7 @@ class ScaleBySM3(AbstractTransformation[ScaleBySM3State]):
     def transform(
         self, updates: Updates, state: ScaleBySM3State, params: Params | None, context: Context
     ) -> tuple[Updates, ScaleBySM3State]:
-        leaves, treedef = _check.flatten(updates)
+        leaves, treedef = checks.flatten(updates)
         mu = _leaves(state.mu, "state.mu", updates)
         nu = [_leaves(tree, f"state.nu[{i}]", updates) for i, tree in enumerate(state.nu)]
         decay = jnp.asarray(self.b2)
@@ -133,7 +133,7 @@ class ScaleBySM3(AbstractTransformation[ScaleBySM3State]):
 
 def _leaves(tree: PyTree, name: str, updates: PyTree) -> list[Any]:
     """The leaves of one of the state's trees, in the order of the updates' leaves."""
-    leaves, own = _check.flatten(tree)
-    if own != _check.flatten(updates)[1]:
-        raise _check.structure_error(tree, updates, name, "updates")
+    leaves, own = checks.flatten(tree)
+    if own != checks.flatten(updates)[1]:
+        raise checks.structure_error(tree, updates, name, "updates")
     return leaves

@@ -4,17 +4,17 @@ import equinox as eqx
 from jax import lax
 from jaxtyping import Array, Float, Inexact, PyTree
 
-from .. import _check
-from .._arithmetic import abs_sq, minus, mix, over, over_root, times
-from .._hyperparameter import real
-from .._kernel import Rule
-from .._objective import Context
-from .._transformation import AbstractLeafwise
-from .._tree import full_like, increment, moment_weights, newest, zero_count
-from .._types import Count, Params, Scalar
+from .._base import checks
+from .._base.arithmetic import abs_sq, minus, mix, over, over_root, times
+from .._base.converters import real
+from .._base.trees import full_like, increment, moment_weights, newest, zero_count
+from .._base.types import Count, Params, Scalar
+from .._objective.objective import Context
+from .._transformation.base import AbstractLeafwise
+from .._transformation.leafwise import Rule
 
 
-@_check.typed
+@checks.typed
 def _yogi(
     update: Inexact[Array, "*shape"],
     mu: Inexact[Array, "*shape"],
@@ -32,7 +32,7 @@ def _yogi(
     return over_root(over(mu, mu_weight), over(nu, nu_weight), eps, eps_root), mu, nu
 
 
-@_check.typed
+@checks.typed
 class ScaleByYogiState(eqx.Module):
     """The state of [`eqopt.ScaleByYogi`][].
 

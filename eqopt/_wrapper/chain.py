@@ -4,11 +4,11 @@ from typing import Any, Generic, overload, TypeVar
 
 import equinox as eqx
 
-from .. import _check
-from .._links import check_links, transform_links
-from .._objective import Context
-from .._transformation import AbstractSequence, AbstractTransformation, check_transformation
-from .._types import Params, Updates
+from .._base import checks
+from .._base.types import Params, Updates
+from .._objective.objective import Context
+from .._transformation.base import AbstractSequence, AbstractTransformation, check_transformation
+from .._transformation.sequence import check_links, transform_links
 
 _States = TypeVar("_States", bound=tuple[Any, ...])
 _S1 = TypeVar("_S1", bound=eqx.Module)
@@ -106,7 +106,7 @@ class Chain(AbstractSequence[ChainState[_States]], Generic[_States]):
         params: Params | None,
         context: Context,
     ) -> tuple[Updates, ChainState[_States]]:
-        if _check.enabled() and len(state.states) != len(self.links):
+        if checks.enabled() and len(state.states) != len(self.links):
             raise ValueError(
                 f"`state.states` has {len(state.states)} entries; the chain has {len(self.links)} "
                 "links"

@@ -6,14 +6,14 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-from .. import _check
-from .._apply_when import apply_when
-from .._hyperparameter import flag
-from .._nesting import Need, refuse
-from .._objective import accepted, Context
-from .._transformation import AbstractTransformation, check_state, check_transformation
-from .._tree import conj, increment, zero_count
-from .._types import Count, Function, Params, State, Updates
+from .._base import checks
+from .._base.converters import flag
+from .._base.trees import conj, increment, zero_count
+from .._base.types import Count, Function, Params, State, Updates
+from .._objective.objective import accepted, Context
+from .._transformation.base import AbstractTransformation, check_state, check_transformation
+from .._transformation.conditional import apply_when
+from .._transformation.nesting import Need, refuse
 
 
 class ConditionallyTransformState(eqx.Module, Generic[State]):
@@ -163,11 +163,11 @@ def _ask(fn: Function, step: Count, context: Context, forward: bool) -> Bool[Arr
         if objective is not None:
             everything["value_fn"] = lambda params: objective(params)[0]
         given = accepted(fn, {name: x for name, x in everything.items() if x is not None})
-    answer = _check.call_traced("`should_transform_fn`", fn, step, **given)
+    answer = checks.call_traced("`should_transform_fn`", fn, step, **given)
     if isinstance(answer, bool):
         return jnp.asarray(answer)
-    if not _check.is_array(answer) or answer.dtype != bool or answer.shape != ():
+    if not checks.is_array(answer) or answer.dtype != bool or answer.shape != ():
         raise TypeError(
-            f"`should_transform_fn` must return one boolean; it returned {_check.describe(answer)}"
+            f"`should_transform_fn` must return one boolean; it returned {checks.describe(answer)}"
         )
     return jnp.asarray(answer)

@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-from .. import _check
-from .._apply_when import apply_when
-from .._cache import LinesearchState
-from .._hyperparameter import steps
-from .._objective import Context
-from .._transformation import AbstractTransformation, check_state, check_transformation
-from .._tree import all_finite, blank_like, increment, select, zero_count
-from .._types import Count, Params, State, Steps, Updates
+from .._base import checks
+from .._base.converters import steps
+from .._base.trees import all_finite, blank_like, increment, select, zero_count
+from .._base.types import Count, Params, State, Steps, Updates
+from .._objective.cache import LinesearchState
+from .._objective.objective import Context
+from .._transformation.base import AbstractTransformation, check_state, check_transformation
+from .._transformation.conditional import apply_when
 
 
 def accept_update(gives_up: Bool[Array, ""]) -> Bool[Array, ""]:
@@ -153,13 +153,13 @@ def _stays_finite(old: Any, new: Any) -> Bool[Array, ""]:
     What is not known yet may be infinite: the least loss so far, before the first. A line search
     says by an infinity that it failed, and recovers by itself.
     """
-    checks = [
+    found = [
         jnp.all(jnp.isfinite(b) | ~jnp.isfinite(a))
         for a, b in zip(_numbers(old), _numbers(new), strict=True)
     ]
-    return jnp.all(jnp.stack(checks)) if checks else jnp.asarray(True)
+    return jnp.all(jnp.stack(found)) if checks else jnp.asarray(True)
 
 
 def _numbers(state: Any) -> list[Any]:
     leaves = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, LinesearchState))
-    return [x for x in leaves if _check.is_inexact(x)]
+    return [x for x in leaves if checks.is_inexact(x)]

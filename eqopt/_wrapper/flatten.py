@@ -10,15 +10,15 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, PyTree
 
-from .. import _check
-from .._arithmetic import cast, wider
-from .._eval_params import AbstractEvalState
-from .._form import AbstractForm, eval_params_in, init_in, transform_in
-from .._nesting import refuse_selectors
-from .._objective import Context
-from .._transformation import AbstractTransformation, check_state, check_transformation
-from .._tree import placed_like, replicated
-from .._types import Params, State, Updates
+from .._base import checks
+from .._base.arithmetic import cast, wider
+from .._base.trees import placed_like, replicated
+from .._base.types import Params, State, Updates
+from .._objective.objective import Context
+from .._transformation.base import AbstractTransformation, check_state, check_transformation
+from .._transformation.eval_params import AbstractEvalState
+from .._transformation.nesting import refuse_selectors
+from .._transformation.reparametrization import AbstractForm, eval_params_in, init_in, transform_in
 
 
 class _Vectors(eqx.Module):
@@ -40,7 +40,7 @@ class _Layout(AbstractForm):
     groups: tuple[int, ...] = eqx.field(static=True)
 
     def pack(self, tree: PyTree) -> _Vectors:
-        leaves, _ = _check.flatten(tree)
+        leaves, _ = checks.flatten(tree)
         parts: list[list[Any]] = [[] for _ in range(self.num_vectors)]
         for x, shape, group in zip(leaves, self.shapes, self.groups, strict=True):
             if shape is not None:
@@ -51,7 +51,7 @@ class _Layout(AbstractForm):
         return _Vectors(tuple(map(_joined, parts)))
 
     def unpack(self, packed: _Vectors, like: PyTree) -> PyTree:
-        references, treedef = _check.flatten(like)
+        references, treedef = checks.flatten(like)
         starts = [0] * self.num_vectors
         leaves: list[Any] = []
         for reference, shape, group in zip(references, self.shapes, self.groups, strict=True):
@@ -72,7 +72,7 @@ class _Layout(AbstractForm):
 
     def missing(self, tree: PyTree) -> list[np.ndarray]:
         """Where in each vector there is nothing, for the tree has nothing."""
-        leaves, _ = _check.flatten(tree)
+        leaves, _ = checks.flatten(tree)
         parts: list[list[np.ndarray]] = [[] for _ in range(self.num_vectors)]
         for x, shape, group in zip(leaves, self.shapes, self.groups, strict=True):
             if shape is not None:
@@ -81,7 +81,7 @@ class _Layout(AbstractForm):
 
 
 def _layout(params: Params) -> _Layout:
-    leaves, _ = _check.flatten(params)
+    leaves, _ = checks.flatten(params)
     dtypes = list(dict.fromkeys(x.dtype.name for x in leaves if x is not None))
     return _Layout(
         tuple(None if x is None else x.shape for x in leaves),
@@ -182,20 +182,20 @@ class Flatten(AbstractTransformation[FlattenState[State]], Generic[State]):
 
 
 def _check_fits(layout: _Layout, updates: Updates) -> None:
-    leaves, _ = _check.flatten(updates)
-    _check.check_num_leaves(leaves, len(layout.shapes), "updates")
+    leaves, _ = checks.flatten(updates)
+    checks.check_num_leaves(leaves, len(layout.shapes), "updates")
     wrong = [
         i
         for i, (x, shape) in enumerate(zip(leaves, layout.shapes, strict=True))
         if x is not None and x.shape != shape
     ]
     if wrong:
-        names = _check.paths("updates", updates)
+        names = checks.paths("updates", updates)
         faults = [
             f"`{names[i]}` has shape {leaves[i].shape}; `state` was made for {layout.shapes[i]}"
             for i in wrong
         ]
-        raise ValueError(_check.listed(faults))
+        raise ValueError(checks.listed(faults))
 
 
 def _kept(before: State, after: State, missing: list[np.ndarray]) -> State:

@@ -4,7 +4,15 @@ from typing import Generic
 
 import equinox as eqx
 
-from .._masking import (
+from .._base.types import Params, State, Updates
+from .._objective.objective import Context
+from .._transformation.base import (
+    AbstractTransformation,
+    check_state,
+    check_transformation,
+    EmptyState,
+)
+from .._transformation.masking import (
     check_mask,
     Chosen,
     hide,
@@ -14,15 +22,7 @@ from .._masking import (
     resolved,
     transform_part,
 )
-from .._objective import Context
-from .._selector import AbstractSelector, as_selector
-from .._transformation import (
-    AbstractTransformation,
-    check_state,
-    check_transformation,
-    EmptyState,
-)
-from .._types import Params, State, Updates
+from ..selectors._selector import AbstractSelector, as_selector
 
 
 class Freeze(AbstractTransformation[EmptyState]):

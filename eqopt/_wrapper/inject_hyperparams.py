@@ -12,15 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
-from .. import _check, _packed
-from .._hyperparameter import float_dtype, inexact_dtype
-from .._keys import kept, unkept
-from .._nesting import AbstractParticular, Need, needs_within
-from .._objective import Context
+from .._base import checks
+from .._base.converters import float_dtype, inexact_dtype
+from .._base.key_data import kept, unkept
+from .._base.trees import increment, zero_count
+from .._base.types import Count, Function, Params, Scalar, State, Steps, Updates
+from .._jit import partition
+from .._objective.objective import Context
 from .._schedule.base import AbstractSchedule, as_schedule, Constant
-from .._transformation import AbstractTransformation, check_state, check_transformation
-from .._tree import increment, zero_count
-from .._types import Count, Function, Params, Scalar, State, Steps, Updates
+from .._transformation.base import AbstractTransformation, check_state, check_transformation
+from .._transformation.nesting import AbstractParticular, Need, needs_within
 
 _Answer = TypeVar("_Answer")
 _NUMERIC = {*typing.get_args(Scalar), *typing.get_args(Steps)}
@@ -34,7 +35,7 @@ class InForce(dict[str, Any]):
         if name not in self:
             raise KeyError(f"no hyper-parameter `{name}`; there is " + ", ".join(self))
         old = self[name]
-        new = jnp.asarray(_packed.owned(value)).astype(old.dtype)
+        new = jnp.asarray(partition.owned(value)).astype(old.dtype)
         if new.shape != old.shape:
             raise ValueError(f"`{name}` has shape {old.shape}; got {new.shape}")
         dict.__setitem__(self, name, new)
@@ -247,7 +248,7 @@ class InjectHyperparams(eqx.Module, Generic[State]):
         if not callable(self.inner_factory):
             raise TypeError(
                 "`inner_factory` must be a class or a function; got "
-                f"{_check.describe(self.inner_factory)}"
+                f"{checks.describe(self.inner_factory)}"
             )
         if isinstance(self.inner_factory, AbstractTransformation):
             raise TypeError("`inner_factory` must be the class of a transformation, not one")
@@ -273,7 +274,7 @@ class InjectHyperparams(eqx.Module, Generic[State]):
         arguments: dict[str, Any] = {}
         for name, x in _flat(signature, bound.arguments).items():
             injected = name not in self.static_args and numeric.get(name, True)
-            if injected and (isinstance(x, AbstractSchedule) or _check.is_function(x)):
+            if injected and (isinstance(x, AbstractSchedule) or checks.is_function(x)):
                 hyperparams[name] = as_schedule(name, x)
             elif injected and _is_number(x):
                 hyperparams[name] = Constant(x)
@@ -281,7 +282,7 @@ class InjectHyperparams(eqx.Module, Generic[State]):
                 arguments[name] = x
         static = {name: x for name, x in arguments.items() if _is_static(x)}
         rest = {
-            name: kept(jax.tree.map(_packed.owned, x))
+            name: kept(jax.tree.map(partition.owned, x))
             for name, x in arguments.items()
             if name not in static
         }
@@ -331,7 +332,7 @@ def _numeric_fields(factory: Function) -> dict[str, bool]:
 
 
 def _is_number(x: Any) -> bool:
-    if isinstance(x, bool | np.bool_) or not isinstance(x, (*_check.ARRAYS, int, float)):
+    if isinstance(x, bool | np.bool_) or not isinstance(x, (*checks.ARRAYS, int, float)):
         return False
     if isinstance(x, int | float):
         return True
@@ -342,4 +343,4 @@ def _is_number(x: Any) -> bool:
 def _is_static(x: Any) -> bool:
     """Whether an argument is to be no leaf, as a number would be one that is always put right."""
     kinds = bool | int | float | str | type | np.dtype
-    return x is None or isinstance(x, kinds) or _check.is_function(x)
+    return x is None or isinstance(x, kinds) or checks.is_function(x)

@@ -10,17 +10,18 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Inexact, PyTree
 
-from .. import _check, _kernel
-from .._arithmetic import minus, plus, times
-from .._cache import Cache
-from .._eval_params import AbstractEvalState, fitting, LookaheadParams, rounded
-from .._hyperparameter import flag, real, steps
-from .._kernel import Rule
-from .._nesting import AbstractParticular, Need, refuse
-from .._objective import Context, need_params
-from .._transformation import AbstractTransformation, check_state, check_transformation
-from .._tree import copies, increment, moved, round_like, where_given, zero_count
-from .._types import Count, Params, Scalar, State, Steps, Updates
+from .._base import checks
+from .._base.arithmetic import minus, plus, times
+from .._base.converters import flag, real, steps
+from .._base.trees import copies, increment, moved, round_like, where_given, zero_count
+from .._base.types import Count, Params, Scalar, State, Steps, Updates
+from .._objective.cache import Cache
+from .._objective.objective import Context, need_params
+from .._transformation import leafwise
+from .._transformation.base import AbstractTransformation, check_state, check_transformation
+from .._transformation.eval_params import AbstractEvalState, fitting, LookaheadParams, rounded
+from .._transformation.leafwise import Rule
+from .._transformation.nesting import AbstractParticular, Need, refuse
 
 
 class LookaheadState(AbstractEvalState, Generic[State]):
@@ -43,15 +44,15 @@ class LookaheadState(AbstractEvalState, Generic[State]):
     def eval_params(self, params: Params) -> Params:
         if self.beside is None:
             slow = fitting(self.slow, params, "state.slow")
-            return jax.tree.map(rounded, params, slow, is_leaf=_check.is_none)
+            return jax.tree.map(rounded, params, slow, is_leaf=checks.is_none)
         fast, slow = _pair(params, self)
-        leaves, treedef = _check.flatten(slow)
+        leaves, treedef = checks.flatten(slow)
         kept = [x if c else None for x, c in zip(leaves, self.beside, strict=True)]
-        slow = jax.tree.map(rounded, fast, treedef.unflatten(kept), is_leaf=_check.is_none)
+        slow = jax.tree.map(rounded, fast, treedef.unflatten(kept), is_leaf=checks.is_none)
         return LookaheadParams(slow, _nothing(fast))
 
 
-@_check.typed
+@checks.typed
 def _look_ahead(
     beside: bool,
     update: Inexact[Array, "*shape"],
@@ -120,7 +121,7 @@ class Lookahead(AbstractParticular[LookaheadState[State]], Generic[State]):
         beside = None
         # A pair without slow parameters is an outer lookahead's, which has hidden them.
         if isinstance(params, LookaheadParams) and jax.tree.leaves(params.slow):
-            leaves, _ = _check.flatten(params.slow)
+            leaves, _ = checks.flatten(params.slow)
             beside = tuple([x is not None for x in leaves])
             params, context = _fast_only(params), _of_fast(context, params)
         fast_state = self.fast_optimizer.init_state(params, context)
@@ -150,12 +151,12 @@ class Lookahead(AbstractParticular[LookaheadState[State]], Generic[State]):
         if pair is None:
             held = _Slow(fitting(state.slow, params, "state.slow"))
             rule = Rule(_look_ahead, held, ("slow",), scalars, True, options)
-            updates, (held,) = _kernel.run((rule,), updates, params)
+            updates, (held,) = leafwise.run((rule,), updates, params)
             slow = held.slow
         else:
             slow = None
             rule = Rule(_look_ahead, _Slow(pair[1]), ("slow",), scalars, True, options)
-            fast, (change,) = _kernel.run((rule,), updates.fast, pair[0])
+            fast, (change,) = leafwise.run((rule,), updates.fast, pair[0])
             updates = LookaheadParams(fast, where_given(fast, change.slow))
         if self.reset_state:
             fast_updates = updates if pair is None else _fast_only(updates)
@@ -190,7 +191,7 @@ def _nothing(tree: PyTree) -> PyTree:
 def _pair(params: Params, state: LookaheadState[Any]) -> tuple[PyTree, PyTree]:
     if not isinstance(params, LookaheadParams):
         raise ValueError(
-            "`state` was made for `LookaheadParams`; `params` is " + _check.describe(params)
+            "`state` was made for `LookaheadParams`; `params` is " + checks.describe(params)
         )
     return params.fast, params.slow
 

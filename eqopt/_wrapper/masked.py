@@ -4,12 +4,12 @@ from typing import Generic
 
 import equinox as eqx
 
-from .._hyperparameter import flag
-from .._masking import check_mask, Chosen, hide, narrow, resolved, transform_part
-from .._objective import Context
-from .._selector import AbstractSelector, as_selector
-from .._transformation import AbstractTransformation, check_state, check_transformation
-from .._types import Params, State, Updates
+from .._base.converters import flag
+from .._base.types import Params, State, Updates
+from .._objective.objective import Context
+from .._transformation.base import AbstractTransformation, check_state, check_transformation
+from .._transformation.masking import check_mask, Chosen, hide, narrow, resolved, transform_part
+from ..selectors._selector import AbstractSelector, as_selector
 
 
 class MaskedState(eqx.Module, Generic[State]):

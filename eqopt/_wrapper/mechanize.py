@@ -7,25 +7,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact, PyTree
 
-from .. import _check
-from .._arithmetic import cast, minus, over, real_dtype, safe_sqrt, times, wider
-from .._check import typed
-from .._eval_params import fitting
-from .._hyperparameter import float_dtype, real, size
-from .._nesting import AbstractParticular, Need, refuse
-from .._norm import global_norm
-from .._objective import Context, need_params
-from .._transformation import AbstractTransformation, check_state, check_transformation
-from .._tree import (
-    copies,
-    increment,
-    inner,
-    round_like,
-    select,
-    where_given,
-    zero_count,
-)
-from .._types import Count, Params, Scalar, State, Updates
+from .._base import checks
+from .._base.arithmetic import cast, minus, over, real_dtype, safe_sqrt, times, wider
+from .._base.checks import typed
+from .._base.converters import float_dtype, real, size
+from .._base.norms import global_norm
+from .._base.trees import copies, increment, inner, round_like, select, where_given, zero_count
+from .._base.types import Count, Params, Scalar, State, Updates
+from .._objective.objective import Context, need_params
+from .._transformation.base import AbstractTransformation, check_state, check_transformation
+from .._transformation.eval_params import fitting
+from .._transformation.nesting import AbstractParticular, Need, refuse
 
 
 @typed
@@ -155,7 +147,7 @@ class Mechanize(AbstractParticular[MechanizeState[State]], Generic[State]):
             target = minus(cast(start, own), times(cast(scale, real_dtype(own)), change))
             return minus(target, cast(x, own))
 
-        out = jax.tree.map(step, steps, x0, now, moved, is_leaf=_check.is_none)
+        out = jax.tree.map(step, steps, x0, now, moved, is_leaf=checks.is_none)
         return out, MechanizeState(base_state, increment(state.count), r, m, v, s, x0)
 
 

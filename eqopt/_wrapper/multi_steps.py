@@ -9,17 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Inexact, PyTree
 
-from .. import _check
-from .._apply_when import apply_when
-from .._arithmetic import minus, over, plus
-from .._hyperparameter import flag, float_dtype, inexact_dtype, steps
-from .._kernel import Rule, run
-from .._nesting import AbstractParticular, Need, refuse
-from .._objective import as_arrays, Context
+from .._base import checks
+from .._base.arithmetic import minus, over, plus
+from .._base.converters import flag, float_dtype, inexact_dtype, steps
+from .._base.trees import all_finite, increment, inner, zero_count, zeros_like
+from .._base.types import Count, Function, Params, State, Steps, Updates
+from .._objective.objective import as_arrays, Context
 from .._schedule.base import AbstractSchedule, as_schedule
-from .._transformation import AbstractTransformation, check_state, check_transformation
-from .._tree import all_finite, increment, inner, zero_count, zeros_like
-from .._types import Count, Function, Params, State, Steps, Updates
+from .._transformation.base import AbstractTransformation, check_state, check_transformation
+from .._transformation.conditional import apply_when
+from .._transformation.leafwise import Rule, run
+from .._transformation.nesting import AbstractParticular, Need, refuse
 
 
 class ShouldSkipUpdateFunction(Protocol):
@@ -80,7 +80,7 @@ def skip_large_updates(
     return should_skip, {"should_skip": should_skip, "norm_squared": norm_squared}
 
 
-@_check.typed
+@checks.typed
 def _accumulate(
     use_grad_mean: bool,
     update: Inexact[Array, "*shape"],
@@ -206,7 +206,7 @@ class MultiSteps(AbstractParticular[MultiStepsState[State]], Generic[State]):
         mini_step = jnp.where(flushes, ~state.mini_step, state.mini_step)
         skips, skip_state = self._skips(updates, state.gradient_step, params)
         if jax.tree.structure(skip_state) != jax.tree.structure(state.skip_state):
-            raise _check.structure_error(
+            raise checks.structure_error(
                 skip_state, state.skip_state, "skip_state", "state.skip_state"
             )
         drops = flushes | skips
@@ -281,7 +281,7 @@ class MultiSteps(AbstractParticular[MultiStepsState[State]], Generic[State]):
         # By the same compiled program as `update`, which is told by a negative number of mini-steps
         # to close the window, and then looks at no gradient; any tree of the right kind will do.
         asked = dataclasses.replace(state, mini_step=~state.mini_step)
-        unused = state.acc_grads if params is None else eqx.filter(params, _check.is_inexact)
+        unused = state.acc_grads if params is None else eqx.filter(params, checks.is_inexact)
         return self.update(
             unused, asked, params, value=value, grad=grad, value_fn=value_fn, key=key, **extra
         )
@@ -311,7 +311,7 @@ class MultiSteps(AbstractParticular[MultiStepsState[State]], Generic[State]):
         if self.should_skip_update_fn is None:
             return jnp.asarray(False), ()
         name = "`should_skip_update_fn`"
-        answer: Any = _check.call_traced(
+        answer: Any = checks.call_traced(
             name, self.should_skip_update_fn, updates, gradient_step, params
         )
         # A boolean alone is understood too.
@@ -319,9 +319,9 @@ class MultiSteps(AbstractParticular[MultiStepsState[State]], Generic[State]):
         skips, kept = pair
         if isinstance(skips, bool):
             skips = jnp.asarray(skips)
-        if not _check.is_array(skips) or skips.dtype != bool or skips.shape != ():
+        if not checks.is_array(skips) or skips.dtype != bool or skips.shape != ():
             raise TypeError(
                 "`should_skip_update_fn` must return one boolean, and a tree of arrays; it "
-                f"returned {_check.describe(skips)}"
+                f"returned {checks.describe(skips)}"
             )
         return jnp.asarray(skips), as_arrays(kept)

@@ -5,11 +5,11 @@ from typing import Any
 
 import equinox as eqx
 
-from .. import _check
-from .._links import check_links, transform_links
-from .._objective import Context
-from .._transformation import AbstractSequence, AbstractTransformation, check_transformation
-from .._types import Params, Updates
+from .._base import checks
+from .._base.types import Params, Updates
+from .._objective.objective import Context
+from .._transformation.base import AbstractSequence, AbstractTransformation, check_transformation
+from .._transformation.sequence import check_links, transform_links
 
 
 class NamedChainState(eqx.Module):
@@ -49,7 +49,7 @@ class NamedChain(AbstractSequence[NamedChainState]):
             if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str)):
                 raise TypeError(
                     f"`pairs[{i}]` must be a pair of a name and a transformation; got "
-                    f"{_check.describe(pair)}"
+                    f"{checks.describe(pair)}"
                 )
         every = [*pairs, *links.items()]
         for name, link in every:

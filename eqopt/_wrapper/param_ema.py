@@ -7,15 +7,15 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Inexact, PyTree
 
-from .. import _check
-from .._arithmetic import cast, minus, plus, times
-from .._eval_params import AbstractEvalState, fitting, rounded
-from .._hyperparameter import flag, inexact_dtype, real
-from .._nesting import AbstractParticular, Need, refuse
-from .._objective import Context, need_params
-from .._transformation import AbstractTransformation, check_state, check_transformation
-from .._tree import add, bias_correction, copies, increment, newest, zero_count
-from .._types import Count, Params, Scalar, State, Updates
+from .._base import checks
+from .._base.arithmetic import cast, minus, plus, times
+from .._base.converters import flag, inexact_dtype, real
+from .._base.trees import add, bias_correction, copies, increment, newest, zero_count
+from .._base.types import Count, Params, Scalar, State, Updates
+from .._objective.objective import Context, need_params
+from .._transformation.base import AbstractTransformation, check_state, check_transformation
+from .._transformation.eval_params import AbstractEvalState, fitting, rounded
+from .._transformation.nesting import AbstractParticular, Need, refuse
 
 
 class ParamEMAState(AbstractEvalState, Generic[State]):
@@ -34,11 +34,11 @@ class ParamEMAState(AbstractEvalState, Generic[State]):
 
     def eval_params(self, params: Params) -> Params:
         ema = fitting(self.ema, params, "state.ema")
-        return jax.tree.map(rounded, params, ema, is_leaf=_check.is_none)
+        return jax.tree.map(rounded, params, ema, is_leaf=checks.is_none)
 
 
 @jax.jit
-@_check.typed
+@checks.typed
 def _average(
     ema: Inexact[Array, "*shape"],
     param: Inexact[Array, "*shape"],
@@ -121,6 +121,6 @@ class ParamEMA(AbstractParticular[ParamEMAState[State]], Generic[State]):
             updates,
             params,
             fitting(state.ema, params, "state.ema"),
-            is_leaf=_check.is_none,
+            is_leaf=checks.is_none,
         )
         return updates, ParamEMAState(count, ema, inner_state)

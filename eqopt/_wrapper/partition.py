@@ -8,13 +8,13 @@ import equinox as eqx
 import jax
 from jaxtyping import PyTree
 
-from .. import _check
-from .._hyperparameter import flag
-from .._masking import Chosen, first_change, hide, narrow, transform_part
-from .._objective import Context
-from .._selector import AbstractSelector
-from .._transformation import AbstractTransformation, check_state, check_transformation
-from .._types import Function, Params, TreeDef, Updates
+from .._base import checks
+from .._base.converters import flag
+from .._base.types import Function, Params, TreeDef, Updates
+from .._objective.objective import Context
+from .._transformation.base import AbstractTransformation, check_state, check_transformation
+from .._transformation.masking import Chosen, first_change, hide, narrow, transform_part
+from ..selectors._selector import AbstractSelector
 
 Label: TypeAlias = Hashable
 
@@ -82,7 +82,7 @@ class Partition(AbstractTransformation[PartitionState]):
         if not isinstance(transforms, Mapping):
             raise TypeError(
                 "`transforms` must be a dictionary of transformations by label or by selector; got "
-                f"{_check.describe(transforms)}"
+                f"{checks.describe(transforms)}"
             )
         for key, transform in transforms.items():
             check_transformation(f"transforms[{_shown(key)}]", transform)
@@ -177,7 +177,7 @@ class Partition(AbstractTransformation[PartitionState]):
         self._check_state(state)
         fresh = self.init(params, value_fn=value_fn, args=args, has_aux=has_aux)
         old, new = state.inner_states[label], fresh.inner_states[label]
-        if fresh.labels != state.labels or not _check.like(new, old):
+        if fresh.labels != state.labels or not checks.like(new, old):
             raise ValueError(
                 "`state` was made for other parameters, or by `init` with other `value_fn`, `args` "
                 "or `has_aux`"
@@ -185,10 +185,10 @@ class Partition(AbstractTransformation[PartitionState]):
         return PartitionState({**state.inner_states, label: new}, state.labels)
 
     def _resolved(self, params: Params) -> tuple[Label, ...]:
-        leaves, _ = _check.flatten(params)
+        leaves, _ = checks.flatten(params)
         labels = self.param_labels.resolve(params)
         faults: list[str] = []
-        names = _check.paths("params", params)
+        names = checks.paths("params", params)
         for name, x, label in zip(names, leaves, labels, strict=True):
             if x is None or label in self.transforms:
                 continue
@@ -198,7 +198,7 @@ class Partition(AbstractTransformation[PartitionState]):
             there = f"there are transformations for {_listed(self.transforms) or 'nothing'}"
             if isinstance(self.param_labels, _SelectedLabels):
                 there += "; `...` stands for what no selector chooses"
-            raise ValueError(f"{_check.listed(faults)}\n{there}")
+            raise ValueError(f"{checks.listed(faults)}\n{there}")
         return tuple(None if x is None else label for x, label in zip(leaves, labels, strict=True))
 
     def _check_state(self, state: PartitionState) -> None:
@@ -272,11 +272,11 @@ class _SelectedLabels(_AbstractLabels):
     default: Label = eqx.field(static=True)
 
     def resolve(self, params: Params) -> list[Label]:
-        leaves, _ = _check.flatten(params)
+        leaves, _ = checks.flatten(params)
         found = [self.default] * len(leaves)
         # The last first: those before it have the last word.
         for selector, label in reversed([*zip(self.selectors, self.labels, strict=True)]):
-            chosen, _ = _check.flatten(selector.select(params))
+            chosen, _ = checks.flatten(selector.select(params))
             found = [label if c else x for x, c in zip(found, chosen, strict=True)]
         return found
 
@@ -290,14 +290,14 @@ def _as_labels(labels: Any) -> _AbstractLabels:
         _only_selectors("param_labels", labels)
         rules = {key: x for key, x in labels.items() if key is not ...}
         return _SelectedLabels(tuple(rules), tuple(rules.values()), labels.get(...))
-    if _check.is_function(labels):
+    if checks.is_function(labels):
         function: Any = labels
         return _FunctionLabels(function)
     return _tree_labels(labels)
 
 
 def _tree_labels(labels: Any) -> _TreeLabels:
-    leaves, structure = _check.flatten(labels)
+    leaves, structure = checks.flatten(labels)
     return _TreeLabels(tuple(map(_label, leaves)), structure)
 
 
@@ -315,7 +315,7 @@ def _only_selectors(name: str, rules: Mapping[Any, Any]) -> None:
 def _label(x: Any) -> Label:
     # Labels made by mapping over a whole model have its arrays and functions beside them: where
     # there is a parameter, those are no labels.
-    return None if _check.is_array(x) or not isinstance(x, Hashable) else x
+    return None if checks.is_array(x) or not isinstance(x, Hashable) else x
 
 
 def _spread(labels: PyTree, params: Params) -> list[Label]:
@@ -323,10 +323,10 @@ def _spread(labels: PyTree, params: Params) -> list[Label]:
     found: list[Label] = []
 
     def spread(label: Any, part: Any) -> None:
-        found.extend([_label(label)] * len(_check.flatten(part)[0]))
+        found.extend([_label(label)] * len(checks.flatten(part)[0]))
 
     try:
-        jax.tree.map(spread, labels, params, is_leaf=_check.is_none)
+        jax.tree.map(spread, labels, params, is_leaf=checks.is_none)
     except ValueError:
-        raise _check.structure_error(labels, params, "param_labels", "params") from None
+        raise checks.structure_error(labels, params, "param_labels", "params") from None
     return found

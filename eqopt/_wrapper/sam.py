@@ -9,14 +9,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, PyTree
 
-from .. import _check
-from .._arithmetic import cast, minus, plus, wider
-from .._eval_params import AbstractEvalState, fitting, known, rounded
-from .._hyperparameter import flag, steps
-from .._nesting import AbstractParticular, Need, refuse
-from .._objective import at, Context, need_params
-from .._transformation import AbstractTransformation, check_state, check_transformation
-from .._tree import (
+from .._base import checks
+from .._base.arithmetic import cast, minus, plus, wider
+from .._base.converters import flag, steps
+from .._base.trees import (
     conj,
     copies,
     increment,
@@ -27,7 +23,11 @@ from .._tree import (
     widened,
     zero_count,
 )
-from .._types import Count, Params, Steps, Updates
+from .._base.types import Count, Params, Steps, Updates
+from .._objective.objective import at, Context, need_params
+from .._transformation.base import AbstractTransformation, check_state, check_transformation
+from .._transformation.eval_params import AbstractEvalState, fitting, known, rounded
+from .._transformation.nesting import AbstractParticular, Need, refuse
 
 _Outer = TypeVar("_Outer", bound=eqx.Module)
 _Inner = TypeVar("_Inner", bound=eqx.Module)
@@ -59,7 +59,7 @@ class SAMState(AbstractEvalState, Generic[_Outer, _Inner]):
         def real(x: Any, kept: Any) -> Any:
             return x if kept is None else jnp.where(away, rounded(x, kept), x)
 
-        params = jax.tree.map(real, params, cache, is_leaf=_check.is_none)
+        params = jax.tree.map(real, params, cache, is_leaf=checks.is_none)
         return eqx.combine(known(params, self.opt_state), params)
 
 
@@ -165,7 +165,7 @@ class SAM(AbstractParticular[SAMState[_Outer, _Inner]], Generic[_Outer, _Inner])
                 dtype = wider(u.dtype, x.dtype)
                 return plus(minus(cast(kept, dtype), cast(x, dtype)), cast(u, dtype))
 
-            out = jax.tree.map(back, out, params, cache, is_leaf=_check.is_none)
+            out = jax.tree.map(back, out, params, cache, is_leaf=checks.is_none)
             return widened(out), opt_state, self._adversary_after(state, start)
 
         def adversarial() -> tuple[Updates, _Outer, _Inner]:

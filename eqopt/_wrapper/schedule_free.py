@@ -8,17 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Inexact, PyTree
 
-from .. import _check, _kernel
-from .._arithmetic import cast, minus, plus, real_dtype, times, wider
-from .._eval_params import AbstractEvalState, fitting
-from .._hyperparameter import inexact_dtype, real
-from .._kernel import Rule
-from .._nesting import AbstractParticular, Need, refuse
-from .._objective import Context
+from .._base import checks
+from .._base.arithmetic import cast, minus, plus, real_dtype, times, wider
+from .._base.converters import inexact_dtype, real
+from .._base.trees import increment, zero_count, zeros_like
+from .._base.types import Count, Params, Scalar, State, Updates
+from .._objective.objective import Context
 from .._schedule.base import AbstractSchedule, as_real, scheduled_real, value_at
-from .._transformation import AbstractTransformation, check_state, check_transformation
-from .._tree import increment, zero_count, zeros_like
-from .._types import Count, Params, Scalar, State, Updates
+from .._transformation import leafwise
+from .._transformation.base import AbstractTransformation, check_state, check_transformation
+from .._transformation.eval_params import AbstractEvalState, fitting
+from .._transformation.leafwise import Rule
+from .._transformation.nesting import AbstractParticular, Need, refuse
 
 # The rule has three points: y, which is the parameters; z, where the base optimizer is; and x, the
 # average of that. Each follows from the other two. optax keeps z, and x = (y - (1 - b1) z) / b1,
@@ -53,12 +54,12 @@ class ScheduleFreeState(AbstractEvalState, Generic[State]):
             lambda y, d: None if y is None or d is None else _averaged(y, d, rest),
             params,
             gap,
-            is_leaf=_check.is_none,
+            is_leaf=checks.is_none,
         )
 
 
 @jax.jit
-@_check.typed
+@checks.typed
 def _averaged(
     y: Inexact[Array, "*shape"], gap: Inexact[Array, "*shape"], rest: Float[Array, ""]
 ) -> Inexact[Array, "*shape"]:
@@ -67,7 +68,7 @@ def _averaged(
     return cast(x, y.dtype)
 
 
-@_check.typed
+@checks.typed
 def _average(
     update: Inexact[Array, "*shape"],
     gap: Inexact[Array, "*shape"],
@@ -164,5 +165,5 @@ class ScheduleFree(AbstractParticular[ScheduleFreeState[State]], Generic[State])
             increment(state.count), b1, weight_sum, max_lr, base_state, state.gap
         )
         rule = Rule(_average, new, trees=("gap",), scalars=(rest, state.b1, b1))
-        updates, (new,) = _kernel.run((rule,), updates, params)
+        updates, (new,) = leafwise.run((rule,), updates, params)
         return updates, new

@@ -7,11 +7,11 @@ import equinox as eqx
 import jax
 import numpy as np
 
-from .._objective import Context
+from .._base.trees import increment, zero_count
+from .._base.types import Count, Params, State, Updates
+from .._objective.objective import Context
 from .._schedule.base import AbstractSchedule, as_schedule
-from .._transformation import AbstractTransformation, check_state, check_transformation
-from .._tree import increment, zero_count
-from .._types import Count, Params, State, Updates
+from .._transformation.base import AbstractTransformation, check_state, check_transformation
 
 
 class ScheduledState(eqx.Module, Generic[State]):

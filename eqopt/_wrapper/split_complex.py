@@ -6,14 +6,14 @@ import equinox as eqx
 from jax import lax
 from jaxtyping import Array, Float, PyTree
 
-from .. import _check
-from .._arithmetic import is_complex
-from .._eval_params import AbstractEvalState
-from .._form import AbstractForm, eval_params_in, init_in, transform_in
-from .._nesting import refuse_selectors
-from .._objective import Context
-from .._transformation import AbstractTransformation, check_state, check_transformation
-from .._types import Params, State, Updates
+from .._base import checks
+from .._base.arithmetic import is_complex
+from .._base.types import Params, State, Updates
+from .._objective.objective import Context
+from .._transformation.base import AbstractTransformation, check_state, check_transformation
+from .._transformation.eval_params import AbstractEvalState
+from .._transformation.nesting import refuse_selectors
+from .._transformation.reparametrization import AbstractForm, eval_params_in, init_in, transform_in
 
 
 class _Pair(eqx.Module):
@@ -27,13 +27,13 @@ class _Split(AbstractForm):
     is_complex: tuple[bool, ...] = eqx.field(static=True)
 
     def pack(self, tree: PyTree) -> PyTree:
-        leaves, treedef = _check.flatten(tree)
+        leaves, treedef = checks.flatten(tree)
         return treedef.unflatten(
             [_split(x) if pair else x for x, pair in zip(leaves, self.is_complex, strict=True)]
         )
 
     def unpack(self, packed: PyTree, like: PyTree) -> PyTree:
-        _, treedef = _check.flatten(like)
+        _, treedef = checks.flatten(like)
         leaves = treedef.flatten_up_to(packed)
         return treedef.unflatten(
             [_merged(x) if pair else x for x, pair in zip(leaves, self.is_complex, strict=True)]
@@ -96,7 +96,7 @@ class SplitRealAndImaginary(
         refuse_selectors(self, self.inner, why)
 
     def init_state(self, params: Params, context: Context) -> SplitRealAndImaginaryState[State]:
-        leaves, _ = _check.flatten(params)
+        leaves, _ = checks.flatten(params)
         split = _Split(tuple(x is not None and is_complex(x) for x in leaves))
         return SplitRealAndImaginaryState(init_in(split, self.inner, params, context), split)
 
@@ -109,8 +109,8 @@ class SplitRealAndImaginary(
     ) -> tuple[Updates, SplitRealAndImaginaryState[State]]:
         check_state(self.inner, state.inner_state, "state.inner_state")
         split = state.split
-        leaves, _ = _check.flatten(updates)
-        _check.check_num_leaves(leaves, len(split.is_complex), "updates")
+        leaves, _ = checks.flatten(updates)
+        checks.check_num_leaves(leaves, len(split.is_complex), "updates")
         out, inner_state = transform_in(
             split, self.inner, updates, state.inner_state, params, context
         )

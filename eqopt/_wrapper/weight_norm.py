@@ -10,8 +10,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Inexact, PyTree
 
-from .. import _check
-from .._arithmetic import (
+from .._base import checks
+from .._base.arithmetic import (
     abs_sq,
     cast,
     is_complex,
@@ -22,15 +22,15 @@ from .._arithmetic import (
     times,
     wider,
 )
-from .._eval_params import AbstractEvalState
-from .._hyperparameter import optional, real
-from .._masking import check_mask, Chosen, resolved
-from .._nesting import AbstractParticular, Need, refuse, refuse_selectors
-from .._objective import Context, need_params, Objective, Whole
-from .._selector import AbstractSelector, as_selector
-from .._transformation import AbstractTransformation, check_state, check_transformation
-from .._tree import conj, moved, round_like
-from .._types import Params, Scalar, State, Updates
+from .._base.converters import optional, real
+from .._base.trees import conj, moved, round_like
+from .._base.types import Params, Scalar, State, Updates
+from .._objective.objective import Context, need_params, Objective, Whole
+from .._transformation.base import AbstractTransformation, check_state, check_transformation
+from .._transformation.eval_params import AbstractEvalState
+from .._transformation.masking import check_mask, Chosen, resolved
+from .._transformation.nesting import AbstractParticular, Need, refuse, refuse_selectors
+from ..selectors._selector import AbstractSelector, as_selector
 
 
 def _axis(value: int) -> int:
@@ -51,7 +51,7 @@ def _length(axes: tuple[int, ...], x: Inexact[Array, "..."], eps: Float[Array, "
 
 
 @functools.partial(jax.jit, static_argnums=0)
-@_check.typed
+@checks.typed
 def _taken_apart(
     axes: tuple[int, ...], weight: Inexact[Array, "*shape"], eps: Float[Array, ""]
 ) -> tuple[Inexact[Array, "*shape"], Float[Array, "..."]]:
@@ -61,7 +61,7 @@ def _taken_apart(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-@_check.typed
+@checks.typed
 def _put_together(
     axes: tuple[int, ...],
     direction: Inexact[Array, "*shape"],
@@ -73,7 +73,7 @@ def _put_together(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-@_check.typed
+@checks.typed
 def _pulled_back(
     axes: tuple[int, ...],
     update: Inexact[Array, "*shape"],
@@ -168,7 +168,7 @@ class WeightNorm(AbstractParticular[WeightNormState[State]], Generic[State]):
         return frozenset({Need.MOVES})
 
     def init_state(self, params: Params, context: Context) -> WeightNormState[State]:
-        leaves, treedef = _check.flatten(params)
+        leaves, treedef = checks.flatten(params)
         chosen = self._chosen(params)
         parts: list[Any] = [(None, None)] * len(leaves)
         for i, x in enumerate(leaves):
@@ -191,9 +191,9 @@ class WeightNorm(AbstractParticular[WeightNormState[State]], Generic[State]):
         check_state(self.inner, state.inner_state, "state.inner_state")
         params = need_params(params, self, context)
         for name, tree in (("direction", state.direction), ("scale", state.scale)):
-            if _check.flatten(tree)[1] != _check.flatten(updates)[1]:
-                raise _check.structure_error(tree, updates, f"state.{name}", "updates")
-        before = tuple(x is not None for x in _check.flatten(state.direction)[0])
+            if checks.flatten(tree)[1] != checks.flatten(updates)[1]:
+                raise checks.structure_error(tree, updates, f"state.{name}", "updates")
+        before = tuple(x is not None for x in checks.flatten(state.direction)[0])
         check_mask(self, before, self._chosen, updates, params)
         packed = _Weights(eqx.combine(state.direction, params), state.scale)
         grad = None if context.grad is None else self._gradient(context.grad, state, 0.0)
@@ -210,11 +210,11 @@ class WeightNorm(AbstractParticular[WeightNormState[State]], Generic[State]):
             target = _put_together(self._over(d), d, s, _cast(self.eps, d))
             return minus(target, cast(x, d.dtype))
 
-        out = jax.tree.map(step, out.direction, direction, scale, params, is_leaf=_check.is_none)
+        out = jax.tree.map(step, out.direction, direction, scale, params, is_leaf=checks.is_none)
         return out, WeightNormState(inner_state, direction, scale)
 
     def _chosen(self, params: Params) -> Chosen:
-        leaves, _ = _check.flatten(params)
+        leaves, _ = checks.flatten(params)
         mask = (True,) * len(leaves) if self.mask is None else resolved(self.mask, params)
         return tuple(
             m and x is not None and self._has_length(x) for x, m in zip(leaves, mask, strict=True)
@@ -228,7 +228,7 @@ class WeightNorm(AbstractParticular[WeightNormState[State]], Generic[State]):
 
     def _gradient(self, updates: Updates, state: WeightNormState[State], decay: Any) -> _Weights:
         """The gradient by directions and lengths."""
-        leaves, treedef = _check.flatten(updates)
+        leaves, treedef = checks.flatten(updates)
         directions = treedef.flatten_up_to(state.direction)
         scales = treedef.flatten_up_to(state.scale)
         parts: list[Any] = [(u, None) for u in leaves]
@@ -258,7 +258,7 @@ class WeightNorm(AbstractParticular[WeightNormState[State]], Generic[State]):
         def weight(d: Any, s: Any) -> Any:
             return d if s is None else _put_together(self._over(d), d, s, _cast(self.eps, d))
 
-        weights = jax.tree.map(weight, packed.direction, packed.scale, is_leaf=_check.is_none)
+        weights = jax.tree.map(weight, packed.direction, packed.scale, is_leaf=checks.is_none)
         return round_like(weights, like)
 
 

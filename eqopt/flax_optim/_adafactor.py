@@ -5,7 +5,8 @@ from typing import Any
 import equinox as eqx
 import numpy as np
 
-from .._hyperparameter import flag, inexact_dtype, optional, real, size, steps
+from .._base.converters import flag, inexact_dtype, optional, real, size, steps
+from .._base.types import Scalar, Steps
 from .._schedule.base import AbstractSchedule, scheduled_real
 from .._transform.average import EMA
 from .._transform.basic import Scale
@@ -13,8 +14,7 @@ from .._transform.block import ScaleByParamBlockRMS
 from .._transform.clip import ClipByBlockRMS
 from .._transform.decay import AddDecayedWeights
 from .._transform.factored import ScaleByFactoredRMS
-from .._transformation import AbstractTransformation
-from .._types import Scalar, Steps
+from .._transformation.base import AbstractTransformation
 from .._wrapper.chain import Chain, ChainState
 from ._base import AbstractOptimizerDef, scale_by
 

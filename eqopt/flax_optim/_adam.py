@@ -2,15 +2,15 @@
 
 import equinox as eqx
 
-from .._hyperparameter import optional, real
+from .._base.converters import optional, real
+from .._base.types import Scalar
 from .._schedule.base import AbstractSchedule, scheduled_real
 from .._transform.adam import ScaleByAdam, ScaleByAdamState
 from .._transform.belief import ScaleByBelief, ScaleByBeliefState
 from .._transform.block import ScaleByTrustRatio
 from .._transform.decay import AddDecayedWeights
 from .._transform.learning_rate import ScaleByLearningRateState
-from .._transformation import AbstractTransformation, EmptyState
-from .._types import Scalar
+from .._transformation.base import AbstractTransformation, EmptyState
 from .._wrapper.chain import Chain, ChainState
 from ._base import AbstractOptimizerDef, scale_by
 

@@ -4,15 +4,15 @@ from typing import Any
 
 import equinox as eqx
 
-from .._hyperparameter import flag, optional, real
+from .._base.converters import flag, optional, real
+from .._base.types import Scalar
 from .._schedule.base import AbstractSchedule, scheduled_real
 from .._transform.adadelta import ScaleByAdadelta, ScaleByAdadeltaState
 from .._transform.decay import AddDecayedWeights
 from .._transform.learning_rate import ScaleByLearningRateState
 from .._transform.rms import ScaleByRMS, ScaleByRMSState, ScaleByStddev, ScaleByStddevState
 from .._transform.rss import ScaleByRSS, ScaleByRSSState
-from .._transformation import AbstractTransformation, EmptyState
-from .._types import Scalar
+from .._transformation.base import AbstractTransformation, EmptyState
 from .._wrapper.chain import Chain, ChainState
 from ._base import AbstractOptimizerDef, scale_by
 

@@ -4,13 +4,13 @@ from typing import Any, overload, TypeVar
 
 from jaxtyping import Array, PyTree
 
-from .._bundle import Optimizer
+from .._base.types import Function, Scalar, State
 from .._schedule.base import AbstractSchedule
-from .._selector import AbstractSelector
+from .._train.optimizer import Optimizer
 from .._transform.learning_rate import ScaleByLearningRate
-from .._transformation import AbstractOptimizer
-from .._types import Function, Scalar, State
+from .._transformation.base import AbstractOptimizer
 from .._wrapper.freeze import SelectiveTransformState
+from ..selectors._selector import AbstractSelector
 
 _Model = TypeVar("_Model")
 

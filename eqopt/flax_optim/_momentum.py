@@ -2,14 +2,14 @@
 
 import equinox as eqx
 
-from .._hyperparameter import flag, optional, real
+from .._base.converters import flag, optional, real
+from .._base.types import Scalar
 from .._schedule.base import AbstractSchedule, scheduled_real
 from .._transform.average import Trace, TraceState
 from .._transform.block import ScaleByTrustRatio
 from .._transform.decay import AddDecayedWeights
 from .._transform.learning_rate import ScaleByLearningRateState
-from .._transformation import AbstractTransformation, EmptyState
-from .._types import Scalar
+from .._transformation.base import AbstractTransformation, EmptyState
 from .._wrapper.chain import Chain, ChainState
 from ._base import AbstractOptimizerDef, scale_by
 

@@ -7,13 +7,13 @@ from typing import Any
 import jax
 from jaxtyping import PyTree
 
-from .. import _check
-from .._override import AbstractOverridable, override
-from .._selector import AbstractSelector, as_selector
+from .._base import checks
+from .._base.types import Params
+from .._train.override import AbstractOverridable, override
 from .._transform.basic import SetToZero
-from .._transformation import AbstractTransformation, check_transformation
-from .._types import Params
+from .._transformation.base import AbstractTransformation, check_transformation
 from .._wrapper.partition import Partition, PartitionState
+from ..selectors._selector import AbstractSelector, as_selector
 from ._base import AbstractOptimizerDef
 
 
@@ -55,7 +55,7 @@ class MultiOptimizer(AbstractOptimizerDef[PartitionState], AbstractOverridable):
             if not isinstance(group, tuple | list) or len(group) != 2:
                 raise TypeError(
                     f"`groups[{i}]` must be a pair of a selector and an optimizer; got "
-                    f"{_check.describe(group)}"
+                    f"{checks.describe(group)}"
                 )
             check_transformation(f"groups[{i}][1]", group[1])
         self.selectors = tuple(as_selector(x) for x, _ in groups)
@@ -72,14 +72,14 @@ class MultiOptimizer(AbstractOptimizerDef[PartitionState], AbstractOverridable):
 
 def _groups(selectors: tuple[AbstractSelector, ...], params: Params) -> PyTree:
     """The number of each parameter's group; the next number for those in none."""
-    leaves, treedef = _check.flatten(params)
-    chosen = [_check.flatten(x.select(params))[0] for x in selectors]
+    leaves, treedef = checks.flatten(params)
+    chosen = [checks.flatten(x.select(params))[0] for x in selectors]
     found = [[i for i, own in enumerate(chosen) if own[j]] for j in range(len(leaves))]
     faults = [
         f"`{name}` is in more than one group: {', '.join(map(str, own))}"
-        for name, own, x in zip(_check.paths("params", params), found, leaves, strict=True)
+        for name, own, x in zip(checks.paths("params", params), found, leaves, strict=True)
         if x is not None and len(own) > 1
     ]
     if faults:
-        raise ValueError(_check.listed(faults))
+        raise ValueError(checks.listed(faults))
     return jax.tree.unflatten(treedef, [own[0] if own else len(selectors) for own in found])

@@ -4,9 +4,9 @@ from typing import Any
 
 import equinox as eqx
 
-from .._hyperparameter import real
-from .._transformation import AbstractTransformation
-from .._types import Scalar
+from .._base.converters import real
+from .._base.types import Scalar
+from .._transformation.base import AbstractTransformation
 from .._wrapper.weight_norm import WeightNorm as _WeightNorm, WeightNormState
 from ._base import AbstractOptimizerDef
 

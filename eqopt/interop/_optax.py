@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from .. import _check
-from .._arithmetic import cast, wider
-from .._keys import kept, unkept
-from .._objective import accepted, Context, Objective
-from .._transformation import AbstractTransformation
-from .._tree import placed_like, widened
-from .._types import Params, TreeDef, Updates
+from .._base import checks
+from .._base.arithmetic import cast, wider
+from .._base.key_data import kept, unkept
+from .._base.trees import placed_like, widened
+from .._base.types import Params, TreeDef, Updates
+from .._objective.objective import accepted, Context, Objective
+from .._transformation.base import AbstractTransformation
 
 if TYPE_CHECKING:
     import optax
@@ -149,8 +149,8 @@ class FromOptax(AbstractTransformation[FromOptaxState]):
         with _lenient():
             out, inner = update(full, before, wide, **accepted(update, extra))
         inner = _settled(inner, before)
-        out = _check.fit(out, updates if params is None else params, "updates", any_dtype=True)
-        leaves, treedef = _check.flatten(updates)
+        out = checks.fit(out, updates if params is None else params, "updates", any_dtype=True)
+        leaves, treedef = checks.flatten(updates)
         missing = [] if params is None else _holes(leaves, treedef, params)
         if missing:
             inner = _kept(inner, before, missing)
@@ -216,19 +216,19 @@ def _fitted(updates: PyTree, params: PyTree) -> PyTree:
     """
     if params is not None:
         updates = _cast(updates, params)
-    return jax.tree.map(lambda x: jnp.conj(x) if _check.is_inexact(x) else x, updates)
+    return jax.tree.map(lambda x: jnp.conj(x) if checks.is_inexact(x) else x, updates)
 
 
 def _cast(updates: PyTree, params: PyTree) -> PyTree:
-    leaves, treedef = _check.flatten(updates)
-    reference, expected = _check.flatten(params)
+    leaves, treedef = checks.flatten(updates)
+    reference, expected = checks.flatten(params)
     if treedef != expected:
         return updates
     return treedef.unflatten([_cast_like(u, p) for u, p in zip(leaves, reference, strict=True)])
 
 
 def _cast_like(u: Any, p: Any) -> Any:
-    if not (_check.is_inexact(u) and _check.is_inexact(p)):
+    if not (checks.is_inexact(u) and checks.is_inexact(p)):
         return u
     if jnp.iscomplexobj(u) and not jnp.iscomplexobj(p):
         return u
@@ -262,7 +262,7 @@ def _complete(updates: PyTree, params: PyTree | None) -> PyTree:
     """Widens the updates as the parameters are, and puts zeros where one has no gradient."""
     if updates is None or params is None:
         return widened(updates)
-    leaves, treedef = _check.flatten(updates)
+    leaves, treedef = checks.flatten(updates)
     full = [
         u if p is None else jnp.zeros(p.shape, wider(p.dtype)) if u is None else _wide(u, p)
         for u, p in zip(leaves, treedef.flatten_up_to(params), strict=True)
@@ -277,7 +277,7 @@ def _wide(u: Array, p: Array) -> Array:
 def _strong(x: Any) -> Any:
     """Makes a strongly typed array of a number. A PRNG key is none, and has no weak type."""
     numeric = isinstance(x, np.ndarray | np.generic | bool | int | float | complex)
-    if not (numeric or _check.is_array(x)):
+    if not (numeric or checks.is_array(x)):
         return x
     x = jnp.asarray(x)
     return x.astype(x.dtype)
@@ -293,7 +293,7 @@ def _settled(state: PyTree, before: PyTree) -> PyTree:
         return jax.tree.map(_strong, state)
     return jax.tree.map(
         # Not `cast`, which leaves a weakly typed number as it is.
-        lambda x, old: jnp.asarray(x).astype(old.dtype) if _check.is_array(old) else x,
+        lambda x, old: jnp.asarray(x).astype(old.dtype) if checks.is_array(old) else x,
         state,
         before,
     )
@@ -319,7 +319,7 @@ def _placed(state: PyTree, params: Params) -> PyTree:
 
     def place(path: _Path, x: Any) -> Any:
         end = _parameter_of(path, lengths, known)
-        if end is None or not _check.is_array(x) or x.shape != known[end].shape:
+        if end is None or not checks.is_array(x) or x.shape != known[end].shape:
             return x
         # As in `zeros_like` of ours: compiled, optax's does not depend on its argument.
         return placed_like(x, known[end])

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from .._arithmetic import cast
-from .._hyperparameter import real
-from .._types import Params, Scalar
+from .._base.arithmetic import cast
+from .._base.converters import real
+from .._base.types import Params, Scalar
 from ._base import AbstractProjection, coordinates, from_coordinates, inner_product, magnitude
 
 

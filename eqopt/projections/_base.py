@@ -13,11 +13,12 @@ import wadler_lindig as wl
 from jax import lax
 from jaxtyping import Array, Float, Inexact, PyTree
 
-from .. import _check, _door
-from .._arithmetic import cast, is_complex, real_dtype, wider
-from .._hyperparameter import float_dtype, prettily, real, settle
-from .._tree import narrowed, placed_like
-from .._types import Model, Params
+from .._base import checks
+from .._base.arithmetic import cast, is_complex, real_dtype, wider
+from .._base.converters import float_dtype, prettily, real, settle
+from .._base.trees import narrowed, placed_like
+from .._base.types import Model, Params
+from .._jit import compiled_call
 
 
 class AbstractProjection(eqx.Module):
@@ -45,8 +46,8 @@ class AbstractProjection(eqx.Module):
 
     def __call__(self, tree: Model) -> Model:
         """Gives the nearest model in the set, each number rounded once, to its dtype."""
-        trained, rest = eqx.partition(tree, _check.is_inexact)
-        return eqx.combine(_door.call(nearest, settle(self), trained), rest)
+        trained, rest = eqx.partition(tree, checks.is_inexact)
+        return eqx.combine(compiled_call.call(nearest, settle(self), trained), rest)
 
     def __pdoc__(self, **kwargs: Any) -> wl.AbstractDoc:
         return prettily(self, **kwargs)
@@ -59,11 +60,11 @@ class AbstractBox(AbstractProjection):
     def bounds(self, params: Params) -> tuple[list[Array | None], list[Array | None]]:
         """The smallest and the largest numbers of each leaf's dtype that are in the set.
 
-        The leaves are those of `_check.flatten`; `None` is no bound.
+        The leaves are those of `checks.flatten`; `None` is no bound.
         """
 
     def project(self, params: Params) -> Params:
-        leaves, treedef = _check.flatten(params)
+        leaves, treedef = checks.flatten(params)
         lower, upper = self.bounds(params)
         return treedef.unflatten(
             [
@@ -146,19 +147,19 @@ def spreadable(name: str, *, finite: bool = True, real_only: bool = True) -> Cal
         if not jax.tree.leaves(tree):
             raise TypeError(
                 f"`{name}` must be a number, or a tree of arrays like the parameters; got "
-                f"{_check.describe(value)}"
+                f"{checks.describe(value)}"
             )
         return tree
 
     def leaf(x: Any) -> Any:
         if isinstance(x, int | float) and not isinstance(x, bool):
             return one(x)
-        if isinstance(x, _check.ARRAYS) and jnp.issubdtype(x.dtype, np.integer):
+        if isinstance(x, checks.ARRAYS) and jnp.issubdtype(x.dtype, np.integer):
             x = x.astype(float_dtype())
-        if not _check.is_inexact(x):
+        if not checks.is_inexact(x):
             return None
         if jnp.iscomplexobj(x) and real_only:
-            raise TypeError(f"`{name}` must be real; got {_check.describe(x)}")
+            raise TypeError(f"`{name}` must be real; got {checks.describe(x)}")
         if jnp.iscomplexobj(x):
             dtype = wider(np.complex64, float_dtype())
         else:
@@ -170,22 +171,22 @@ def spreadable(name: str, *, finite: bool = True, real_only: bool = True) -> Cal
 
 
 def _is_number(x: Any) -> bool:
-    return isinstance(x, (*_check.ARRAYS, int, float)) and not isinstance(x, bool)
+    return isinstance(x, (*checks.ARRAYS, int, float)) and not isinstance(x, bool)
 
 
 def matched(value: Any, params: Params, name: str) -> list[Any]:
     """Of a number or a tree, what belongs to each leaf of the parameters, `None` included."""
-    leaves, treedef = _check.flatten(params)
-    if _check.is_array(value):
+    leaves, treedef = checks.flatten(params)
+    if checks.is_array(value):
         if len(leaves) != 1 and np.shape(value) != ():
             raise ValueError(
-                f"`{name}` is {_check.describe(value)}; it must be one number, or like `params`"
+                f"`{name}` is {checks.describe(value)}; it must be one number, or like `params`"
             )
         return [value] * len(leaves)
-    found, own = _check.flatten(value)
+    found, own = checks.flatten(value)
     if own != treedef:
-        raise _check.structure_error(value, params, name, "params")
-    shapes = zip(found, leaves, _check.paths(name, params), strict=True)
+        raise checks.structure_error(value, params, name, "params")
+    shapes = zip(found, leaves, checks.paths(name, params), strict=True)
     for x, p, path in shapes:
         if x is not None and p is not None and x.shape not in ((), p.shape):
             raise ValueError(f"`{path}` has shape {x.shape}; the parameter has {p.shape}")

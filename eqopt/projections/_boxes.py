@@ -8,19 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from .. import _check
-from .._compat import Tracer
-from .._hyperparameter import real
-from .._types import Params, Scalar
+from .._base import checks
+from .._base.compat import Tracer
+from .._base.converters import real
+from .._base.types import Params, Scalar
 from ._base import AbstractBox, inward, matched, spreadable
 
 
 def _bounds(
     params: Params, value: Scalar | PyTree, *, up: bool, name: str
 ) -> list[Float[Array, "..."] | None]:
-    leaves, _ = _check.flatten(params)
+    leaves, _ = checks.flatten(params)
     bounds = matched(value, params, name)
-    paths = _check.paths(name, params)
+    paths = checks.paths(name, params)
     return [
         None if x is None or bound is None else inward(x, bound, up=up, name=path)
         for x, bound, path in zip(leaves, bounds, paths, strict=True)
@@ -47,7 +47,7 @@ class NonNegative(AbstractBox):
     """
 
     def bounds(self, params: Params) -> tuple[list[Array | None], list[Array | None]]:
-        leaves, _ = _check.flatten(params)
+        leaves, _ = checks.flatten(params)
         return _bounds(params, np.float32(0), up=True, name="lower"), [None] * len(leaves)
 
 
@@ -73,15 +73,15 @@ class Box(AbstractBox):
 
     def __check_init__(self) -> None:
         pairs: list[tuple[Any, Any]] = [(self.lower, self.upper)]
-        if not _check.is_array(self.lower) and not _check.is_array(self.upper):
-            low, structure = _check.flatten(self.lower)
-            high, other = _check.flatten(self.upper)
+        if not checks.is_array(self.lower) and not checks.is_array(self.upper):
+            low, structure = checks.flatten(self.lower)
+            high, other = checks.flatten(self.upper)
             if structure != other:
-                raise _check.structure_error(self.upper, self.lower, "upper", "lower")
+                raise checks.structure_error(self.upper, self.lower, "upper", "lower")
             pairs = list(zip(low, high, strict=True))
-        elif not _check.is_array(self.lower):
+        elif not checks.is_array(self.lower):
             pairs = [(x, self.upper) for x in jax.tree.leaves(self.lower)]
-        elif not _check.is_array(self.upper):
+        elif not checks.is_array(self.upper):
             pairs = [(self.lower, x) for x in jax.tree.leaves(self.upper)]
         for low, high in pairs:
             if low is None or high is None or isinstance(low, Tracer) or isinstance(high, Tracer):

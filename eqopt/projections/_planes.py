@@ -6,10 +6,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PyTree
 
-from .. import _check
-from .._arithmetic import cast, is_complex, real_dtype, wider
-from .._hyperparameter import real
-from .._types import Params, Scalar
+from .._base import checks
+from .._base.arithmetic import cast, is_complex, real_dtype, wider
+from .._base.converters import real
+from .._base.types import Params, Scalar
 from ._base import (
     AbstractProjection,
     coordinates,
@@ -26,9 +26,9 @@ _Parts = list[Float[Array, "..."]]
 
 def _points(params: Params, normal: Scalar | PyTree, name: str) -> tuple[_Parts, _Parts]:
     """The coordinates of the parameters, and those of a vector like them."""
-    leaves, treedef = _check.flatten(params)
+    leaves, treedef = checks.flatten(params)
     vectors = matched(normal, params, name)
-    paths = _check.paths(name, params)
+    paths = checks.paths(name, params)
     whole = [
         None if x is None else _vector(x, vector, path)
         for x, vector, path in zip(leaves, vectors, paths, strict=True)

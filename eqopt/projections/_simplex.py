@@ -7,10 +7,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from .._arithmetic import cast
-from .._hyperparameter import real
-from .._tree import sum_of
-from .._types import Params, Scalar
+from .._base.arithmetic import cast
+from .._base.converters import real
+from .._base.trees import sum_of
+from .._base.types import Params, Scalar
 from ._base import AbstractProjection, coordinates, from_coordinates, largest
 
 _Parts = list[Float[Array, "..."]]

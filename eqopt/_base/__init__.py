@@ -1,0 +1,1 @@
+"""Arithmetic of one leaf, checks that name a leaf, trees, converters, what is private in JAX."""

@@ -1,0 +1,372 @@
+"""Checks that name the leaf.
+
+Trees are checked at the front door, by one pass over structure, shapes and dtypes that costs
+well under a microsecond a leaf while all is well, and takes its time to explain once it is
+not. Kernels, states and schedules are checked by jaxtyping and beartype, through `typed`.
+"""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+
+from .arithmetic import wider
+from .types import TreeDef
+
+Annotated = TypeVar("Annotated")
+
+
+def typed(annotated: Annotated) -> Annotated:
+    """Has a function's or a dataclass's jaxtyping annotations checked by beartype at each call.
+
+    For kernels and states, which are called when tracing: in a step it costs nothing. With
+    `JAXTYPING_DISABLE=1` it does nothing at all.
+
+    **Arguments:**
+
+    - `annotated`: the function or class.
+    """
+    checked: Any = annotated
+    if isinstance(annotated, type):
+        checked.__init__ = _at_first_call(checked.__init__)
+        return checked
+    return _at_first_call(checked)
+
+
+def _at_first_call(fn: Callable[..., Any]) -> Any:
+    # Not when it is defined: to import beartype, and to have it write a check for each kernel,
+    # takes longer than to import all the rest.
+    @functools.wraps(fn)
+    def checking(*args: Any, **kwargs: Any) -> Any:
+        return _checked(fn)(*args, **kwargs)
+
+    return checking
+
+
+@functools.cache
+def _checked(fn: Callable[..., Any]) -> Callable[..., Any]:
+    from beartype import beartype
+
+    return jaxtyping.jaxtyped(fn, typechecker=beartype)
+
+
+def is_function(x: Any) -> bool:
+    """Whether it is a function, and not a class or a tree that can be called.
+
+    Never by `callable` alone: a mask for a model that can be called is a tree of that kind.
+    """
+    if not callable(x) or isinstance(x, type):
+        return False
+    # Functions that are trees too: `jax.tree_util.Partial`, a method of a Module, `eqx.filter_jit`
+    # of a function.
+    known = isinstance(x, functools.partial) or not {"__func__", "__wrapped__"}.isdisjoint(dir(x))
+    return known or jax.tree_util.all_leaves([x])
+
+
+def call_traced(name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Calls a user's function of traced arrays, and says so where it wants to see the numbers."""
+    errors = jax.errors
+    try:
+        return function(*args, **kwargs)
+    except (
+        errors.ConcretizationTypeError,
+        errors.TracerArrayConversionError,
+        errors.TracerIntegerConversionError,
+    ) as error:
+        raise TypeError(
+            f"{name} asks for the value of its argument, which is traced: one compiled program "
+            "serves all steps. Choose by `jnp.where(count < 10, a, b)` instead of `if`, and "
+            "compute by `jax.numpy` instead of `math` and NumPy"
+        ) from error
+
+
+# Not a union, which would be put together anew for every leaf.
+# JAX's last: it is slow to tell.
+ARRAYS = (np.ndarray, np.generic, jax.Array)
+
+_MAX_FAULTS = 4
+
+
+def enabled() -> bool:
+    """Whether checks are made: they are, unless `JAXTYPING_DISABLE=1`."""
+    return not jaxtyping.config.jaxtyping_disable
+
+
+def is_none(x: Any) -> bool:
+    return x is None
+
+
+def flatten(tree: Any) -> tuple[list[Any], TreeDef]:
+    """Flattens `tree` so that `None`, which stands for "nothing here", is a leaf."""
+    return jax.tree.flatten(tree, is_leaf=is_none)
+
+
+def keystr(path: Any) -> str:
+    """Writes a path as one would in Python: `.layers[0].weight`."""
+    return jax.tree_util.keystr(path)
+
+
+def paths(name: str, tree: Any) -> list[str]:
+    """Names each leaf of `tree`, `None` included, as `name.layers[0].weight`."""
+    found, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_none)
+    return [name + keystr(path) for path, _ in found]
+
+
+def describe(x: Any) -> str:
+    """Says what `x` is in a few words: `float32[3,4]` for arrays, else its type."""
+    if x is None:
+        return "None"
+    if isinstance(x, ARRAYS):  # also PRNG keys, whose dtype is `key<fry>`
+        return f"{x.dtype}{list(x.shape)}".replace(" ", "")
+    name = kind_of(x).__name__
+    return f"a{'n' * (name[0] in 'aeiouAEIO')} {name}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Mark:
+    """Stands for a leaf of a model that is no array; see `partition.drop_statics`."""
+
+    kind: type
+
+
+@functools.cache
+def mark(kind: type) -> Mark:
+    return Mark(kind)
+
+
+def kind_of(x: Any) -> type:
+    return x.kind if isinstance(x, Mark) else type(x)
+
+
+def no_transformation(name: str, x: Any) -> str:
+    """Says that an argument is no transformation, and how to make one of it."""
+    got, way = describe(x), ""
+    if isinstance(x, type):
+        got, way = f"the class `{x.__name__}`", f". Build it: `{x.__name__}(...)`"
+    elif {"init", "update"} <= set(dir(x)):
+        way = ". One of optax's is taken by `eqopt.from_optax`"
+    elif isinstance(x, list | tuple):
+        way = ". Several go into a chain, one by one: `eqopt.Chain(*links)`"
+    elif inspect.isroutine(x):
+        way = ". `eqopt.Stateless` takes a function of the updates"
+    return f"`{name}` must be a transformation; got {got}{way}"
+
+
+def is_array(x: Any) -> bool:
+    # The dtype of a PRNG key is not a NumPy one, and a key is not a number.
+    return isinstance(x, ARRAYS) and not jnp.issubdtype(x.dtype, jax.dtypes.extended)
+
+
+def is_inexact(x: Any) -> bool:
+    return isinstance(x, ARRAYS) and _is_inexact_dtype(x.dtype)
+
+
+@functools.lru_cache(256)
+def _is_inexact_dtype(dtype: Any) -> bool:
+    # Asked of every leaf, several times a call: `issubdtype` takes ten times as long.
+    return jnp.issubdtype(dtype, jnp.inexact)
+
+
+def listed(faults: list[str]) -> str:
+    """Joins faults into a short message: the first few, and how many more there are."""
+    shown = faults[:_MAX_FAULTS]
+    more = len(faults) - len(shown)
+    return "\n".join([*shown, *([f"... and {more} more"] if more else [])])
+
+
+def check_num_leaves(leaves: list[Any], expected: int, name: str) -> None:
+    """Refuses a tree that has not as many leaves as that for which a state was made."""
+    if len(leaves) != expected:
+        raise ValueError(f"`state` was made for {expected} leaves; `{name}` has {len(leaves)}")
+
+
+def structure_error(tree: Any, reference: Any, name: str, reference_name: str) -> ValueError:
+    """Explains why `tree` has not the structure of `reference`."""
+    faults: list[str] = []
+    _compare(tree, reference, name, reference_name, faults)
+    return ValueError(listed(faults))
+
+
+def _compare(tree: Any, reference: Any, name: str, other: str, faults: list[str]) -> None:
+    children, treedef = _one_level(tree)
+    expected, reference_treedef = _one_level(reference)
+    if treedef == reference_treedef:
+        for key, child in children.items():
+            if child is not tree:  # a leaf is its own child
+                _compare(child, expected[key], name + key, other + key, faults)
+        return
+    if type(tree) is not type(reference):
+        faults.append(f"`{name}` is {describe(tree)}; `{other}` is {describe(reference)}")
+        return
+    missing = [f"`{name}{key}`" for key in expected if key not in children]
+    extra = [f"`{name}{key}`" for key in children if key not in expected]
+    if missing:
+        faults.append(f"missing, though `{other}` has it: {_some(missing)}")
+    if extra:
+        faults.append(f"not in `{other}`: {_some(extra)}")
+    if not missing and not extra:
+        faults.append(f"`{name}` and `{other}` differ in what is static{_statics(tree, reference)}")
+
+
+def _statics(tree: Any, reference: Any) -> str:
+    if not dataclasses.is_dataclass(tree) or not dataclasses.is_dataclass(reference):
+        return ""
+    for field in dataclasses.fields(tree):
+        if field.metadata.get("static", False):
+            given, expected = vars(tree).get(field.name), vars(reference).get(field.name)
+            if given is not expected and given != expected:
+                return f": `{field.name}` is {given!r}, not {expected!r}"[:120]
+    return ""
+
+
+def _one_level(tree: Any) -> tuple[dict[str, Any], TreeDef]:
+    found, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: x is not tree)
+    return {keystr(path): child for path, child in found}, treedef
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - _MAX_FAULTS
+    return ", ".join(names[:_MAX_FAULTS]) + (f" and {more} more" if more > 0 else "")
+
+
+def fit(
+    updates: Any,
+    params: Any,
+    name: str,
+    *,
+    any_dtype: bool = False,
+    any_shape: bool = False,
+    reference_name: str = "params",
+) -> Any:
+    """Makes a tree like `params` of the user's updates: an array or `None` for each parameter.
+
+    Leaves that are not trained are dropped, a `None` stands for all that would be below it, and
+    whatever else does not fit is an error that names the leaf. Updates in a narrower dtype than
+    their parameter are widened, which loses nothing; those of half-precision parameters may be in
+    float32. Without `params`, the updates are taken at their word, but must be inexact arrays. With
+    `any_shape`, somebody else checks their shapes.
+    """
+    if params is None:
+        leaves, treedef = flatten(updates)
+        reference, against = [x if is_inexact(x) else None for x in leaves], "gradient"
+    else:
+        reference, treedef = flatten(params)
+        against = "parameter"
+        leaves, own = flatten(updates)
+        if own != treedef:
+            leaves, own = flatten(_extend(updates, params))
+            if own != treedef:
+                raise structure_error(updates, params, name, reference_name)
+    kept: list[Any] = []
+    wrong: list[int] = []
+    for i, (u, p) in enumerate(zip(leaves, reference, strict=True)):
+        if u is None or (p is None and _may_be_dropped(u, params)):
+            kept.append(None)
+            continue
+        if p is None or not is_inexact(u) or not (any_shape or u.shape == p.shape):
+            wrong.append(i)
+        elif u.dtype != p.dtype and not (any_dtype and _castable(u, p)):
+            if _is_narrower(u.dtype, p.dtype):
+                u = u.astype(p.dtype)
+            elif u.dtype != wider(p.dtype):
+                wrong.append(i)
+        kept.append(u)
+    if wrong and (enabled() or any(not is_inexact(leaves[i]) for i in wrong)):
+        names = paths(name, treedef.unflatten(leaves))
+        faults = [_fault(names[i], leaves[i], reference[i], against, any_shape) for i in wrong]
+        mistake = ValueError if all(is_inexact(leaves[i]) for i in wrong) else TypeError
+        raise mistake(listed(faults))
+    return treedef.unflatten(kept)
+
+
+def _may_be_dropped(u: Any, params: Any) -> bool:
+    # Where nothing is trained, whatever a model holds there, and the gradient of an integer, where
+    # JAX was asked for one. Without the parameters at hand, a number is a mistake.
+    if params is not None:
+        return not is_inexact(u)
+    return not is_array(u) and not isinstance(u, int | float | complex)
+
+
+@functools.lru_cache(256)
+def _is_narrower(dtype: Any, other: Any) -> bool:
+    """Whether each number of one dtype is a number of another, both real or both complex."""
+    # Not `np.can_cast`, which does not know bfloat16.
+    a, b = jnp.finfo(dtype), jnp.finfo(other)
+    same_kind = jnp.issubdtype(dtype, jnp.floating) == jnp.issubdtype(other, jnp.floating)
+    return same_kind and a.nmant <= b.nmant and a.maxexp <= b.maxexp and a.minexp >= b.minexp
+
+
+def _castable(u: Any, p: Any) -> bool:
+    return jnp.iscomplexobj(p) or not jnp.iscomplexobj(u)
+
+
+def _fault(name: str, u: Any, p: Any, against: str, any_shape: bool) -> str:
+    if not is_inexact(u):
+        expected = "a gradient is an inexact array or None" if p is None else describe(p)
+        return f"`{name}` is {describe(u)}; " + (
+            expected if p is None else f"the {against} is {expected}"
+        )
+    if p is None:
+        return f"`{name}` is {describe(u)}; the {against} is not trained"
+    if u.shape != p.shape and not any_shape:
+        return f"`{name}` has shape {u.shape}; the {against} has {p.shape}"
+    return f"`{name}` has dtype {u.dtype.name}; the {against} has {p.dtype.name}"
+
+
+def num_examples(updates: Any, params: Any, owner: object) -> int:
+    """How many examples there is a gradient of, in updates with one more axis than the parameters.
+
+    Checked also where checks are turned off: the gradient of a whole batch, taken for that of one
+    example, would be no mistake that is ever seen. It is 0 if there is no gradient at all.
+    """
+    leaves, treedef = flatten(updates)
+    shapes = [() if x is None else x.shape for x in treedef.flatten_up_to(params)]
+    names = paths("updates", updates)
+    given = [(names[i], u.shape, shapes[i]) for i, u in enumerate(leaves) if u is not None]
+    faults = [
+        f"`{name}` has shape {shape}; expected ({', '.join(['num_examples', *map(str, own)])})"
+        for name, shape, own in given
+        if len(shape) != len(own) + 1 or shape[1:] != own
+    ]
+    if faults:
+        who = f"`{type(owner).__name__}` must come first of all, and"
+        what = "be given the gradient of each example, by `eqopt.per_example_value_and_grad`;"
+        raise ValueError(
+            listed([f"{who} {what}", "`step` and `fit` have that of all of them together", *faults])
+        )
+    for name, shape, _ in given:
+        first, (num, *_), _ = given[0]
+        if shape[0] == 0:
+            raise ValueError(f"`{name}` is of no examples; at least one is needed")
+        if shape[0] != num:
+            raise ValueError(f"`{name}` is of {shape[0]} examples; `{first}` is of {num}")
+    return given[0][1][0] if given else 0
+
+
+def _extend(updates: Any, params: Any) -> Any:
+    """Puts `None` for each parameter below a `None` that stands for a whole branch."""
+    try:
+        return jax.tree.map(
+            lambda u, part: jax.tree.map(lambda _: None, part) if u is None else u,
+            updates,
+            params,
+            is_leaf=is_none,
+        )
+    except ValueError:
+        return updates
+
+
+def like(tree: Any, reference: Any) -> bool:
+    """Whether `tree` has the structure and the shapes of `reference`."""
+    leaves, treedef = flatten(tree)
+    others, expected = flatten(reference)
+    return treedef == expected and all(
+        x is None or y is None or jnp.shape(x) == jnp.shape(y)
+        for x, y in zip(leaves, others, strict=True)
+    )

@@ -1,0 +1,81 @@
+"""PRNG keys as they are kept: as their words, which can be written to a file."""
+
+from collections.abc import Hashable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import wadler_lindig as wl
+from jaxtyping import Array, Key, UInt32
+
+from . import checks
+
+
+class KeyData(eqx.Module):
+    """A PRNG key, kept as its words.
+
+    Equinox writes arrays of numbers to files, and not what `jax.random.key` makes. Where such a key
+    is given to an optimizer or to [`eqopt.fit`][], this is what the optimizer keeps, and what
+    [`eqopt.Fit`][] returns. Both take it in place of a key, and `wrap` gives the key again:
+
+    ```python
+    import eqopt, jax
+
+    opt = eqopt.NoisySGD(0.1, key=jax.random.key(0))
+    assert opt.key.wrap() == jax.random.key(0)
+    another = eqopt.NoisySGD(0.2, key=opt.key)
+    ```
+
+    `words` are its words, uint32, as `jax.random.key_data` gives them, and `impl` is the kind of
+    key, which is static.
+
+    **Arguments:**
+
+    - `key`: the key.
+    """
+
+    words: UInt32[Array | np.ndarray, "*keys _"]
+    impl: Hashable = eqx.field(static=True)
+
+    def __init__(self, key: Key[Array, "*keys"]) -> None:
+        if not (isinstance(key, jax.Array) and is_typed_key(key)):
+            raise TypeError(
+                f"`key` must be a key that `jax.random.key` makes; got {checks.describe(key)}"
+            )
+        self.words, self.impl = jax.random.key_data(key), jax.random.key_impl(key)
+
+    def wrap(self) -> Key[Array, "*keys"]:
+        """Gives the key, for the functions of `jax.random`."""
+        return jax.random.wrap_key_data(jnp.asarray(self.words), impl=self.impl)
+
+    def __pdoc__(self, **kwargs: Any) -> wl.AbstractDoc:
+        return wl.TextDoc(f"KeyData({self.impl})")
+
+
+def is_key(x: Any) -> bool:
+    """Whether it is an array of PRNG keys, or of the words of a key of the old kind."""
+    is_array = isinstance(x, np.ndarray | jax.Array)
+    return is_array and (is_typed_key(x) or x.dtype == np.uint32)
+
+
+def is_typed_key(x: Any) -> bool:
+    """Whether an array holds PRNG keys, and not numbers."""
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def kept(tree: Any) -> Any:
+    """A tree, or a key alone, as it is kept: with the words of typed keys in their place."""
+    return jax.tree.map(
+        lambda x: KeyData(x) if isinstance(x, jax.Array) and is_typed_key(x) else x, tree
+    )
+
+
+def unkept(tree: Any) -> Any:
+    """The tree, or the key, that was kept."""
+    return jax.tree.map(lambda x: x.wrap() if is_kept(x) else x, tree, is_leaf=is_kept)
+
+
+def is_kept(x: Any) -> bool:
+    return isinstance(x, KeyData)

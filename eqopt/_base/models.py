@@ -1,0 +1,52 @@
+"""What may be given as a model, and as updates of it."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+
+from .checks import ARRAYS, is_inexact, keystr, kind_of, listed
+
+
+def split(model: Any, name: str) -> tuple[Any, Any]:
+    """Splits a model into the arrays that are trained, and the rest; refuses Python numbers."""
+    trained, rest = eqx.partition(model, is_inexact)
+    also = () if jax.tree.leaves(trained) else (int,)
+    refuse_numbers(rest, name, (float, complex, *also))
+    return trained, rest
+
+
+def refuse_numbers(model: Any, name: str, kinds: tuple[type, ...] = (float, complex)) -> None:
+    """Refuses Python numbers in a model, by their path.
+
+    Somebody who puts one among the parameters wants it trained. Within a Module it may be anything,
+    such as the rate of a dropout.
+    """
+    found, _ = jax.tree_util.tree_flatten_with_path(
+        model, is_leaf=lambda x: isinstance(x, eqx.Module)
+    )
+    faults = [
+        f"`{name}{keystr(path)}` is a Python {kind.__name__}; make it an array, by `jnp.asarray`, "
+        "to have it trained, or keep it out of the parameters"
+        for path, x in found
+        if (kind := kind_of(x)) in kinds
+    ]
+    if faults:
+        raise TypeError(listed(faults))
+
+
+def check_places(updates: Any, model: Any, name: str) -> None:
+    """Refuses a model in the place of the updates, and updates in the place of the model.
+
+    Only a model has leaves that are neither arrays nor numbers, such as its activation functions.
+    """
+    if _has_statics(updates) and not _has_statics(model):
+        raise ValueError(
+            f"`updates` holds a whole model, and `{name}` does not: they are in each other's place"
+        )
+
+
+def _has_statics(tree: Any) -> bool:
+    numbers = (bool, int, float, complex)
+    leaves = jax.tree.leaves(tree)
+    return any(not isinstance(x, ARRAYS) and kind_of(x) not in numbers for x in leaves)

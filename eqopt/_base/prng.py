@@ -1,0 +1,46 @@
+"""PRNG keys: how a state keeps one, and draws with it."""
+
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key, UInt32
+
+from .key_data import KeyData, unkept
+from .trees import placed_like
+
+# A key as a transformation stores it. What `eqx.tree_at` has put there may be typed.
+PRNGKey: TypeAlias = KeyData | Key[Array, ""] | UInt32[Array | np.ndarray, "_"]
+# A key as a state keeps it: its words, which are saved, selected and donated as other arrays are.
+KeyWords: TypeAlias = UInt32[Array, "_"]
+
+
+def words_of(key: PRNGKey | None) -> KeyWords:
+    """What a state keeps of a key to begin with, in a buffer of its own; `None` is key 0."""
+    first = jax.random.key(0) if key is None else unkept(key)
+    return jnp.copy(jax.random.key_data(first))
+
+
+def advance(words: KeyWords, first: PRNGKey | None) -> tuple[KeyWords, Key[Array, ""]]:
+    """What a state keeps next, and a key for the draws of one step.
+
+    **Arguments:**
+
+    - `words`: what the state keeps.
+    - `first`: the key that it began with, for there are several kinds of keys.
+    """
+    impl = None if first is None else jax.random.key_impl(unkept(first))
+    key = jax.random.wrap_key_data(words, impl=impl)
+    after, own = jax.random.split(key)
+    return jax.random.key_data(after), own
+
+
+def signs_like(key: Any, x: Array) -> Array:
+    """A random sign for each entry of a real array, in its dtype."""
+    return placed_like(jax.random.rademacher(key, x.shape, x.dtype), x)
+
+
+def normal_like(key: Any, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """A standard normal number for each entry of a real array, in its dtype."""
+    return placed_like(jax.random.normal(key, x.shape, x.dtype), x)

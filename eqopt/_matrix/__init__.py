@@ -1,0 +1,1 @@
+"""Transformations of matrices: Muon and the polar factor."""

@@ -1,0 +1,232 @@
+"""Muon's momentum, as matrices without singular values."""
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Inexact, PyTree
+
+from .._base import checks
+from .._base.arithmetic import cast, debiased, mix, real_dtype, times
+from .._base.converters import flag, inexact_dtype, optional, real, size
+from .._base.trace_sharing import map_leaves
+from .._base.trees import bias_correction, increment, newest, zero_count, zeros_like
+from .._base.types import Count, Params, Scalar, Updates
+from .._objective.objective import Context
+from .._transformation import leafwise
+from .._transformation.base import AbstractTransformation, EmptyState
+from .._transformation.leafwise import Rule
+from .matrices import AbstractDimensions, all_forms_of, as_dimensions, map_matrices
+from .newton_schulz import (
+    Coefficients,
+    coefficients,
+    muon_frobenius,
+    orthogonalized,
+    Preconditioning,
+    preconditioning,
+    STANDARD,
+    table_of,
+)
+
+
+@checks.typed
+def _momentum(
+    update: Inexact[Array, "*shape"],
+    mu: Inexact[Array, "*shape"],
+    rest: Float[Array, ""],
+    weight: Float[Array, ""],
+    next_weight: Float[Array, ""] | None = None,
+) -> tuple[Inexact[Array, "*shape"], Inexact[Array, "*shape"]]:
+    mu = mix(rest, mu, update)
+    return debiased(mu, update, rest, weight, next_weight), mu
+
+
+@checks.typed
+def _by_the_dual_norm(
+    before: Inexact[Array, "*shape"], after: Inexact[Array, "*shape"]
+) -> Inexact[Array, "*shape"]:
+    product = lax.mul(jnp.conj(before), after)
+    # Real but for rounding: both have the same singular vectors.
+    return times(jnp.sum(jnp.real(product)), after)
+
+
+@checks.typed
+class ScaleByMuonState(eqx.Module):
+    """The state of [`eqopt.ScaleByMuon`][].
+
+    **Arguments:**
+
+    - `count`: the number of steps taken, int32 of shape `()`.
+    - `mu`: the average of the gradients, not debiased, like the parameters.
+    """
+
+    count: Count
+    mu: PyTree
+
+
+class ScaleByMuon(AbstractTransformation[ScaleByMuonState]):
+    r"""Replaces the updates by an average of the gradients that is made nearly orthogonal.
+
+    With $X_0$ the average, debiased and divided by its norm, each parameter a matrix,
+
+    $$m_t = \beta m_{t-1} + (1 - \beta) g_t, \qquad
+    X_{k+1} = a X_k + b\, (X_k X_k^H) X_k + c\, (X_k X_k^H)^2 X_k.$$
+
+    The iteration keeps the singular vectors, and takes each singular value $\sigma$ to
+    $a\sigma + b\sigma^3 + c\sigma^5$, over and over. The coefficients by default are made for few
+    steps: values from 0.01 to 1 end up between 0.68 and 1.14, and do not converge.
+
+    Matrices of one size are stacked and go through the iteration together, those of the transposed
+    size too: its program does not grow with the number of parameters.
+
+    **Arguments:**
+
+    - `ns_coeffs`: the numbers $a$, $b$, $c$, or those of each step: `((a, b, c), (a, b, c), ...)`;
+        also `"standard"`, which is the default, and `"dion"`, five steps of their own.
+    - `ns_steps`: the number of steps, at least 1; not used where each step has its own numbers.
+    - `beta`: the decay $\beta$ of the average, in $[0, 1)$.
+    - `eps`: $\epsilon \ge 0$, added to the norm.
+    - `mu_dtype`: the dtype of $m$; `None` is the parameter's, and float32 for half precision.
+    - `nesterov`: whether to look ahead, with
+        $\beta m_t / (1 - \beta^{t+1}) + (1 - \beta) g_t / (1 - \beta^t)$ for the average.
+    - `adaptive`: whether to multiply by the real part of
+        $\langle \hat m_t, X \rangle$ at last, nearly the sum of the average's singular values.
+    - `preconditioning`: what brings the singular values below 1 at first:
+        [`eqopt.muon_frobenius`][], [`eqopt.muon_spectral`][], [`eqopt.muon_aol`][],
+        [`eqopt.muon_schatten`][], or a function `preconditioning(x, eps)` of a stack of matrices,
+        `(batch, m, n)` with $m \le n$. (`"frobenius"` and so on are understood too.)
+    - `weight_dimension_numbers`: what of a parameter is a matrix: a tree of
+        [`eqopt.MuonDimensionNumbers`][], possibly a prefix, or a function from the parameters to
+        one. `None` is for parameters with two axes.
+
+    Raises a `ValueError` that names the parameter that is no matrix; [`eqopt.Muon`][] has something
+    for those.
+
+    !!! note
+        It computes in float32 for half precision, and in the parameter's dtype else; torch's `Muon`
+        computes in bfloat16, and differs by 5e-3. To trade digits for time on an accelerator, let
+        `jax.default_matmul_precision` be `"bfloat16"` around it. Neither torch nor the first
+        implementation debias the average, which with `nesterov` makes a difference in the first
+        steps.
+
+    ??? cite "Reference"
+        Jordan et al., *Muon: An optimizer for hidden layers in neural networks*, 2024. For
+        `adaptive`, Bernstein and Newhouse, *Old Optimizer, New Norm: An Anthology*, 2024,
+        proposition 5 (arXiv 2409.20325); for `"dion"`, Ahn et al., *Dion: Distributed
+        Orthonormalized Updates*, 2025 (arXiv 2504.05295).
+    """
+
+    ns_coeffs: Coefficients = eqx.field(converter=coefficients, default=STANDARD)
+    ns_steps: int = eqx.field(converter=size("ns_steps"), static=True, default=5)
+    beta: Scalar = eqx.field(converter=real("beta", at_least=0, below=1), default=0.95)
+    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-8)
+    mu_dtype: np.dtype | None = eqx.field(
+        converter=inexact_dtype("mu_dtype"), static=True, default=None
+    )
+    nesterov: bool = eqx.field(converter=flag("nesterov"), static=True, default=True)
+    adaptive: bool = eqx.field(converter=flag("adaptive"), static=True, default=False)
+    preconditioning: Preconditioning = eqx.field(
+        converter=preconditioning, static=True, default=muon_frobenius
+    )
+    weight_dimension_numbers: AbstractDimensions | None = eqx.field(
+        converter=optional(as_dimensions), default=None
+    )
+
+    def init_state(self, params: Params, context: Context) -> ScaleByMuonState:
+        all_forms_of(params, self.weight_dimension_numbers, "params", self)
+        return ScaleByMuonState(zero_count(), zeros_like(params, self.mu_dtype))
+
+    def transform(
+        self, updates: Updates, state: ScaleByMuonState, params: Params | None, context: Context
+    ) -> tuple[Updates, ScaleByMuonState]:
+        count = increment(state.count)
+        weights = (bias_correction(self.beta, count),)
+        if self.nesterov:
+            # The average's own weight is one step ahead.
+            weights = (*weights, bias_correction(self.beta, increment(count)))
+        rule = Rule(
+            _momentum,
+            ScaleByMuonState(count, state.mu),
+            trees=("mu",),
+            scalars=(newest(self.beta), *weights),
+        )
+        averages, (after,) = leafwise.run((rule,), updates, params)
+        forms = all_forms_of(averages, self.weight_dimension_numbers, "updates", self)
+        before, treedef = checks.flatten(averages)
+        out = map_matrices(self._orthogonal, before, forms)
+        if self.adaptive:
+            triples = [(i, before[i], x) for i, x in enumerate(out) if x is not None]
+            xs, ys = [x for _, x, _ in triples], [y for _, _, y in triples]
+            found = map_leaves(_by_the_dual_norm, xs, ys)
+            for (i, _, _), x in zip(triples, found, strict=True):
+                out[i] = x
+        return treedef.unflatten(out), after
+
+    def _orthogonal(self, x: Array) -> Array:
+        dtype = real_dtype(x.dtype)
+        x = self.preconditioning(x, cast(jnp.asarray(self.eps), dtype))
+        return orthogonalized(x, table_of(self.ns_coeffs, self.ns_steps, dtype))
+
+
+class ScaleByShape(AbstractTransformation[EmptyState]):
+    r"""Multiplies the updates by a factor of the parameter's shape.
+
+    With $d_\mathrm{in}$ and $d_\mathrm{out}$ the sizes of the reduced axes and of those that come
+    out, the factor is $\sqrt{\max(1, d_\mathrm{out} / d_\mathrm{in})}$, or with `consistent_rms`
+    $\rho$
+
+    $$\rho \sqrt{\max(d_\mathrm{in}, d_\mathrm{out})},$$
+
+    which makes $\rho$ the root mean square of an orthogonal matrix's entries.
+
+    **Arguments:**
+
+    - `weight_dimension_numbers`: what of a parameter is a matrix, as for [`eqopt.ScaleByMuon`][].
+    - `consistent_rms`: the root mean square $\rho \ge 0$, or `None`. Of Adam's updates, it is about
+        0.2.
+
+    Raises a `ValueError` that names the parameter that is no matrix.
+
+    ??? cite "Reference"
+        Liu et al., *Muon is Scalable for LLM Training*, 2025, section 2.2 (arXiv 2502.16982), for
+        `consistent_rms`.
+    """
+
+    weight_dimension_numbers: AbstractDimensions | None = eqx.field(
+        converter=optional(as_dimensions), default=None
+    )
+    consistent_rms: Scalar | None = eqx.field(
+        converter=optional(real("consistent_rms", at_least=0)), default=None
+    )
+
+    def init_state(self, params: Params, context: Context) -> EmptyState:
+        all_forms_of(params, self.weight_dimension_numbers, "params", self)
+        return EmptyState()
+
+    def transform(
+        self, updates: Updates, state: EmptyState, params: Params | None, context: Context
+    ) -> tuple[Updates, EmptyState]:
+        forms = all_forms_of(updates, self.weight_dimension_numbers, "updates", self)
+        _, treedef = checks.flatten(updates)
+        factors = [None if x is None else self._factor(*x.sizes[1:]) for x in forms]
+        # A rule for each factor, and each leaf has one: they are still one pass.
+        rules = [
+            Rule(
+                times,
+                state,
+                scalars=(self._rate(factor),),
+                mask=treedef.unflatten([x == factor for x in factors]),
+            )
+            for factor in dict.fromkeys(factors)
+            if factor is not None
+        ]
+        return leafwise.run(rules, updates, params)[0], state
+
+    def _factor(self, fan_in: int, fan_out: int) -> float:
+        if self.consistent_rms is None:
+            return float(np.sqrt(max(1, fan_out / max(fan_in, 1))))
+        return float(np.sqrt(max(fan_in, fan_out)))
+
+    def _rate(self, factor: float) -> Array:
+        own = jnp.asarray(1.0 if self.consistent_rms is None else self.consistent_rms)
+        return factor * own

@@ -1,0 +1,239 @@
+"""Minimizing a deterministic objective, to convergence, in one compiled loop."""
+
+from typing import Any, Generic
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import wadler_lindig as wl
+from jax import lax
+from jaxtyping import Array, Float, Int, PyTree
+
+from .._base import checks
+from .._base.compat import Tracer
+from .._base.converters import optional, prettily, real, settle, steps
+from .._base.models import split
+from .._base.progress import AbstractProgress, as_progress, NoProgress
+from .._base.types import Aux, Function, Model, State, Tree
+from .._jit import compiled_call, partition
+from .._jit.function import hoist, note_trace, opaque
+from .._objective.objective import Objective
+from .._transformation.base import AbstractTransformation, check_transformation
+from .implicit import attach
+from .loop import CONVERGED, descend, largest, MinimizeResult, Tolerances
+
+
+class Solution(eqx.Module, Generic[Model, State, Aux]):
+    """What [`eqopt.minimize`][] returns.
+
+    **Arguments:**
+
+    - `params`: the model with the best parameters found.
+    - `value`, `grad`, `aux`: the objective there.
+    - `state`: the optimizer's state, to go on from.
+    - `num_steps`, `num_evals`: how many steps were taken, and how many times the objective was
+        evaluated with its gradient.
+    - `result`: an [`eqopt.MinimizeResult`][], with a message.
+    - `stats`: `"grad_norm"`, the largest magnitude in `grad`; with `history`, also `"values"`, the
+        objective's value at the start and after each step, infinite beyond the last.
+    """
+
+    params: Model
+    value: Float[Array, ""]
+    grad: PyTree
+    aux: Aux
+    state: State
+    num_steps: Int[Array, ""]
+    num_evals: Int[Array, ""]
+    result: Any
+    stats: dict[str, Array]
+
+    def __pdoc__(self, **kwargs: Any) -> wl.AbstractDoc:
+        return prettily(self, **kwargs)
+
+
+def minimize(
+    fn: Function,
+    optimizer: AbstractTransformation[State],
+    params: Model,
+    args: tuple[Any, ...] = (),
+    *,
+    has_aux: bool = False,
+    max_steps: int = 3000,
+    max_evals: int | None = None,
+    gtol: float | None = None,
+    ftol: float = 0.0,
+    xtol: float = 0.0,
+    throw: bool = True,
+    progress: bool | AbstractProgress = False,
+    history: bool = False,
+) -> Solution[Model, State, Any]:
+    r"""Minimizes a deterministic objective until it has converged, in one compiled loop.
+
+    It ends when the largest magnitude in the gradient is at most `gtol`. Line search and outer
+    steps advance together: under `vmap` no lane waits for another's search.
+
+    `params`, `value` and `aux` of the solution are differentiable, any number of times, with
+    respect to everything that the objective reads: `args`, leaves of `params` that are not trained,
+    and arrays in the closure of `fn`, in its defaults, in objects, containers and globals. The
+    derivative is that of the minimizer, by the implicit function theorem, and not that of the steps
+    taken. With respect to the first parameters and the optimizer it is zero.
+
+    **Arguments:**
+
+    - `fn`: the objective, called `fn(params, *args)`; it returns a real number, or with `has_aux`
+        a pair of it and anything made of arrays and numbers.
+    - `optimizer`: such as [`eqopt.LBFGS`][]: any transformation, with or without a line search.
+    - `params`: the model to begin with; its inexact arrays are changed.
+    - `args`: the other arguments of `fn`.
+    - `has_aux`: whether `fn` returns `(value, aux)`.
+    - `max_steps`: the most steps; at least 0.
+    - `max_evals`: about the most evaluations of the objective; `None` sets no limit.
+    - `gtol`: the largest magnitude allowed in the gradient; `None` is the cube root of the
+        precision: 6e-6 in float64, 5e-3 in float32.
+    - `ftol`: stop too when a step decreases the objective by at most `ftol` times the larger of 1
+        and its magnitude; 0 never does.
+    - `xtol`: stop too when the 2-norm of a step is at most `xtol` times the larger of 1 and that of
+        the parameters; 0 never does.
+    - `throw`: whether to raise if it has not converged. Within somebody else's `jit` the error is
+        raised at run time.
+    - `progress`: whether to show a progress bar, or an [`eqopt.AbstractProgress`][].
+    - `history`: whether to keep the objective's value after each step, in `stats["values"]`.
+
+    **Returns:**
+
+    An [`eqopt.Solution`][].
+
+    **Raises:**
+
+    A `RuntimeError` with the reason and what to try, if it has not converged and `throw`; a
+    `TypeError` or `ValueError` that names the argument at fault.
+    """
+    check_transformation("optimizer", optimizer)
+    if not isinstance(args, tuple):
+        raise TypeError(f"`args` must be a tuple; got {checks.describe(args)}")
+    limit = np.iinfo(np.int32).max if max_evals is None else max_evals
+    tolerances = Tolerances(
+        optional(real("gtol", at_least=0))(gtol),
+        real("ftol", at_least=0)(ftol),
+        real("xtol", at_least=0)(xtol),
+        steps("max_steps")(max_steps),
+        steps("max_evals", at_least=1)(limit),
+    )
+    bar = as_progress(progress)
+    shown = None if isinstance(bar, NoProgress) else _Show(bar)
+    hoisted = hoist(fn)
+
+    def run(*, keep: bool) -> Solution[Model, State, Any]:
+        return compiled_call.call(
+            _minimize,
+            hoisted,
+            settle(optimizer),
+            params,
+            partition.numbers_are_data(args),
+            has_aux,
+            tolerances,
+            shown,
+            int(max_steps) if history else None,
+            keep,
+            reuse=keep,
+        )
+
+    bar.start(None)
+    try:
+        try:
+            solution = run(keep=not opaque(hoisted) and shown is None)
+        except compiled_call.CapturedTracerError:
+            solution = None
+        # Not within `except`: an error in the objective would be told as one of two.
+        if solution is None:
+            solution = run(keep=False)
+        if shown is not None:
+            jax.effects_barrier()
+    finally:
+        bar.close()
+    return _checked(solution) if throw else solution
+
+
+class _Show:
+    """Shows a step on a progress bar; called from within the compiled loop."""
+
+    def __init__(self, bar: AbstractProgress) -> None:
+        self.bar = bar
+
+    def __call__(self, show: Any, num_steps: Any, value: Any, grad_norm: Any) -> None:
+        if show:
+            self.bar.update(int(num_steps), f"value {value:.6g}  gradient {grad_norm:.2e}")
+
+
+def _checked(solution: Solution[Any, Any, Any]) -> Solution[Any, Any, Any]:
+    """Raises if the solution has not converged; at run time if it is traced."""
+    result = solution.result
+    converged = [result == item for item in CONVERGED]
+    failed = ~jnp.any(jnp.stack(converged), axis=0)
+    if isinstance(failed, Tracer):
+        # Not with PRNG keys, which cannot be handed to the callback that raises.
+        arrays, rest = eqx.partition(solution, checks.is_array)
+        return eqx.combine(result.error_if(arrays, failed), rest)
+    if not np.any(failed):
+        return solution
+    first = np.unravel_index(np.argmax(failed), np.shape(failed))
+    one = jax.tree.map(lambda x: x[first], (result, solution.num_steps, solution.value))
+    lanes = f" in {np.sum(failed)} of {np.size(failed)} lanes" if np.shape(failed) else ""
+    raise RuntimeError(
+        f"`minimize` has not converged{lanes}: {MinimizeResult[one[0]]}\n"
+        f"It ended after {one[1]} steps with the value {one[2]:.6g}. With `throw=False` it returns "
+        "what it has reached"
+    )
+
+
+def _constant(tree: Tree) -> Tree:
+    return jax.tree.map(lambda x: lax.stop_gradient(x) if partition.is_array(x) else x, tree)
+
+
+def _minimize(
+    fn: Function,
+    optimizer: AbstractTransformation[State],
+    model: Model,
+    args: tuple[Any, ...],
+    has_aux: bool,
+    tolerances: Tolerances,
+    show: Any,
+    history: int | None,
+    keep: bool,
+) -> Solution[Model, State, Any]:
+    trained, rest = split(model, "params")
+    if not jax.tree.leaves(trained):
+        raise ValueError("`params` has no inexact array, so there is nothing to minimize over")
+    # Traced, so that every array that `fn` reads is a leaf: also one in a dictionary, an object, a
+    # global or a jitted function, which is a tracer if somebody differentiates or maps over it.
+    objective, _ = Objective(fn, rest, args, {}, has_aux).traced(trained)
+    if not compiled_call.inlined():
+        if keep and compiled_call.captures(objective, trained):
+            raise compiled_call.CapturedTracerError
+        note_trace(fn, compiled_call.signature((optimizer, model, args)))
+    end = descend(
+        _constant(objective),
+        _constant(optimizer),
+        _constant(trained),
+        tolerances,
+        show,
+        history,
+    )
+    found = end.evaluation
+    params, value, aux = attach((end.params, found.value, found.aux), objective.replay)
+    stats = {"grad_norm": largest(found.grad)}
+    if end.values is not None:
+        stats["values"] = end.values
+    return Solution(
+        eqx.combine(params, rest),
+        value,
+        found.grad,
+        aux,
+        end.state,
+        end.num_steps,
+        end.num_evals,
+        end.result,
+        stats,
+    )

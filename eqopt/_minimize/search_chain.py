@@ -1,0 +1,78 @@
+"""The parts of an optimizer that ends in a line search."""
+
+from typing import Any
+
+from .._base.types import Params, Updates
+from .._objective.cache import LinesearchState
+from .._objective.objective import Context
+from .._transform.average import Trace
+from .._transform.basic import Identity, Scale
+from .._transform.clip import ClipByGlobalNorm
+from .._transform.learning_rate import ScaleByLearningRate
+from .._transformation.base import AbstractOptimizer, AbstractTransformation
+from .._wrapper.chain import Chain, ChainState
+from ..linesearch._base import AbstractLinesearch
+from ..quasi_newton._conjugate_gradient import ScaleByNonlinearCG
+from ..quasi_newton._lbfgs import ScaleByLBFGS
+
+
+def vectorwise(optimizer: AbstractTransformation[Any]) -> bool:
+    """Whether an optimizer does the same to one long vector as to the leaves in it."""
+    if isinstance(optimizer, AbstractOptimizer):
+        return vectorwise(optimizer.compose())
+    if isinstance(optimizer, Chain):
+        return all(map(vectorwise, optimizer.links))
+    if isinstance(optimizer, AbstractLinesearch):
+        return optimizer.keeps_grad  # else it evaluates in a way of its own
+    return isinstance(optimizer, _VECTORWISE)
+
+
+_VECTORWISE = (
+    ClipByGlobalNorm,
+    Identity,
+    Scale,
+    ScaleByLBFGS,
+    ScaleByLearningRate,
+    ScaleByNonlinearCG,
+    Trace,
+)
+
+
+def last_search(optimizer: AbstractTransformation[Any]) -> AbstractLinesearch[Any] | None:
+    """The line search in which an optimizer ends, if it does."""
+    if isinstance(optimizer, AbstractOptimizer):
+        return last_search(optimizer.compose())
+    if isinstance(optimizer, Chain) and optimizer.links:
+        return last_search(optimizer.links[-1])
+    if isinstance(optimizer, AbstractLinesearch) and optimizer.keeps_grad:
+        return optimizer
+    return None
+
+
+def own_state(optimizer: AbstractTransformation[Any], state: Any) -> LinesearchState[Any]:
+    """The state of that line search."""
+    if isinstance(optimizer, AbstractOptimizer):
+        return own_state(optimizer.compose(), state)
+    if isinstance(optimizer, Chain):
+        return own_state(optimizer.links[-1], state.states[-1])
+    return state
+
+
+def before_search(
+    optimizer: AbstractTransformation[Any],
+    updates: Updates,
+    state: Any,
+    params: Params,
+    context: Context,
+) -> tuple[Updates, Any]:
+    """What all links but that line search do."""
+    if isinstance(optimizer, AbstractOptimizer):
+        return before_search(optimizer.compose(), updates, state, params, context)
+    if isinstance(optimizer, Chain):
+        *links, last = optimizer.links
+        *states, last_state = state.states
+        before = ChainState(tuple(states))
+        updates, before = Chain(*links).transform(updates, before, params, context)
+        updates, last_state = before_search(last, updates, last_state, params, context)
+        return updates, ChainState((*before.states, last_state))
+    return updates, state

@@ -1,0 +1,183 @@
+"""What a line search remembers of the objective, and when that may be used again."""
+
+from typing import Any, Generic, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from .._base.converters import float_dtype
+from .._base.trees import all_finite, blank_like
+from .._jit.function import opaque
+from .fingerprint import fingerprint, Key, same_bits
+from .objective import as_arrays, Evaluation, Objective, Whole
+
+_Info = TypeVar("_Info", bound=eqx.Module)
+
+
+class Cache(eqx.Module):
+    """The objective at one point, and what it was computed for.
+
+    **Arguments:**
+
+    - `valid`: whether it holds anything that may be used.
+    - `key`: what the objective is, and its other arguments, in a few words.
+    - `point`: the parameters.
+    - `evaluation`: value, gradient and aux there. The value is in JAX's default float dtype.
+    - `has_aux`: whether aux is kept. Static.
+    """
+
+    valid: Bool[Array, ""]
+    key: Key
+    point: PyTree
+    evaluation: Evaluation[Any]
+    has_aux: bool = eqx.field(static=True)
+
+
+class LinesearchState(eqx.Module, Generic[_Info]):
+    """The state of every line search.
+
+    **Arguments:**
+
+    - `learning_rate`: the step that was taken last; after a failed search the last one tried.
+    - `scale`: the largest magnitude of the objective's values at the points visited.
+    - `cache`: the objective at the point that the search has chosen, or `None` if the search keeps
+        no gradient.
+    - `info`: how the search went.
+    """
+
+    learning_rate: Float[Array, ""]
+    scale: Float[Array, ""]
+    cache: Cache | None
+    info: _Info
+
+
+def empty_cache(whole: Whole) -> Cache:
+    """A cache that holds nothing yet, for the parameters and the aux of an objective."""
+    objective, aux = whole.objective, None
+    has_aux = objective is not None and bool(objective.has_aux)
+    if objective is not None and has_aux:
+        aux = jax.eval_shape(lambda p: as_arrays(objective.evaluate(p).aux), whole.params)
+        aux = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), aux)
+    value = jnp.full((), np.inf, float_dtype())
+    evaluation = Evaluation(value, blank_like(whole.params), aux)
+    nothing = fingerprint(None)
+    return Cache(jnp.asarray(False), nothing, blank_like(whole.params), evaluation, has_aux)
+
+
+def filled(
+    cache: Cache, objective: Objective, point: PyTree, evaluation: Evaluation[Any], known: Any
+) -> Cache:
+    """The cache that holds `evaluation`, if it is `known` for certain, and finite."""
+    finite = jnp.isfinite(evaluation.value) & all_finite(evaluation.grad)
+    value = evaluation.value.astype(float_dtype())
+    evaluation = Evaluation(value, evaluation.grad, evaluation.aux)
+    return Cache(finite & known, key_of(objective), point, evaluation, cache.has_aux)
+
+
+def key_of(objective: Objective) -> Key:
+    return fingerprint(objective.arguments(), fresh=opaque(objective.fn))
+
+
+def searches(state: PyTree) -> list[LinesearchState[Any]]:
+    """Every line search's state that is somewhere in a state."""
+    found = jax.tree.leaves(state, is_leaf=_is_search)
+    return [x for x in found if _is_search(x)]
+
+
+def _is_search(x: Any) -> bool:
+    return isinstance(x, LinesearchState)
+
+
+def evaluate(
+    objective: Objective, params: PyTree, state: PyTree
+) -> tuple[Evaluation[Any], Objective, Int[Array, ""]]:
+    """The objective at `params`, from the one cache in `state` if it holds just that.
+
+    It also gives the objective in a form that has been traced already, where it was, and how many
+    evaluations it took: one or none.
+    """
+    found = searches(state)
+    cache = found[0].cache if len(found) == 1 else None
+    if cache is None:
+        return objective.evaluate(params), objective, jnp.ones((), np.int32)
+    return recall(objective, params, cache)
+
+
+def recall(
+    objective: Objective, params: PyTree, cache: Cache
+) -> tuple[Evaluation[Any], Objective, Int[Array, ""]]:
+    """The objective at `params`, which is evaluated only if the cache does not hold it."""
+    check_aux(objective, cache)
+    if not _alike(params, cache.point):
+        return objective.evaluate(params), objective, jnp.ones((), np.int32)
+    traced, shapes = objective.traced(params)
+    check_aux_fits(shapes.aux, cache)
+    hit = cache.valid & jnp.all(cache.key == key_of(objective)) & same_bits(params, cache.point)
+    kept = cache.evaluation
+    kept = Evaluation(kept.value.astype(shapes.value.dtype), kept.grad, kept.aux)
+
+    # A loop of no more than one trip, and not a `cond`, both branches of which `vmap` would run.
+    # That it ends depends on two variables: one the compiler would take for the loop's counter, and
+    # look through the whole objective for it, many times.
+    def going(carry: tuple[Any, Any, Evaluation[Any], PyTree]) -> Any:
+        hit, trips, _, _ = carry
+        return ~hit & (trips < 1)
+
+    def body(
+        carry: tuple[Any, Any, Evaluation[Any], PyTree],
+    ) -> tuple[Any, Any, Evaluation[Any], PyTree]:
+        hit, trips, _, point = carry
+        evaluation = traced.evaluate(point)
+        # The point seems to change, lest the compiler take the evaluation out of the loop.
+        never = evaluation.value > np.inf
+        point = jax.tree.map(lambda x: jnp.where(never, jnp.zeros_like(x), x), point)
+        return hit, trips + 1, evaluation, point
+
+    start = hit, jnp.zeros((), np.int32), kept, params
+    _, num_evals, evaluation, _ = lax.while_loop(going, body, start)
+    return evaluation, traced, num_evals
+
+
+_NO_PLACE = (
+    "the line search's state has no place for the objective's aux: make it by "
+    "`init(params, value_fn=fn, args=args, has_aux=True)`"
+)
+
+
+def check_aux(objective: Objective, cache: Cache) -> None:
+    """Refuses an objective with aux for a state that has no place for it, and the reverse."""
+    if objective.has_aux and not cache.has_aux:
+        raise ValueError(_NO_PLACE)
+    if objective.has_aux is False and cache.has_aux:
+        raise ValueError(
+            "the line search's state was made for an objective with aux; pass `has_aux=True` here "
+            "too, or make it anew by `init(params)`"
+        )
+
+
+def check_aux_fits(aux: PyTree, cache: Cache) -> None:
+    """Refuses aux that is not like that of `init`."""
+    if not cache.has_aux and jax.tree.leaves(aux):
+        raise ValueError(_NO_PLACE)
+    if not _alike(aux, cache.evaluation.aux):
+        raise ValueError(
+            "the objective's aux is not like that which it returned in `init`.\n"
+            f"init: {_kinds(cache.evaluation.aux)}\nnow: {_kinds(aux)}"
+        )
+
+
+def _kinds(tree: PyTree) -> str:
+    return eqx.tree_pformat(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree))
+
+
+def _alike(a: PyTree, b: PyTree) -> bool:
+    """Whether two trees have one structure, and leaf by leaf one shape and dtype."""
+    leaves, treedef = jax.tree.flatten(a)
+    others, other_treedef = jax.tree.flatten(b)
+    return treedef == other_treedef and all(
+        x.shape == y.shape and x.dtype == y.dtype for x, y in zip(leaves, others, strict=True)
+    )

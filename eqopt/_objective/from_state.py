@@ -1,0 +1,155 @@
+"""Value and gradient, from a line search's state if it has them."""
+
+from typing import Any
+
+import equinox as eqx
+from jaxtyping import PyTree
+
+from .._base import checks
+from .._base.types import Function
+from .._jit import compiled_call, partition
+from .._jit.function import hoist, note_trace, opaque
+from .cache import Cache, recall, searches
+from .objective import Objective
+
+
+class ValueAndGradFromState(eqx.Module):
+    """What [`eqopt.value_and_grad_from_state`][] returns.
+
+    It may also be passed as `value_fn` to `update`, in place of `fun`: then `argnums` are
+    understood there too.
+
+    **Arguments:**
+
+    - `fun`: the objective.
+    - `argnums`: which arguments are the parameters.
+    - `has_aux`: whether it returns `(value, aux)`.
+    """
+
+    fun: Function
+    argnums: int | tuple[int, ...] = eqx.field(static=True)
+    has_aux: bool = eqx.field(static=True)
+
+    def __call__(self, *args: Any, state: PyTree, **kwargs: Any) -> tuple[Any, PyTree]:
+        """Gives `(value, grad)`, or `((value, aux), grad)` with `has_aux`.
+
+        **Arguments:**
+
+        - `*args`, `**kwargs`: the objective's arguments, the parameters among them.
+        - `state`: any state that holds one line search's state somewhere.
+        """
+        fn = hoist(self.fun)
+        models, others = split(fn, self.argnums, args)
+        single = isinstance(self.argnums, int)
+        return compiled_call.call(
+            _recall,
+            fn,
+            models[0] if single else models,
+            partition.numbers_are_data(others),
+            partition.numbers_are_data(kwargs),
+            self.argnums,
+            self.has_aux,
+            state,
+            reuse=not opaque(fn),
+        )
+
+
+def value_and_grad_from_state(
+    fun: Function, argnums: int | tuple[int, ...] = 0, has_aux: bool = False
+) -> ValueAndGradFromState:
+    """Makes a function that gives value and gradient, from a line search's state if it can.
+
+    A line search leaves the objective's value, gradient and aux at the point that it has chosen.
+    They are used if the objective, the parameters and every other argument are the same as then,
+    bit for bit, and evaluated afresh if there is any doubt: another batch, parameters that were
+    changed since, another function.
+
+    ```python
+    def fun(x, y):
+        return jnp.sum((x + y) ** 2)
+
+
+    opt, params, data = eqopt.LBFGS(), jnp.ones(3), jnp.arange(3.0)
+    state = opt.init(params)
+    value_and_grad = eqopt.value_and_grad_from_state(fun)
+    value, grad = value_and_grad(params, data, state=state)
+    updates, state = opt.update(grad, state, params, value=value, grad=grad, value_fn=fun, y=data)
+    ```
+
+    **Arguments:**
+
+    - `fun`: the objective, a function of models and anything else to a real number.
+    - `argnums`: which positional arguments to differentiate with respect to: an int, or several.
+        The parameters of the optimizer are that argument, or the tuple of them.
+    - `has_aux`: whether `fun` returns `(value, aux)`. The state must have been made by
+        `init(params, value_fn=fun, args=args, has_aux=True)`.
+
+    **Returns:**
+
+    An [`eqopt.ValueAndGradFromState`][], called with the arguments of `fun` and `state=`.
+
+    **Raises:**
+
+    When called, a `ValueError` if there is no line search in the state, more than one, or one that
+    stores no gradient.
+    """
+    numbers = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+    if not numbers or any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in numbers):
+        raise ValueError(f"`argnums` must be one or more ints of at least 0; got {argnums!r}")
+    if len(set(numbers)) < len(numbers):
+        raise ValueError(f"`argnums` names an argument twice: {argnums!r}")
+    return ValueAndGradFromState(fun, argnums if isinstance(argnums, int) else numbers, has_aux)
+
+
+def split(
+    fun: Function, argnums: int | tuple[int, ...], args: tuple[Any, ...]
+) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Splits positional arguments into the parameters and the others."""
+    numbers = (argnums,) if isinstance(argnums, int) else argnums
+    if max(numbers) >= len(args):
+        raise ValueError(
+            f"`argnums` is {argnums!r}, but there are {len(args)} positional arguments; the "
+            "parameters must be given by position"
+        )
+    models = tuple(args[n] for n in numbers)
+    return models, tuple(x for i, x in enumerate(args) if i not in numbers)
+
+
+def only_cache(state: PyTree) -> Cache:
+    """The one cache in a state; a `ValueError` that says what to do if there is not just one."""
+    found = searches(state)
+    if not found:
+        raise ValueError(
+            "`state` holds no line search's state. Pass the state of a transformation that has "
+            "one, or use `eqopt.value_and_grad`"
+        )
+    if len(found) > 1:
+        raise ValueError(
+            f"`state` holds {len(found)} line searches' states, so it is not known which to use. "
+            "Pass the one that belongs to this objective"
+        )
+    cache = found[0].cache
+    if cache is None:
+        raise ValueError(
+            "the line search in `state` stores no gradient. Build it with `store_grad=True`, or "
+            "use `eqopt.value_and_grad`"
+        )
+    return cache
+
+
+def _recall(
+    fn: Function,
+    model: PyTree,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    argnums: int | tuple[int, ...],
+    has_aux: bool,
+    state: PyTree,
+) -> tuple[Any, PyTree]:
+    if not compiled_call.inlined():
+        note_trace(fn, compiled_call.signature((model, args, kwargs, state)))
+    cache = only_cache(state)
+    trained, rest = eqx.partition(model, checks.is_inexact)
+    objective = Objective(fn, rest, args, kwargs, has_aux, argnums)
+    found, _, _ = recall(objective, trained, cache)
+    return ((found.value, found.aux) if has_aux else found.value), found.grad

@@ -1,0 +1,303 @@
+"""The gradient of a loss over a batch, a slice of it at a time."""
+
+import abc
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Int, PyTree
+
+from .._base import checks
+from .._base.arithmetic import cast, over, plus, real_dtype
+from .._base.converters import size
+from .._base.trees import accumulator_dtype
+from .._base.types import Function
+from .objective import as_arrays
+from .per_example import Axes, batch_axes, size_of
+from .value_and_grad import value_and_grad
+
+
+class AbstractAccumulator(eqx.Module):
+    """How [`eqopt.micro_grad`][] makes one result of those of all slices."""
+
+    @abc.abstractmethod
+    def init(self, like: PyTree, num_slices: int) -> PyTree:
+        """What to begin with.
+
+        **Arguments:**
+
+        - `like`: the shapes and dtypes of the result of one slice, as `jax.eval_shape` gives them.
+        - `num_slices`: the number of slices.
+        """
+
+    @abc.abstractmethod
+    def update(self, total: PyTree, result: PyTree, index: Int[Array, ""]) -> PyTree:
+        """What is accumulated after one more slice.
+
+        **Arguments:**
+
+        - `total`: what was accumulated before.
+        - `result`: the result of the slice.
+        - `index`: the number of slices before it, int32.
+        """
+
+    @abc.abstractmethod
+    def finalize(self, total: PyTree, num_slices: int) -> PyTree:
+        """What comes of it in the end.
+
+        **Arguments:**
+
+        - `total`: what was accumulated.
+        - `num_slices`: the number of slices.
+        """
+
+
+def _zeros(like: PyTree) -> PyTree:
+    """Zeros to add numbers of some kinds to: floating-point ones in float32 at least."""
+
+    def zeros(x: Any) -> Array:
+        if jnp.issubdtype(x.dtype, np.bool_):
+            return jnp.zeros(x.shape, np.int32)
+        inexact = jnp.issubdtype(x.dtype, np.inexact)
+        return jnp.zeros(x.shape, accumulator_dtype(x.dtype) if inexact else x.dtype)
+
+    return jax.tree.map(zeros, like)
+
+
+def _added(total: PyTree, result: PyTree) -> PyTree:
+    return jax.tree.map(lambda t, x: lax.add(t, cast(x, t.dtype)), total, result)
+
+
+def _only_inexact(like: PyTree) -> None:
+    leaves, _ = checks.flatten(like)
+    for name, x in zip(checks.paths("aux", like), leaves, strict=True):
+        if x is not None and not jnp.issubdtype(x.dtype, np.inexact):
+            raise TypeError(
+                f"`{name}` is {x.dtype}, of which there is no mean; `eqopt.SumAccumulator` and "
+                "`eqopt.StackAccumulator` take it"
+            )
+
+
+class SumAccumulator(AbstractAccumulator):
+    """Adds up the results of all slices: of a loss that is a sum over the batch.
+
+    Half precision is added up in float32.
+    """
+
+    def init(self, like: PyTree, num_slices: int) -> PyTree:
+        return _zeros(like)
+
+    def update(self, total: PyTree, result: PyTree, index: Int[Array, ""]) -> PyTree:
+        return _added(total, result)
+
+    def finalize(self, total: PyTree, num_slices: int) -> PyTree:
+        return total
+
+
+class MeanAccumulator(AbstractAccumulator):
+    """Adds up the results of all slices, and divides by their number: of a loss that is a mean.
+
+    Half precision is added up in float32.
+    """
+
+    def init(self, like: PyTree, num_slices: int) -> PyTree:
+        _only_inexact(like)
+        return _zeros(like)
+
+    def update(self, total: PyTree, result: PyTree, index: Int[Array, ""]) -> PyTree:
+        return _added(total, result)
+
+    def finalize(self, total: PyTree, num_slices: int) -> PyTree:
+        return jax.tree.map(lambda t: over(t, jnp.asarray(num_slices, real_dtype(t.dtype))), total)
+
+
+class RunningMeanAccumulator(AbstractAccumulator):
+    r"""Averages the results of all slices as they come: $m_i = m_{i-1} + (x_i - m_{i-1}) / i$.
+
+    It is a mean that never grows beyond the largest of the results, where a sum might overflow.
+    """
+
+    def init(self, like: PyTree, num_slices: int) -> PyTree:
+        _only_inexact(like)
+        return _zeros(like)
+
+    def update(self, total: PyTree, result: PyTree, index: Int[Array, ""]) -> PyTree:
+        def step(t: Array, x: Array) -> Array:
+            num = lax.add(index, np.int32(1)).astype(real_dtype(t.dtype))
+            return plus(t, over(lax.sub(cast(x, t.dtype), t), num))
+
+        return jax.tree.map(step, total, result)
+
+    def finalize(self, total: PyTree, num_slices: int) -> PyTree:
+        return total
+
+
+class StackAccumulator(AbstractAccumulator):
+    """Keeps the result of each slice, along a new first axis."""
+
+    def init(self, like: PyTree, num_slices: int) -> PyTree:
+        return jax.tree.map(lambda x: jnp.zeros((num_slices, *x.shape), x.dtype), like)
+
+    def update(self, total: PyTree, result: PyTree, index: Int[Array, ""]) -> PyTree:
+        def put(t: Array, x: Array) -> Array:
+            return lax.dynamic_update_index_in_dim(t, x, index, 0)
+
+        return jax.tree.map(put, total, result)
+
+    def finalize(self, total: PyTree, num_slices: int) -> PyTree:
+        return total
+
+
+_MEAN, _STACK = MeanAccumulator(), StackAccumulator()
+
+
+def micro_grad(
+    fun: Function,
+    argnums: int | Sequence[int] = 0,
+    has_aux: bool = False,
+    *,
+    microbatch_size: int,
+    in_axes: int | Sequence[int | None] = 0,
+    accumulator: AbstractAccumulator = _MEAN,
+    aux_accumulator: AbstractAccumulator = _STACK,
+) -> Callable[..., Any]:
+    """Gives a function that computes the value and the gradient of `fun`, a slice at a time.
+
+    It returns what [`eqopt.value_and_grad`][] does, to rounding, with the memory that a slice of
+    the batch needs instead of all of it. `fun` is traced once.
+
+    ```python
+    def loss_fn(model, x, y):  # a mean over the batch
+        return jnp.mean((jax.vmap(model)(x) - y) ** 2)
+
+
+    model = eqx.nn.MLP(2, 1, 8, 1, key=jax.random.key(0))
+    x, y = jnp.ones((32, 2)), jnp.ones((32, 1))
+    loss_and_grad = eqx.filter_jit(eqopt.micro_grad(loss_fn, microbatch_size=8))
+    loss, grads = loss_and_grad(model, x, y)
+    ```
+
+    !!! note
+        Of 6 examples in 3 slices, the first slice has numbers 0 and 3: every third. So a batch that
+        is divided between devices stays so: each slice is divided between all of them.
+
+    **Arguments:**
+
+    - `fun`: a function of a batch, whatever its size. It returns a real scalar, or a pair of that
+        and anything else with `has_aux`.
+    - `argnums`: which positional argument to differentiate, or which several.
+    - `has_aux`: whether `fun` returns `(value, aux)`. Its aux consists of arrays and numbers.
+    - `microbatch_size`: the number of examples in a slice, at least 1. It must divide their number.
+    - `in_axes`: the axis of examples, of all positional arguments that are not differentiated; or
+        a sequence with one for each positional argument, and `None` for what is no batch.
+    - `accumulator`: what becomes of the slices' values and gradients:
+        [`eqopt.MeanAccumulator`][] for a loss that is a mean over the batch,
+        [`eqopt.SumAccumulator`][] for a sum, [`eqopt.RunningMeanAccumulator`][], or an
+        [`eqopt.AbstractAccumulator`][] of your own.
+    - `aux_accumulator`: what becomes of their aux; by default [`eqopt.StackAccumulator`][], with an
+        axis of slices in front.
+
+    Keyword arguments are the same for all slices, a PRNG key too; for a key for each example, pass
+    as many by position.
+
+    **Raises:**
+
+    A `ValueError` if the number of examples is not a multiple of `microbatch_size`, or not the same
+    in all arrays, which it names.
+    """
+    for name, x in (("accumulator", accumulator), ("aux_accumulator", aux_accumulator)):
+        if not isinstance(x, AbstractAccumulator):
+            raise TypeError(
+                f"`{name}` must be an accumulator, such as `eqopt.MeanAccumulator()`; got {x!r}"
+            )
+    wrapper = _MicroGrad(
+        value_and_grad(fun, argnums, has_aux),
+        accumulator,
+        aux_accumulator,
+        argnums if isinstance(argnums, int) else tuple(argnums),
+        has_aux,
+        size("microbatch_size")(microbatch_size),
+        in_axes if isinstance(in_axes, int) else tuple(in_axes),
+    )
+    return eqx.module_update_wrapper(wrapper)
+
+
+class _MicroGrad(eqx.Module):
+    with_grad: Function
+    accumulator: AbstractAccumulator
+    aux_accumulator: AbstractAccumulator
+    argnums: int | tuple[int, ...] = eqx.field(static=True)
+    has_aux: bool = eqx.field(static=True)
+    size: int = eqx.field(static=True)
+    in_axes: int | Axes = eqx.field(static=True)
+
+    @property
+    def __wrapped__(self) -> Function:
+        return self.with_grad
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        axes = batch_axes(args, self.argnums, self.in_axes)
+        num_examples = size_of(args, axes)
+        num, rest = divmod(num_examples, self.size)
+        if rest or not num:
+            raise ValueError(
+                f"there are {num_examples} examples, and `microbatch_size` is {self.size}, of "
+                "which that is no multiple"
+            )
+        batches = [
+            x if axis is None else _fold(x, axis, num) for x, axis in zip(args, axes, strict=True)
+        ]
+
+        def of_slice(index: Array) -> tuple[tuple[PyTree, PyTree], PyTree]:
+            given = [
+                x if axis is None else _take(x, axis, index)
+                for x, axis in zip(batches, axes, strict=True)
+            ]
+            out, grad = self.with_grad(*given, **kwargs)
+            value, aux = out if self.has_aux else (out, None)
+            return (as_arrays(value, "value"), as_arrays(grad, "grad")), as_arrays(aux)
+
+        # Traced once, for the shapes of the results and for the loop.
+        traced = eqx.filter_closure_convert(of_slice, jnp.zeros((), np.int32))
+        like, aux_like = jax.eval_shape(lambda i: traced(i), jnp.zeros((), np.int32))
+        hows = self.accumulator, self.aux_accumulator
+
+        def body(totals: tuple[PyTree, PyTree], index: Array) -> tuple[Any, None]:
+            results = traced(index)
+            new = [h.update(t, x, index) for h, t, x in zip(hows, totals, results, strict=True)]
+            return tuple(new), None
+
+        start = hows[0].init(like, num), hows[1].init(aux_like, num)
+        totals, _ = lax.scan(body, start, jnp.arange(num, dtype=np.int32))
+        found, aux = (h.finalize(t, num) for h, t in zip(hows, totals, strict=True))
+        value, grad = jax.tree.map(lambda x, s: cast(x, s.dtype), found, like)
+        return ((value, aux) if self.has_aux else value), grad
+
+
+def _fold(batch: PyTree, axis: int, num: int) -> PyTree:
+    """Puts an axis of slices behind the axis of examples."""
+
+    def fold(x: Any) -> Any:
+        if not eqx.is_array(x):
+            return x
+        at = axis % x.ndim
+        return jnp.reshape(x, (*x.shape[:at], x.shape[at] // num, num, *x.shape[at + 1 :]))
+
+    return jax.tree.map(fold, batch)
+
+
+def _take(batch: PyTree, axis: int, index: Array) -> PyTree:
+    """One slice of what is folded."""
+
+    def take(x: Any) -> Any:
+        if not eqx.is_array(x):
+            return x
+        # A negative axis counted from the end before there was one more.
+        at = axis + 1 if axis >= 0 else x.ndim + axis
+        return lax.dynamic_index_in_dim(x, index, at, keepdims=False)
+
+    return jax.tree.map(take, batch)

@@ -1,0 +1,1 @@
+"""The class `Optimizer`, the loop `fit` over batches, and its history."""

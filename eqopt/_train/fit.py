@@ -1,0 +1,322 @@
+"""The loop over batches."""
+
+import functools
+import itertools
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sized
+from typing import Any, Generic
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from .._base.checks import is_inexact
+from .._base.converters import optional, prng_key, settle, size
+from .._base.key_data import kept, unkept
+from .._base.norms import global_norm
+from .._base.progress import AbstractProgress, as_progress
+from .._base.types import Function, Model
+from .._jit.function import hoist, opaque
+from .._jit.partition import numbers_are_data, on_device, pack, Packed, Spec
+from .._transformation.base import AbstractTransformation, check_transformation, step
+from .history import History, Metrics, Record
+from .hyperparameters import learning_rate
+
+# Seconds between two looks at the loss.
+_REFRESH = 0.1
+
+
+class Fit(eqx.Module, Generic[Model]):
+    """What [`eqopt.fit`][] returns.
+
+    **Arguments:**
+
+    - `model`: the trained model.
+    - `state`: the optimizer's state. With `key`, it is what going on needs.
+    - `history`: what happened at each step.
+    - `key`: the key for the steps to come, to be given to the next `fit`: an [`eqopt.KeyData`][],
+        whose `wrap()` is the key for `jax.random`, or words if those were given; `None` if none
+        was.
+    - `interrupted`: whether Ctrl-C ended the loop.
+    """
+
+    model: Model
+    state: eqx.Module
+    history: History
+    key: Any
+    interrupted: bool = eqx.field(static=True)
+
+
+class FitProgress(Generic[Model]):
+    """What a callback of [`eqopt.fit`][] is given.
+
+    `num_steps` is the number of steps taken so far. `loss`, `learning_rate`, `grad_norm` and `aux`
+    are those of the last step; reading one waits for the device. `model` and `state` are copies,
+    made when they are asked for: what the loop holds is overwritten in the next step.
+    """
+
+    def __init__(self, num_steps: int, metrics: Metrics, rebuild: Callable[[], Any]) -> None:
+        self.num_steps = num_steps
+        self._metrics = metrics
+        self._rebuild = rebuild
+
+    @property
+    def loss(self) -> float:
+        return self._numbers()[0]
+
+    @property
+    def learning_rate(self) -> float | None:
+        numbers = self._numbers()
+        return numbers[2] if len(numbers) == 3 else None
+
+    @property
+    def grad_norm(self) -> float:
+        return self._numbers()[1]
+
+    @property
+    def aux(self) -> PyTree:
+        return self._metrics.latest_aux()
+
+    def _numbers(self) -> list[float]:
+        return self._metrics.latest().tolist()
+
+    @property
+    def model(self) -> Model:
+        return self._rebuild()[0]
+
+    @property
+    def state(self) -> Any:
+        return self._rebuild()[1]
+
+
+def fit(
+    loss_fn: Function,
+    optimizer: AbstractTransformation[Any],
+    model: Model,
+    batches: Iterable[Any],
+    *,
+    state: eqx.Module | None = None,
+    has_aux: bool = False,
+    steps_per_call: int = 1,
+    key: Any = None,
+    progress: bool | AbstractProgress = False,
+    callback: Callable[[FitProgress[Model]], Any] | None = None,
+) -> Fit[Model]:
+    """Trains a model, one step for each batch.
+
+    Each step is one compiled program that evaluates, updates and applies, and writes the new model
+    and state over the old ones. The model that was given stays as it was.
+
+    **Arguments:**
+
+    - `loss_fn`: called `loss_fn(model, *batch)` where a batch is a tuple or a list, and
+        `loss_fn(model, batch)` where it is anything else, also a named tuple; with a `key`,
+        `loss_fn(..., key=key)` if it takes one. It returns a real number, or with `has_aux` a pair
+        of it and anything else. What it reads from elsewhere (a closure, a global) is read once,
+        when `fit` is called.
+    - `optimizer`: any transformation.
+    - `model`: any PyTree; its inexact arrays are trained.
+    - `batches`: any iterable; it may be endless if `callback` ends the loop. What is in a batch is
+        data or static as in [`eqopt.AbstractTransformation.step`][]. NumPy's arrays are copied: the
+        next batch may be written over them.
+    - `state`: the optimizer's state to go on from; `None` begins anew.
+    - `has_aux`: whether `loss_fn` returns `(loss, aux)`.
+    - `steps_per_call`: how many steps go into one compiled call. More than one saves the cost of a
+        call, about a tenth of a millisecond, for small models; `callback` is then called once for
+        all of them, and Ctrl-C waits for them.
+    - `key`: a PRNG key, or the `key` of a [`eqopt.Fit`][]; each step gets its own, split from it.
+    - `progress`: whether to show a progress bar: tqdm's or rich's where installed, else text. Or an
+        [`eqopt.AbstractProgress`][].
+    - `callback`: called after each call with an [`eqopt.FitProgress`][]; ends the loop by returning
+        `True`.
+
+    **Returns:**
+
+    An [`eqopt.Fit`][]. Ctrl-C ends the loop, and returns what has been reached.
+
+    **Raises:**
+
+    A `ValueError` or `TypeError` that names the argument or the leaf at fault.
+    """
+    size("steps_per_call")(steps_per_call)
+    check_transformation("optimizer", optimizer)
+    key = optional(prng_key("key"))(key)
+    bar = as_progress(progress)
+    optimizer = settle(optimizer)
+    hoisted = hoist(loss_fn)
+    state = optimizer.init(model) if state is None else state
+    reuse = not opaque(hoisted)
+    carry = pack((model, state, key))
+    fixed = pack(on_device((optimizer, hoisted)), remember=reuse)
+    make = _make if reuse else _make.__wrapped__
+    call_one, call_many = make(carry.spec, fixed.spec, has_aux)
+    # Copied, for the loop overwrites what it is given.
+    loop = _Loop(_copy(carry.arrays), carry.spec)
+    record = Record()
+    total = len(batches) if isinstance(batches, Sized) else None
+    interrupted = False
+    shown = 0.0
+    bar.start(total)
+    try:
+        with _Interrupts() as interrupts:
+            for group in _groups(map(_taken, batches), steps_per_call):
+                interrupts.busy = True
+                length = len(group)
+                try:
+                    if length == 1:
+                        new = call_one(loop.arrays, fixed.arrays, group[0])
+                    else:
+                        new = call_many(loop.arrays, fixed.arrays, _stacked(group), length)
+                    loop.arrays, metrics = new
+                    record.add(metrics, length)
+                finally:
+                    interrupts.release()
+                if time.monotonic() - shown > _REFRESH:
+                    shown = time.monotonic()
+                    bar.update(record.num_steps, record.message())
+                num = record.num_steps
+                if callback is not None and callback(FitProgress(num, metrics, loop.copy)):
+                    break
+    except KeyboardInterrupt:
+        interrupted = True
+    finally:
+        bar.update(record.num_steps, record.message())
+        bar.close()
+    new_model, new_state, new_key = loop.rebuild()
+    return Fit(new_model, new_state, record.history(), new_key, interrupted)
+
+
+class _Loop:
+    """Model, state and key, kept flat from step to step."""
+
+    def __init__(self, arrays: list[Any], spec: Spec) -> None:
+        self.arrays = arrays
+        self.spec = spec
+
+    def rebuild(self) -> Any:
+        return Packed(self.arrays, self.spec).unpack()
+
+    def copy(self) -> Any:
+        return Packed(_copy(self.arrays), self.spec).unpack()
+
+
+@jax.jit
+def _copy(arrays: list[Any]) -> list[Any]:
+    return jax.tree.map(jnp.copy, arrays)
+
+
+def _after(norm: Array, model: Model) -> Model:
+    """The model, to be written when the norm is known, and so all gradients.
+
+    What is written over the old model must not be written while a gradient still reads it. Of that
+    the compiler is not certain by itself, and copies what it may be.
+    """
+
+    # Which it never is; selected, so that not a bit of the model changes.
+    negative = norm < 0
+    return jax.tree.map(
+        lambda x: jnp.where(negative, jnp.zeros_like(x), x) if is_inexact(x) else x, model
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _make(
+    spec: Spec, fixed_spec: Spec, has_aux: bool
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The compiled step, and the compiled sequence of steps."""
+
+    def one(arrays: list[Any], fixed: list[Any], batch: Packed) -> tuple[list[Any], Metrics]:
+        model, state, key = Packed(arrays, spec).unpack()
+        optimizer, fn = Packed(fixed, fixed_spec).unpack()
+        kwargs = {}
+        if key is not None:
+            after, kwargs["key"] = jax.random.split(unkept(key))
+            key = kept(after)
+        rate = learning_rate(optimizer, state)
+        args = batch.unpack()
+        model, state, evaluation = step(optimizer, fn, model, state, args, kwargs, has_aux)
+        # Lest the squares be one with those of the optimizer, and kept until it wants them.
+        norm = global_norm(jax.lax.optimization_barrier(evaluation.grad))
+        model = _after(norm, model)
+        metrics = Metrics.of(evaluation.value, norm, rate, evaluation.aux)
+        return pack((model, state, key)).arrays, metrics
+
+    def many(
+        arrays: list[Any], fixed: list[Any], batches: Packed, num: int
+    ) -> tuple[list[Any], Metrics]:
+        # By their number, for there may be no array in a batch.
+        return jax.lax.scan(lambda carry, x: one(carry, fixed, x), arrays, batches, length=num)
+
+    return jax.jit(one, donate_argnums=0), jax.jit(many, donate_argnums=0, static_argnums=3)
+
+
+def _taken(batch: Any) -> Packed:
+    """What `loss_fn` is given of a batch, taken apart; of NumPy's arrays a copy."""
+    several = type(batch) in (tuple, list)
+    return pack(numbers_are_data(tuple(batch) if several else (batch,)))
+
+
+def _groups(batches: Iterator[Packed], num: int) -> Iterator[list[Packed]]:
+    """Puts up to `num` batches of the same shapes together."""
+    for _, alike in itertools.groupby(batches, _kind) if num > 1 else ():
+        while group := list(itertools.islice(alike, num)):
+            yield group
+    for batch in batches if num == 1 else ():
+        yield [batch]
+
+
+def _kind(batch: Packed) -> Any:
+    return batch.spec, [None if x is None else jax.typeof(x) for x in batch.arrays]
+
+
+def _stacked(group: list[Packed]) -> Packed:
+    def stack(xs: tuple[Any, ...]) -> Any:
+        if xs[0] is None:
+            return None
+        on_host = all(isinstance(x, np.ndarray | np.generic) for x in xs)
+        return np.stack(xs) if on_host else _stack(xs)
+
+    columns = zip(*[x.arrays for x in group], strict=True)
+    return Packed([stack(xs) for xs in columns], group[0].spec)
+
+
+@jax.jit
+def _stack(xs: tuple[Any, ...]) -> Array:
+    # A number's type stays weak.
+    return jnp.stack(xs)
+
+
+class _Interrupts:
+    """Holds a Ctrl-C back while a step is taken: half-way through it, nobody owns the model."""
+
+    def __init__(self) -> None:
+        self.busy = False
+        self._held: list[Any] = []
+        self._handler: Any = None
+
+    def __enter__(self) -> "_Interrupts":
+        handler = signal.getsignal(signal.SIGINT)
+        if threading.current_thread() is threading.main_thread() and callable(handler):
+            self._handler = handler
+            signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def _handle(self, *args: Any) -> None:
+        if self.busy:
+            self._held.append(args)
+        else:
+            self._handler(*args)
+
+    def release(self) -> None:
+        """Ends the step."""
+        self.busy = False
+        while self._held:
+            self._handler(*self._held.pop())
+
+    def __exit__(self, *args: object) -> None:
+        if self._handler is not None:
+            signal.signal(signal.SIGINT, self._handler)

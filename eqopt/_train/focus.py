@@ -1,0 +1,106 @@
+"""Steps of an optimizer that trains a part of a model, or all of it."""
+
+from typing import Any
+
+import equinox as eqx
+from jaxtyping import PyTree
+
+from .._base import checks
+from .._base.types import Function
+from .._jit import compiled_call
+from .._jit.function import note_trace
+from .._jit.partition import Flat
+from .._objective.objective import Evaluation, Objective
+from .._transformation.apply import apply_updates
+from .._transformation.base import AbstractTransformation, step, takes_examples
+from .._transformation.eval_params import LookaheadParams
+from .._transformation.masking import Chosen, hide, others
+from .._wrapper.freeze import SelectiveTransform
+from ..selectors._selector import AbstractSelector
+
+
+def focused(
+    transformation: AbstractTransformation[Any], focus: AbstractSelector | None
+) -> AbstractTransformation[Any]:
+    """The transformation of what is in focus; all else stays."""
+    return transformation if focus is None else SelectiveTransform(transformation, ~focus)
+
+
+def check_focus(focus: AbstractSelector, target: PyTree) -> None:
+    """Refuses a focus in which there is no parameter."""
+    trained, _ = eqx.partition(target, checks.is_inexact)
+    leaves, _ = checks.flatten(trained)
+    chosen, _ = checks.flatten(focus.select(trained))
+    if any(c and x is not None for c, x in zip(chosen, leaves, strict=True)):
+        return
+    names = checks.paths("target", trained)
+    there = [f"`{name}`" for name, x in zip(names, leaves, strict=True) if x is not None]
+    raise ValueError(
+        f"`focus` chooses no parameter: {focus!r}. The parameters are:\n" + checks.listed(there)
+    )
+
+
+# The bodies of the compiled programs. To what is out of focus not even a zero is added, which would
+# make a zero of a negative zero.
+
+
+def out_of_focus(state: Any, focus: AbstractSelector | None) -> Chosen | None:
+    """Which parameters are not trained, if there is a focus."""
+    return None if focus is None else state.frozen
+
+
+def _unpacked(rule: Flat, state: Any) -> tuple[AbstractTransformation[Any], Chosen | None]:
+    transformation, focus = rule.whole()
+    return focused(transformation, focus), out_of_focus(state, focus)
+
+
+def apply_gradient(rule: Flat, flat: Flat, grads: PyTree) -> tuple[Flat, None]:
+    target, state = flat.whole()
+    transformation, frozen = _unpacked(rule, state)
+    trained, _ = eqx.partition(target, checks.is_inexact)
+    if isinstance(trained, LookaheadParams):
+        grads = trained.gradient(grads)
+    examples = takes_examples(transformation)
+    grads = checks.fit(grads, trained, "grads", any_shape=examples, reference_name="target")
+    updates, state = transformation.update(grads, state, target)
+    if frozen is not None:
+        updates = hide(updates, others(frozen))
+    return Flat.of((apply_updates(target, updates), state)), None
+
+
+def gradient(
+    fn: Function,
+    target: PyTree,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    has_aux: bool,
+    frozen: Chosen | None,
+) -> Evaluation[Any]:
+    if not compiled_call.inlined():
+        note_trace(fn, compiled_call.signature((target, args, kwargs)))
+    trained, rest = eqx.partition(target, checks.is_inexact)
+    if frozen is not None:
+        rest = eqx.combine(hide(trained, frozen, name="target"), rest)
+        trained = hide(trained, others(frozen))
+    return Objective(fn, rest, args, kwargs, has_aux).evaluate(trained)
+
+
+def take_step(
+    rule: Flat,
+    flat: Flat,
+    fn: Function,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    has_aux: bool,
+) -> tuple[Flat, Evaluation[Any]]:
+    if not compiled_call.inlined():
+        note_trace(fn, compiled_call.signature((rule, flat, args, kwargs)))
+    target, state = flat.whole()
+    transformation, frozen = _unpacked(rule, state)
+    moved, state, evaluation = step(transformation, fn, target, state, args, kwargs, has_aux)
+    if frozen is not None:
+        trained, _ = eqx.partition(target, checks.is_inexact)
+        moved = eqx.combine(hide(trained, frozen, name="target"), moved)
+        grad = hide(evaluation.grad, others(frozen), name="grads")
+        evaluation = Evaluation(evaluation.value, grad, evaluation.aux)
+    return Flat.of((moved, state)), evaluation

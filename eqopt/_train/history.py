@@ -1,0 +1,186 @@
+"""What happens in a loop, step by step."""
+
+import itertools
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from .._base import checks
+from .._base.arithmetic import cast, wider
+from .._base.key_data import is_kept, kept, unkept
+from .._jit.partition import pack, Packed
+
+# Metrics wait on the device until there are this many, so that no step waits for them.
+_FLUSH = 512
+
+
+class History(eqx.Module):
+    """What happened at each step of [`eqopt.fit`][].
+
+    **Arguments:**
+
+    - `loss`: the loss before the step's update, of shape `(num_steps,)`.
+    - `learning_rate`: the learning rate of the step, of shape `(num_steps,)`; `None` if the
+        optimizer has none.
+    - `grad_norm`: the 2-norm of the gradient over all leaves, of shape `(num_steps,)`.
+    - `aux`: what else the loss function returned; `None` without `has_aux`. A leaf that is an array
+        of one shape and dtype at every step, or a number, has a new first axis of `num_steps`; of
+        PRNG keys there is one [`eqopt.KeyData`][] with as many. One that is no array, such as a
+        string or a function, and the same at every step, is as it was returned. Any other, such as
+        an array as long as the batch where the last batch is shorter, is a list of what it was at
+        each step; and so is all of `aux` where its structure changes.
+    """
+
+    loss: np.ndarray
+    learning_rate: np.ndarray | None
+    grad_norm: np.ndarray
+    aux: PyTree
+
+    def __len__(self) -> int:
+        return len(self.loss)
+
+
+class Metrics(NamedTuple):
+    """The metrics of one step, or of several, stacked.
+
+    **Arguments:**
+
+    - `numbers`: loss, norm of the gradient, and learning rate if there is one, along the last axis:
+        one array, for what a step costs is a matter of how many come out of it.
+    - `aux`: what else the loss function returned, its keys as their words.
+    """
+
+    numbers: Array
+    aux: Packed
+
+    @classmethod
+    def of(cls, loss: Array, grad_norm: Array, rate: Array | None, aux: PyTree) -> "Metrics":
+        numbers = [loss, grad_norm] if rate is None else [loss, grad_norm, rate]
+        dtype = wider(*[x.dtype for x in numbers])
+        return cls(jnp.stack([cast(x, dtype) for x in numbers]), _taken(aux))
+
+    @property
+    def is_one(self) -> bool:
+        return self.numbers.ndim == 1
+
+    def latest(self) -> np.ndarray:
+        """The numbers of the last step; waits for the device."""
+        numbers = np.asarray(self.numbers)
+        return numbers if self.is_one else numbers[-1]
+
+    def latest_aux(self) -> PyTree:
+        """The aux of the last step, its keys as they were returned."""
+        return unkept(self.aux.unpack() if self.is_one else _at(self.aux, -1))
+
+
+class Record:
+    """The metrics so far: the latest on the device, the others in NumPy."""
+
+    def __init__(self) -> None:
+        self.num_steps = 0
+        self._waiting: list[Metrics] = []
+        self._done: list[Metrics] = []
+        self._latest = ""
+
+    def add(self, metrics: Metrics, num: int) -> None:
+        self.num_steps += num
+        self._waiting.append(metrics)
+        if len(self._waiting) >= _FLUSH:
+            self._flush()
+
+    def _flush(self) -> None:
+        for _, alike in itertools.groupby(jax.device_get(self._waiting), _kind):
+            group = list(alike)
+            join = np.stack if group[0].is_one else np.concatenate
+            self._done.append(jax.tree.map(lambda *xs, join=join: join(xs), *group))
+        self._waiting = []
+
+    def message(self) -> str:
+        # Of what has been dispatched, the latest loss that is there already: never wait for it.
+        for metrics in reversed(self._waiting):
+            numbers: Any = metrics.numbers
+            if numbers.is_ready():
+                self._latest = f"loss {metrics.latest()[0]:.4g}"
+                break
+        return self._latest
+
+    def history(self) -> History:
+        self._flush()
+        if not self._done:
+            return History(np.zeros(0), None, np.zeros(0), None)
+        numbers = np.concatenate([x.numbers for x in self._done])
+        loss, grad_norm, *rate = np.moveaxis(numbers, -1, 0).copy()
+        return History(loss, rate[0] if rate else None, grad_norm, _joined(self._done))
+
+
+def _taken(aux: PyTree) -> Packed:
+    """Takes aux apart into arrays, also of its numbers and keys, and all else."""
+    numbers = bool | int | float | complex
+    arrays = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, numbers) else x, aux)
+    try:
+        return pack(kept(arrays))
+    except TypeError:
+        for name, x in zip(checks.paths("aux", aux), checks.flatten(aux)[0], strict=True):
+            if not (isinstance(x, checks.ARRAYS) or _is_hashable(x)):
+                raise TypeError(
+                    f"`{name}` is {checks.describe(x)}, which is neither an array nor hashable; "
+                    "return arrays"
+                ) from None
+        raise
+
+
+def _is_hashable(x: Any) -> bool:
+    # By trying: a tuple's class has a hash, whatever is in it.
+    try:
+        hash(x)
+    except TypeError:
+        return False
+    return True
+
+
+def _kind(metrics: Metrics) -> Any:
+    """What is equal of metrics that can be put together."""
+    first = 0 if metrics.is_one else 1
+    arrays = [None if x is None else (x.shape[first:], x.dtype) for x in metrics.aux.arrays]
+    return metrics.is_one, metrics.aux.spec, arrays
+
+
+def _at(aux: Packed, step: int) -> PyTree:
+    """The aux of one of several steps."""
+    return jax.tree.map(lambda x: x[step], aux).unpack()
+
+
+def _joined(blocks: list[Metrics]) -> PyTree:
+    """The aux of all steps."""
+    lengths = [len(x.numbers) for x in blocks]
+    structure = blocks[0].aux.spec.structure
+    if any(x.aux.spec.structure != structure for x in blocks):
+        return [_at(x.aux, i) for x, num in zip(blocks, lengths, strict=True) for i in range(num)]
+    columns = zip(*[x.aux.leaves() for x in blocks], strict=True)
+    joined = structure.unflatten([_column(list(xs), lengths) for xs in columns])
+    return jax.tree.map(_one_by_one, joined, is_leaf=is_kept)
+
+
+def _one_by_one(x: Any) -> Any:
+    """Makes a list of keys of a key with a list of words."""
+    if not (is_kept(x) and isinstance(x.words, list)):
+        return x
+    return [kept(jax.random.wrap_key_data(words, impl=x.impl)) for words in x.words]
+
+
+def _column(found: list[Any], lengths: list[int]) -> Any:
+    """One leaf of the aux of all steps."""
+    arrays = [x for x in found if isinstance(x, np.ndarray)]
+    if len(arrays) == len(found) and len({(x.shape[1:], x.dtype) for x in arrays}) == 1:
+        return np.concatenate(arrays)
+    if not arrays and all(type(x) is type(found[0]) and x == found[0] for x in found):
+        return found[0]
+    return [
+        y
+        for x, num in zip(found, lengths, strict=True)
+        for y in (x if isinstance(x, np.ndarray) else [x] * num)
+    ]

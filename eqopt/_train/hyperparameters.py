@@ -1,0 +1,145 @@
+"""Reading an optimizer's hyper-parameters, as they are in force."""
+
+import dataclasses
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from .._base.converters import settle
+from .._base.key_data import is_key
+from .._jit import compiled_call
+from .._schedule.base import AbstractSchedule
+from .._transformation.base import (
+    AbstractOptimizer,
+    AbstractTransformation,
+    check_state,
+    state_type,
+)
+from .._wrapper.inject_hyperparams import InjectedHyperparams
+from .._wrapper.scheduled import Scheduled
+
+
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    name: str
+    source: Any  # the number or the schedule, as it stands in the optimizer
+    value: Float[Array, ""]
+
+
+def hyperparameters(
+    transformation: AbstractTransformation[Any], state: eqx.Module
+) -> dict[str, Float[Array, ""]]:
+    """Gives the numeric hyper-parameters that the next step will use, for logging.
+
+    Schedules are evaluated at the state's counts. It works inside compiled functions too.
+
+    **Arguments:**
+
+    - `transformation`: an optimizer, or any transformation.
+    - `state`: its state.
+
+    **Returns:**
+
+    The values by name: `"learning_rate"` of an optimizer, `"links[0].max_norm"` of a chain's first
+    link, `"inner.b1"` of what a wrapper wraps. What [`eqopt.Scheduled`][] wraps, and what
+    [`eqopt.InjectHyperparams`][] makes, keeps its own names.
+
+    **Raises:**
+
+    A `TypeError` if the state is another transformation's.
+
+    !!! example
+
+        ```python
+        import eqopt
+        import jax.numpy as jnp
+
+        opt = eqopt.Adam(eqopt.Linear(init_value=1.0, end_value=0.0, transition_steps=10))
+        state = opt.init(jnp.ones(3))
+        assert eqopt.hyperparameters(opt, state)["learning_rate"] == 1.0
+        ```
+    """
+    check_state(transformation, state, "state")
+    transformation = settle(transformation)
+    return {found.name: found.value for found in _collect(transformation, state)}
+
+
+def learning_rate(transformation: AbstractTransformation[Any], state: eqx.Module) -> Any:
+    """The first learning rate there is, or `None`."""
+    rates = [
+        value
+        for name, value in hyperparameters(transformation, state).items()
+        if name.split(".")[-1] == "learning_rate"
+    ]
+    return rates[0] if rates else None
+
+
+def _collect(transformation: AbstractTransformation[Any], state: Any) -> list[_Found]:
+    if isinstance(transformation, Scheduled):
+        return _collect(transformation.at(state.count), state.inner_state)
+    if isinstance(transformation, InjectedHyperparams):
+        values = compiled_call.call(_in_force, transformation, state)
+        return [_Found(name, None, x) for name, x in values.items()]
+    if isinstance(transformation, AbstractOptimizer):
+        # An optimizer's schedules are handed to its parts, which know how often they were applied.
+        inside = {id(x.source): x.value for x in _collect(transformation.compose(), state)}
+        return [
+            _Found(name, x, inside[id(x)] if isinstance(x, AbstractSchedule) else jnp.asarray(x))
+            for name, x in _numbers(transformation)
+        ]
+    own = [
+        _Found(name, x, x(state.count) if isinstance(x, AbstractSchedule) else jnp.asarray(x))
+        for name, x in _numbers(transformation)
+    ]
+    children = _children(transformation)
+    states = iter(_modules(state))
+    for name, child in children:
+        expected = state_type(child)
+        own_state = next((x for x in states if isinstance(x, expected)), None)
+        if own_state is None:
+            raise TypeError(f"`state` holds no `{expected.__name__}`, the state of `{name}`")
+        own += [
+            _Found(f"{name}.{found.name}", found.source, found.value)
+            for found in _collect(child, own_state)
+        ]
+    return own
+
+
+def _in_force(transformation: InjectedHyperparams[Any], state: Any) -> dict[str, Any]:
+    # Traced, so that no bound is held against what a user has put into the state.
+    found = _collect(transformation.at(state), state.inner_state)
+    return {x.name: x.value for x in found}
+
+
+def _numbers(transformation: AbstractTransformation[Any]) -> list[tuple[str, Any]]:
+    found = [(f.name, getattr(transformation, f.name)) for f in dataclasses.fields(transformation)]
+    kinds = AbstractSchedule | jax.Array | np.ndarray | np.generic
+    return [(name, x) for name, x in found if isinstance(x, kinds) and not is_key(x)]
+
+
+def _children(
+    transformation: AbstractTransformation[Any],
+) -> list[tuple[str, AbstractTransformation[Any]]]:
+    found, _ = jax.tree_util.tree_flatten_with_path(
+        transformation,
+        is_leaf=lambda x: isinstance(x, AbstractTransformation) and x is not transformation,
+    )
+    return [
+        (jax.tree_util.keystr(path).lstrip("."), x)
+        for path, x in found
+        if isinstance(x, AbstractTransformation)
+    ]
+
+
+def _modules(state: eqx.Module) -> list[Any]:
+    return [
+        x
+        for x in jax.tree.leaves(
+            state, is_leaf=lambda x: isinstance(x, eqx.Module) and x is not state
+        )
+        if isinstance(x, eqx.Module)
+    ]

@@ -1,0 +1,1 @@
+"""The abstract classes, the leafwise runner, and what wrappers share."""

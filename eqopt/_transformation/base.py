@@ -1,0 +1,399 @@
+"""What a transformation is, and the one door through which it is used."""
+
+import abc
+import dataclasses
+import typing
+from typing import Any, Generic, TypeVar
+
+import equinox as eqx
+import numpy as np
+import wadler_lindig as wl
+from jaxtyping import PyTree
+
+from .._base import checks
+from .._base.converters import float_dtype, prettily, settle
+from .._base.models import check_places, split
+from .._base.trees import conj, round_like
+from .._base.types import Function, Model, Params, State, Tree, Updates
+from .._jit import compiled_call, partition
+from .._jit.function import hoist, note_trace, opaque
+from .._objective.cache import evaluate
+from .._objective.from_state import ValueAndGradFromState
+from .._objective.objective import accepted, Context, Evaluation, Objective, Whole
+from . import leafwise
+from .apply import applied
+from .eval_params import LookaheadParams
+
+_Self = TypeVar("_Self", bound="AbstractTransformation[Any]")
+
+
+class EmptyState(eqx.Module):
+    """The state of a transformation that remembers nothing."""
+
+
+class AbstractTransformation(eqx.Module, Generic[State]):
+    """A rule that turns gradients into updates.
+
+    A transformation is used through `init`, `update` and `step`, which take whole models. It is
+    written as `init_state` and `transform`, which see trees of arrays, and `None` for all else. The
+    first three check, compile, and hand over to the last two; transformations inside others are
+    called by the last two directly, so a composition is checked and compiled once.
+    """
+
+    def init(
+        self,
+        params: PyTree,
+        *,
+        value_fn: Function | None = None,
+        args: tuple[Any, ...] = (),
+        has_aux: bool = False,
+    ) -> State:
+        """Gives the state to begin with.
+
+        **Arguments:**
+
+        - `params`: the model: any PyTree. Its inexact arrays are what is trained.
+        - `value_fn`, `args`, `has_aux`: the objective, called `value_fn(params, *args)`. Only
+            line searches want them, and only to keep what `value_fn` returns beside its value.
+
+        **Returns:**
+
+        The state: arrays only, on the devices of the parameters, none shared with them.
+        """
+        fn = None if value_fn is None else hoist(value_fn)
+        return compiled_call.call(
+            _init,
+            settle(self),
+            params if fn is not None else partition.drop_statics(params),
+            fn,
+            partition.numbers_are_data(args),
+            has_aux,
+            reuse=fn is None or not opaque(fn),
+        )
+
+    def update(
+        self,
+        updates: Tree,
+        state: State,
+        params: PyTree = None,
+        *,
+        value: Any = None,
+        grad: PyTree = None,
+        value_fn: Function | None = None,
+        key: Any = None,
+        **extra: Any,
+    ) -> tuple[Tree, State]:
+        """Turns gradients into updates, to be applied by [`eqopt.apply_updates`][].
+
+        **Arguments:**
+
+        - `updates`: the gradients, exactly as `jax.grad` or `eqx.filter_grad` returns them, also of
+            complex parameters. A leaf, or a whole branch, may be `None`: it gets no update. Those
+            of half-precision parameters may be in float32.
+        - `state`: what `init` or the last `update` returned.
+        - `params`: the model at which the gradients were taken.
+        - `value`, `grad`, `value_fn`, `key`: the objective's value and gradient at `params`, the
+            objective as a function of `params`, and a PRNG key, for those that need them.
+        - `**extra`: for those that need them. Each reaches every transformation, however wrapped.
+
+        **Returns:**
+
+        The updates, like the gradients but in the parameters' dtypes, and the new state.
+
+        **Raises:**
+
+        A `ValueError` or `TypeError` that names the leaf or the argument at fault.
+        """
+        argnums: Any = 0
+        if isinstance(value_fn, ValueAndGradFromState):
+            value_fn, argnums = value_fn.fun, value_fn.argnums
+        fn = None if value_fn is None else hoist(value_fn)
+        if type(value) in (int, float):
+            # Strongly typed, so that a number and an array of JAX's are one and the same program.
+            value = np.asarray(value, float_dtype())
+        return compiled_call.call(
+            _update,
+            settle(self),
+            updates,
+            state,
+            params if fn is not None else partition.drop_statics(params),
+            value,
+            grad,
+            fn,
+            key,
+            partition.numbers_are_data(extra),
+            argnums,
+            reuse=fn is None or not opaque(fn),
+        )
+
+    def step(
+        self,
+        fn: Function,
+        params: Model,
+        state: State,
+        /,
+        *args: Any,
+        has_aux: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Model, State, Evaluation[Any]]:
+        """Evaluates the objective and its gradient, updates, and applies, in one compiled program.
+
+        Data belong in the arguments. What `fn` reads from elsewhere (a closure, a global) is looked
+        up at each call, as in plain Python, and is never out of date.
+
+        **Arguments:**
+
+        - `fn`: the objective, called `fn(params, *args, **kwargs)`; it returns a real number, or
+            with `has_aux` a pair of it and anything else.
+        - `params`: the model.
+        - `state`: what `init` or the last step returned.
+        - `*args`, `**kwargs`: for `fn`. Numbers are data, like arrays; `True`, `False`, strings,
+            and numbers within a Module are static. A keyword argument that `fn` does not take still
+            reaches the transformations, as `**extra` of `update`; `key` reaches both.
+
+        **Returns:**
+
+        The new model, the new state, and the [`eqopt.Evaluation`][] at the model that was given.
+        """
+        hoisted = hoist(fn)
+        return compiled_call.call(
+            _step,
+            settle(self),
+            hoisted,
+            params,
+            state,
+            partition.numbers_are_data(args),
+            partition.numbers_are_data(kwargs),
+            has_aux,
+            reuse=not opaque(hoisted),
+        )
+
+    def replace(self: _Self, **changes: Any) -> _Self:
+        """Gives a copy with other hyper-parameters: `opt.replace(learning_rate=0.1)`."""
+        names = [f.name for f in dataclasses.fields(self)]
+        for name in changes:
+            if name not in names:
+                raise TypeError(
+                    f"`{type(self).__name__}` has no hyper-parameter `{name}`; it has "
+                    + (", ".join(f"`{x}`" for x in names) or "none")
+                )
+        return dataclasses.replace(self, **changes)
+
+    @abc.abstractmethod
+    def init_state(self, params: Params, context: Context) -> State:
+        """The rule's first half: the state to begin with.
+
+        **Arguments:**
+
+        - `params`: the parameters: inexact arrays, and `None` for all else.
+        - `context`: what else is known; see [`eqopt.Context`][].
+        """
+
+    @abc.abstractmethod
+    def transform(
+        self, updates: Updates, state: State, params: Params | None, context: Context
+    ) -> tuple[Updates, State]:
+        """The rule's second half: from updates to updates.
+
+        **Arguments:**
+
+        - `updates`: what the transformation before this one made of the gradient: an array for each
+            parameter that has a gradient, else `None`. Their dtype is the parameter's or wider.
+            Complex updates point uphill: they are the conjugate of what `jax.grad` returns.
+        - `state`: the state.
+        - `params`: the parameters, or `None` if the user gave none.
+        - `context`: what else the user gave; see [`eqopt.Context`][].
+        """
+
+    def __pdoc__(self, **kwargs: Any) -> wl.AbstractDoc:
+        return prettily(self, **kwargs)
+
+    def __repr__(self) -> str:
+        return eqx.tree_pformat(self, width=120)
+
+
+class AbstractLeafwise(AbstractTransformation[State]):
+    """A transformation that does the same to every leaf, knowing nothing of the other leaves.
+
+    It is written as `init_state` and `rule`. Links of this kind that follow each other in an
+    [`eqopt.Chain`][] are fused: each leaf goes through all of them in one call.
+    """
+
+    @abc.abstractmethod
+    def rule(self, state: State, params: Params | None, context: Context) -> leafwise.Rule:
+        """Gives what to do to each leaf in this step."""
+
+    def transform(
+        self, updates: Updates, state: State, params: Params | None, context: Context
+    ) -> tuple[Updates, State]:
+        updates, (state,) = leafwise.run((self.rule(state, params, context),), updates, params)
+        return updates, state
+
+
+class AbstractOptimizer(AbstractTransformation[State]):
+    """A named composition: an optimizer that is nothing but other transformations, put together."""
+
+    @abc.abstractmethod
+    def compose(self) -> AbstractTransformation[State]:
+        """Gives the composition, built from this optimizer's fields."""
+
+    def init_state(self, params: Params, context: Context) -> State:
+        return self.compose().init_state(params, context)
+
+    def transform(
+        self, updates: Updates, state: State, params: Params | None, context: Context
+    ) -> tuple[Updates, State]:
+        return self.compose().transform(updates, state, params, context)
+
+
+class AbstractSequence(AbstractTransformation[State]):
+    """Transformations one after the other."""
+
+    @abc.abstractmethod
+    def in_order(self) -> tuple[AbstractTransformation[Any], ...]:
+        """Gives the links, the first to be applied first."""
+
+
+class AbstractPerExample(AbstractTransformation[State]):
+    """Transforms gradients of single examples, which have one axis more, and checks them itself."""
+
+
+def takes_examples(transformation: AbstractTransformation[Any]) -> bool:
+    """Whether a transformation is given the gradients of single examples: whether its first is."""
+    if isinstance(transformation, AbstractOptimizer):
+        return takes_examples(transformation.compose())
+    if isinstance(transformation, AbstractSequence):
+        return any(map(takes_examples, transformation.in_order()[:1]))
+    return isinstance(transformation, AbstractPerExample)
+
+
+def check_transformation(name: str, x: Any) -> None:
+    """Refuses what is no transformation, by the name of the argument."""
+    if not isinstance(x, AbstractTransformation):
+        raise TypeError(checks.no_transformation(name, x))
+
+
+def state_type(transformation: AbstractTransformation[Any]) -> type[Any]:
+    """The class of a transformation's state, read from `AbstractTransformation[ItsState]`."""
+    if isinstance(transformation, AbstractOptimizer):
+        return state_type(transformation.compose())
+    return _state_type(type(transformation))
+
+
+def _state_type(cls: type) -> type[Any]:
+    for base in vars(cls).get("__orig_bases__", cls.__bases__):
+        origin, arguments = typing.get_origin(base) or base, typing.get_args(base)
+        if not issubclass(origin, AbstractTransformation):
+            continue
+        if State in vars(origin).get("__parameters__", ()):
+            # A class that does not say which state it has may have any.
+            named = typing.get_origin(arguments[0]) or arguments[0] if arguments else object
+            return object if isinstance(named, TypeVar) else named
+        return _state_type(origin)
+    return object
+
+
+def check_state(transformation: AbstractTransformation[Any], state: Any, name: str) -> None:
+    """Refuses the state of another transformation."""
+    expected = state_type(transformation)
+    if checks.enabled() and not isinstance(state, expected):
+        raise TypeError(
+            f"`{name}` is a `{type(state).__name__}`; `{type(transformation).__name__}` has a "
+            f"`{expected.__name__}`, from its `init`"
+        )
+
+
+# The bodies of the compiled programs: they run when tracing, and cost nothing a step.
+
+
+def _init(
+    transformation: AbstractTransformation[State],
+    params: PyTree,
+    fn: Function | None,
+    args: tuple[Any, ...],
+    has_aux: bool,
+) -> State:
+    trained, rest = split(params, "params")
+    objective = None if fn is None else Objective(fn, rest, args, {}, has_aux)
+    context = Context(value_fn=objective, whole=Whole(trained, objective))
+    return transformation.init_state(trained, context)
+
+
+def _update(
+    transformation: AbstractTransformation[State],
+    updates: PyTree,
+    state: State,
+    params: PyTree,
+    value: Any,
+    grad: PyTree,
+    fn: Function | None,
+    key: Any,
+    extra: dict[str, Any],
+    argnums: int | tuple[int, ...],
+) -> tuple[PyTree, State]:
+    check_state(transformation, state, "state")
+    trained, rest = split(params, "params")
+    if params is not None:
+        check_places(updates, params, "params")
+    objective = None
+    if fn is not None:
+        if not compiled_call.inlined():
+            note_trace(fn, compiled_call.signature((transformation, updates, state, params, extra)))
+        objective = Objective(fn, rest, (), accepted(fn, extra), None, argnums)
+    if value is not None and not (checks.is_array(value) and value.shape == ()):
+        shape = f"shape {value.shape}" if checks.is_array(value) else checks.describe(value)
+        raise ValueError(f"`value` must be one number; got {shape}")
+    given = None if params is None else trained
+    if isinstance(given, LookaheadParams):
+        updates, grad = given.gradient(updates), given.gradient(grad)
+    if grad is not None:
+        grad = conj(checks.fit(grad, given, "grad"))
+    whole = None if given is None else Whole(given, objective)
+    context = Context(value, grad, objective, key, extra, whole)
+    return _transform(transformation, updates, state, given, context)
+
+
+def _transform(
+    transformation: AbstractTransformation[State],
+    updates: PyTree,
+    state: State,
+    params: PyTree | None,
+    context: Context,
+) -> tuple[PyTree, State]:
+    examples = takes_examples(transformation)
+    fitted = checks.fit(updates, params, "updates", any_shape=examples)
+    # `jax.grad` gives the conjugate of the direction of ascent. Here, once, for every rule.
+    out, state = transformation.transform(conj(fitted), state, params, context)
+    return round_like(out, fitted if params is None else params), state
+
+
+def step(
+    transformation: AbstractTransformation[State],
+    fn: Function,
+    model: Model,
+    state: State,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    has_aux: bool,
+) -> tuple[Model, State, Evaluation[Any]]:
+    """The whole step, uncompiled: for loops that compile it as part of more."""
+    check_state(transformation, state, "state")
+    trained, rest = split(model, "params")
+    objective = Objective(fn, rest, args, accepted(fn, kwargs), has_aux)
+    evaluation, traced, _ = evaluate(objective, trained, state)
+    context = Context(
+        evaluation.value,
+        conj(evaluation.grad),
+        objective,
+        kwargs.get("key"),
+        {name: x for name, x in kwargs.items() if name != "key"},
+        Whole(trained, traced, evaluation),
+    )
+    updates, state = _transform(transformation, evaluation.grad, state, trained, context)
+    return eqx.combine(applied(trained, updates), rest), state, evaluation
+
+
+def _step(transformation: AbstractTransformation[Any], fn: Function, *rest: Any) -> Any:
+    if not compiled_call.inlined():
+        note_trace(fn, compiled_call.signature((transformation, *rest)))
+    return step(transformation, fn, *rest)

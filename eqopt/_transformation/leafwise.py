@@ -1,0 +1,228 @@
+"""Rules that treat every leaf alike: a kernel from arrays to arrays, mapped over the trees.
+
+A step of Adam is the same few operations on each of perhaps a thousand leaves. They are written
+once, for one leaf (the *kernel*), and traced once for each distinct shape and dtype. Kernels of
+links that follow each other are fused: a leaf goes through all of them in one call, in the wide
+dtype throughout, and is rounded once, at the front door.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from .._base import checks
+from .._base.arithmetic import cast, is_complex, real_dtype, wider
+from .._base.trace_sharing import share_out
+from .._base.types import TreeDef
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """What one step of a leafwise transformation does to each leaf.
+
+    **Arguments:**
+
+    - `kernel`: a module-level function `kernel(update, *trees, *scalars)` that returns the new
+        update, or `(update, *trees)` if there are trees; with `needs_params`,
+        `kernel(update, param, *trees, *scalars)`. Its arrays arrive in one dtype, at least
+        float32; what it returns for the trees is cast back to the dtype they are kept in.
+    - `state`: the state after the step, but for the trees.
+    - `trees`: names of the fields of `state` that hold one array for each parameter.
+    - `scalars`: numbers of this step (rates, bias corrections), computed once for all leaves.
+    - `needs_params`: whether the kernel takes the parameter.
+    - `options`: hashable objects that the kernel is given first, before the update.
+    - `mask`: a tree of Python booleans like the parameters, or `None`; where it is `False`, the
+        rule leaves the update and its trees as they are.
+    - `shapes`: gives, for a parameter's shape, those of its arrays in `trees`, and `None` for an
+        array that is not there; `None` if all have the parameter's shape.
+    """
+
+    kernel: Callable[..., Any]
+    state: eqx.Module
+    trees: tuple[str, ...] = ()
+    scalars: tuple[Any, ...] = ()
+    needs_params: bool = False
+    options: tuple[Any, ...] = ()
+    mask: PyTree | None = None
+    shapes: Callable[[tuple[int, ...]], tuple[tuple[int, ...] | None, ...]] | None = None
+
+    @property
+    def program(self) -> tuple[Callable[..., Any], tuple[Any, ...], bool, bool]:
+        """What of the rule is static."""
+        return self.kernel, self.options, self.needs_params, bool(self.trees)
+
+
+# What is static of the rules that one leaf goes through: kernel, options, needs_params, and whether
+# there are trees.
+_Program = tuple[tuple[Callable[..., Any], tuple[Any, ...], bool, bool], ...]
+# Of one leaf: the update, the parameter, and for each rule its trees' arrays; what becomes of them.
+_Leaf = tuple[Array, Array | None, tuple[tuple[Array | None, ...], ...]]
+_Result = tuple[Array, tuple[tuple[Array | None, ...], ...]]
+# Of one leaf: the program, the dtype it runs in, and which of the tuples of scalars it is given.
+_Spec = tuple[_Program, np.dtype, int]
+
+
+@dataclasses.dataclass
+class _Kind:
+    """Leaves of one shape and dtype to which the same rules apply: they share one trace."""
+
+    rules: tuple[int, ...]
+    needs_param: bool
+    spec: _Spec
+
+
+def run(rules: Sequence[Rule], updates: PyTree, params: PyTree | None) -> tuple[PyTree, list[Any]]:
+    """Applies the rules to each leaf, one after the other; gives the updates and the states.
+
+    A leaf whose update is `None` is passed over: its update stays `None`, and its state as it was.
+    """
+    leaves, treedef = checks.flatten(updates)
+    param_leaves = leaves if params is None else treedef.flatten_up_to(params)
+    columns = [
+        [_column(rule, name, updates, leaves, treedef) for name in rule.trees] for rule in rules
+    ]
+    masks = [None if r.mask is None else treedef.flatten_up_to(r.mask) for r in rules]
+
+    scalars: dict[Any, tuple[tuple[Array, ...], ...]] = {}
+    kinds: dict[Any, _Kind] = {}
+    places: list[int] = []
+    keys: list[Any] = []
+    for i, leaf in enumerate(leaves):
+        if leaf is None:
+            continue
+        active = tuple([j for j, mask in enumerate(masks) if mask is None or mask[i]])
+        if not active:
+            continue
+        moments = [column[i] for j in active for column in columns[j]]
+        arrays = [param_leaves[i], *[x for x in moments if x is not None]]
+        # Their shapes, which have been checked, and which of them are not there, follow from this.
+        key = (active, leaf.shape, leaf.dtype, *[x.dtype for x in arrays])
+        if key not in kinds:
+            program = tuple([rules[j].program for j in active])
+            needs_param = any(rules[j].needs_params for j in active)
+            dtype = _compute_dtype([leaf, *arrays[0 if needs_param else 1 :]])
+            own = (active, real_dtype(dtype))
+            if own not in scalars:
+                scalars[own] = tuple([_cast_scalars(rules[j].scalars, own[1]) for j in active])
+            kinds[key] = _Kind(active, needs_param, (program, dtype, list(scalars).index(own)))
+        places.append(i)
+        keys.append(key)
+
+    def take(kind: _Kind, i: int) -> _Leaf:
+        param = param_leaves[i] if kind.needs_param else None
+        trees = tuple([tuple([column[i] for column in columns[j]]) for j in kind.rules])
+        return leaves[i], param, trees
+
+    def put(kind: _Kind, i: int, result: _Result) -> None:
+        leaves[i], trees = result
+        for j, new in zip(kind.rules, trees, strict=True):
+            for column, x in zip(columns[j], new, strict=True):
+                column[i] = x
+
+    numbers = tuple(scalars.values())
+    bundles, rest = share_out(keys)
+    for bundle in [*bundles, *[[n] for n in rest]]:
+        which = [(kinds[keys[n]], places[n]) for n in bundle]
+        specs = tuple([kind.spec for kind, _ in which])
+        results = _several(specs, [take(*x) for x in which], numbers)
+        for x, result in zip(which, results, strict=True):
+            put(*x, result)
+
+    states = [
+        dataclasses.replace(
+            rule.state,
+            **{name: treedef.unflatten(c) for name, c in zip(rule.trees, own, strict=True)},
+        )
+        for rule, own in zip(rules, columns, strict=True)
+    ]
+    return treedef.unflatten(leaves), states
+
+
+def _column(
+    rule: Rule, name: str, updates: PyTree, leaves: list[Any], treedef: TreeDef
+) -> list[Any]:
+    """The leaves of one of the state's trees, in the order of the updates' leaves."""
+    tree = getattr(rule.state, name)
+    found, own_treedef = checks.flatten(tree)
+    if own_treedef != treedef:
+        raise checks.structure_error(tree, updates, f"state.{name}", "updates")
+    if checks.enabled():
+        shapes = [None if u is None else u.shape for u in leaves]
+        if rule.shapes is not None:
+            which = rule.trees.index(name)
+            shapes = [None if x is None else rule.shapes(x)[which] for x in shapes]
+        wrong = [
+            i
+            for i, (x, u) in enumerate(zip(found, leaves, strict=True))
+            if u is not None and (None if x is None else x.shape) != shapes[i]
+        ]
+        if wrong:
+            names = checks.paths(f"state.{name}", tree)
+            faults = [
+                f"`{names[i]}` is {checks.describe(found[i])}; the update has shape "
+                f"{leaves[i].shape}"
+                + ("" if rule.shapes is None else f", for which it is {shapes[i]} here")
+                for i in wrong
+            ]
+            raise ValueError(checks.listed(faults))
+    return found
+
+
+def _compute_dtype(arrays: list[Array]) -> np.dtype:
+    return wider(*[x.dtype for x in arrays if jnp.issubdtype(x.dtype, jnp.inexact)])
+
+
+def _cast_scalars(scalars: tuple[Any, ...], dtype: np.dtype) -> tuple[Array, ...]:
+    return tuple(cast(jnp.asarray(x), dtype) for x in scalars)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _several(
+    specs: tuple[_Spec, ...],
+    leaves: list[_Leaf],
+    scalars: tuple[tuple[tuple[Array, ...], ...], ...],
+) -> list[_Result]:
+    return [
+        _one(program, dtype, *leaf, scalars[which])
+        for (program, dtype, which), leaf in zip(specs, leaves, strict=True)
+    ]
+
+
+# Inlined: a call of `_several` is enough. It is traced once all the same.
+@functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
+def _one(
+    program: _Program,
+    dtype: np.dtype,
+    update: Array,
+    param: Array | None,
+    trees: tuple[tuple[Array | None, ...], ...],
+    scalars: tuple[tuple[Array, ...], ...],
+) -> _Result:
+    wide = cast(update, dtype)
+    results = []
+    for (kernel, options, needs_params, has_trees), own, numbers in zip(
+        program, trees, scalars, strict=True
+    ):
+        before = [None if x is None else _widen(x, dtype) for x in own]
+        values = [wide, *([cast(param, dtype)] if needs_params and param is not None else [])]
+        out = kernel(*options, *values, *before, *numbers)
+        wide, *after = out if has_trees else (out,)
+        results.append(
+            tuple(
+                None if x is None else cast(new, x.dtype) for new, x in zip(after, own, strict=True)
+            )
+        )
+    return wide, tuple(results)
+
+
+def _widen(x: Array, dtype: np.dtype) -> Array:
+    if is_complex(x):
+        return cast(x, dtype)
+    return cast(x, real_dtype(dtype)) if jnp.issubdtype(x.dtype, jnp.floating) else x

@@ -1,0 +1,126 @@
+"""A transformation of the parameters in another form."""
+
+import abc
+import dataclasses
+from typing import Any
+
+import equinox as eqx
+import jax
+from jaxtyping import PyTree
+
+from .._base import checks
+from .._base.trees import conj, where_given
+from .._base.types import Params, Updates
+from .._objective.objective import Context, Evaluation, Objective, Whole
+from .base import AbstractTransformation
+from .eval_params import known
+from .masking import is_like
+
+
+class AbstractForm(eqx.Module):
+    """Another form of the parameters, and of all trees like them."""
+
+    @abc.abstractmethod
+    def pack(self, tree: PyTree) -> PyTree:
+        """Gives a tree the other form."""
+
+    @abc.abstractmethod
+    def unpack(self, packed: PyTree, like: PyTree) -> PyTree:
+        """The way back, to a tree like another one; with `None` where that has `None`."""
+
+
+def init_in(
+    form: AbstractForm, inner: AbstractTransformation[Any], params: Params, context: Context
+) -> Any:
+    """The state of a transformation of parameters in another form."""
+    return inner.init_state(form.pack(params), context_in(form, params, params, context))
+
+
+def transform_in(
+    form: AbstractForm,
+    inner: AbstractTransformation[Any],
+    updates: Updates,
+    inner_state: Any,
+    params: Params | None,
+    context: Context,
+) -> tuple[Updates, Any]:
+    """Applies a transformation to updates in another form."""
+    packed_params = None if params is None else form.pack(params)
+    inside = context_in(form, updates, params, context)
+    out, inner_state = inner.transform(form.pack(updates), inner_state, packed_params, inside)
+    return form.unpack(out, updates), inner_state
+
+
+def eval_params_in(form: AbstractForm, params: Params, inner_state: Any) -> Params:
+    """The parameters to evaluate with that the state of a transformation in another form knows."""
+    packed = form.pack(params)
+    found = known(packed, inner_state)
+    if not jax.tree.leaves(found):
+        return jax.tree.map(lambda _: None, params)
+    # Of a vector, all is known or nothing; of a pair, what is not known stays as it is.
+    return form.unpack(eqx.combine(found, packed), params)
+
+
+def context_in(
+    form: AbstractForm,
+    like: PyTree,
+    params: Params | None,
+    context: Context,
+    packed: PyTree | None = None,
+) -> Context:
+    """What the context is in another form; the parameters are `packed` there, if that is given."""
+    extra = {
+        name: form.pack(x) if is_like(x, like) and _is_inexact(x) else x
+        for name, x in context.extra.items()
+    }
+    grad = None if context.grad is None else form.pack(context.grad)
+    value_fn, whole = context.value_fn, context.whole
+    if params is not None:
+        outer = whole or Whole(params, value_fn)
+        # All parameters there are, to those inside, are the ones in the other form: a line search
+        # within moves just these, and the others stay where they are.
+        objective = outer.objective
+        if objective is not None:
+            value_fn = objective = _in_form(form, objective, params, outer.params)
+        evaluation = outer.evaluation
+        if evaluation is not None:
+            raw = _pack_raw(form, evaluation.grad, params)
+            evaluation = dataclasses.replace(evaluation, grad=raw)
+        whole = Whole(form.pack(params) if packed is None else packed, objective, evaluation)
+    return Context(context.value, grad, value_fn, context.key, extra, whole)
+
+
+def _is_inexact(tree: PyTree) -> bool:
+    return all(map(checks.is_inexact, jax.tree.leaves(tree)))
+
+
+def _pack_raw(form: AbstractForm, grad: PyTree, shown: PyTree) -> PyTree:
+    # A gradient as `jax.grad` gives it. Its conjugate is the one that may be taken apart.
+    return conj(form.pack(conj(where_given(shown, grad))))
+
+
+class _Formed(eqx.Module):
+    """An objective, called with parameters in another form."""
+
+    form: AbstractForm
+    objective: Objective
+    shown: PyTree
+    whole: PyTree
+
+    def __call__(self, packed: PyTree) -> Any:
+        value, aux = self.objective(self.model(packed))
+        return value if self.objective.has_aux is False else (value, aux)
+
+    def evaluate(self, packed: PyTree) -> Evaluation[Any]:
+        # Not differentiated through: the transpose of a slice is as long as the whole vector.
+        found = self.objective.evaluate(self.model(packed))
+        return Evaluation(found.value, _pack_raw(self.form, found.grad, self.shown), found.aux)
+
+    def model(self, packed: PyTree) -> PyTree:
+        return eqx.combine(self.form.unpack(packed, self.shown), self.whole)
+
+
+def _in_form(form: AbstractForm, objective: Objective, shown: PyTree, whole: PyTree) -> Objective:
+    formed = _Formed(form, objective, shown, whole)
+    rest = jax.tree.map(lambda _: None, form.pack(shown))
+    return Objective(formed, rest, has_aux=objective.has_aux, replay=formed.evaluate)

@@ -1,0 +1,48 @@
+"""Transformations one after the other."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from .._base.types import Params, Updates
+from .._objective.objective import Context
+from . import leafwise
+from .base import AbstractLeafwise, AbstractTransformation, check_state
+from .nesting import Need, refuse
+
+
+def check_links(
+    owner: AbstractTransformation[Any], links: Sequence[AbstractTransformation[Any]]
+) -> None:
+    """Refuses links in an order that makes no sense."""
+    after = "the links after it change them. Put it last, or around the chain"
+    for link in links[:-1]:
+        # After what transforms a part, a link may be for the other part.
+        refuse(owner, link, {Need.MOVES: after}, of_a_part=False)
+    for link in links[1:]:
+        refuse(owner, link, {Need.GRADIENT: "put it first, or around the chain"})
+
+
+def transform_links(
+    links: Sequence[AbstractTransformation[Any]],
+    states: Sequence[Any],
+    names: Sequence[str],
+    updates: Updates,
+    params: Params | None,
+    context: Context,
+) -> tuple[Updates, list[Any]]:
+    """Applies links one after the other, those fused that treat each leaf alike.
+
+    The states' names are for messages.
+    """
+    after: list[Any] = []
+    rules: list[leafwise.Rule] = []
+    for link, own, name in zip(links, states, names, strict=True):
+        check_state(link, own, name)
+        if isinstance(link, AbstractLeafwise):
+            rules.append(link.rule(own, params, context))
+            continue
+        updates, done = leafwise.run(rules, updates, params)
+        updates, own = link.transform(updates, own, params, context)
+        after, rules = [*after, *done, own], []
+    updates, done = leafwise.run(rules, updates, params)
+    return updates, [*after, *done]

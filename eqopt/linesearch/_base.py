@@ -1,0 +1,389 @@
+"""Line searches: a machine over scalars, and the driver that moves trees for it."""
+
+import abc
+from typing import Any, Generic, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import wadler_lindig as wl
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from .._base.arithmetic import cast, times, wider
+from .._base.converters import float_dtype, prettily
+from .._base.trees import blank_like, conj, inner, moved, select
+from .._base.types import Params, Updates
+from .._objective.cache import check_aux_fits, empty_cache, filled, LinesearchState
+from .._objective.objective import Context, Evaluation, need_params, Whole
+from .._transformation.nesting import AbstractParticular, Need
+
+# The machine's verdict on a trial.
+TRY, ACCEPT, RETURN, FAIL = (np.int32(i) for i in range(4))
+
+
+class LinesearchResult(eqx.Enumeration):
+    """How a line search ended."""
+
+    successful = "The step taken satisfies the conditions of the search."
+    max_learning_rate = (
+        "The largest step allowed was taken; the objective still falls there as steeply as before."
+    )
+    returned = "No step met every condition; the best of those tried was taken."
+    not_descent = "The updates do not point downhill, and the parameters were kept."
+    nonfinite_start = (
+        "The updates, the objective or its gradient are not finite where the search begins; the "
+        "parameters were kept."
+    )
+    nonfinite = "No step was found at which the objective is finite; the parameters were kept."
+    no_decrease = "No step was found that decreases the objective; the parameters were kept."
+
+
+class LinesearchInfo(eqx.Module):
+    """How a line search went.
+
+    **Arguments:**
+
+    - `num_linesearch_steps`: how many times it evaluated the objective.
+    - `decrease_error`: by how much the decrease of the last trial fell short of what was asked.
+    - `curvature_error`: by how much its slope was too steep; 0 for a search that asks for none.
+    - `result`: an [`eqopt.LinesearchResult`][], with a message.
+    """
+
+    num_linesearch_steps: Int[Array, ""]
+    decrease_error: Float[Array, ""]
+    curvature_error: Float[Array, ""]
+    result: Any
+
+    def __pdoc__(self, **kwargs: Any) -> wl.AbstractDoc:
+        return prettily(self, **kwargs)
+
+
+class Origin(eqx.Module):
+    """Where a search begins.
+
+    **Arguments:**
+
+    - `value`, `slope`: the objective there, and its derivative along the direction.
+    - `scale`: the largest magnitude of the objective's values so far.
+    - `eps`: the spacing of the objective's floating-point numbers at 1. Static.
+    """
+
+    value: Float[Array, ""]
+    slope: Float[Array, ""]
+    scale: Float[Array, ""]
+    eps: float = eqx.field(static=True)
+
+
+class Trial(eqx.Module):
+    """What the machine is told.
+
+    **Arguments:**
+
+    - `step`: the step that was tried.
+    - `value`, `slope`: the objective there, and its derivative along the direction. The slope is
+        NaN if the machine asks for no gradients.
+    """
+
+    step: Float[Array, ""]
+    value: Float[Array, ""]
+    slope: Float[Array, ""]
+
+
+class Answer(eqx.Module):
+    """What the machine answers.
+
+    **Arguments:**
+
+    - `verdict`: `TRY` another step, `ACCEPT` this one, `RETURN` to the one kept, or `FAIL`. One
+        that is accepted in spite of a `curvature_error` is the longest allowed.
+    - `step`: the step to try, or to take; after a failure, where the next search may begin.
+    - `keep`: whether this trial is to be kept, to return to.
+    - `fine`: whether the value is no higher than at the start, up to rounding.
+    - `decrease_error`, `curvature_error`: as in [`eqopt.LinesearchInfo`][].
+    """
+
+    verdict: Int[Array, ""]
+    step: Float[Array, ""]
+    keep: Bool[Array, ""]
+    fine: Bool[Array, ""]
+    decrease_error: Float[Array, ""]
+    curvature_error: Float[Array, ""]
+
+
+Search = TypeVar("Search", bound=eqx.Module)
+
+
+class AbstractLinesearch(AbstractParticular[LinesearchState[LinesearchInfo]], Generic[Search]):
+    """A link that decides how far to go along the updates that reach it.
+
+    A search is written as a machine over scalars: `start` and `tell`. It never sees a tree. The
+    same machine serves as a link of a chain, and in the one loop of [`eqopt.minimize`][].
+    """
+
+    @property
+    @abc.abstractmethod
+    def keeps_grad(self) -> bool:
+        """Whether trials are evaluated with their gradients, and the accepted one is kept."""
+
+    @property
+    @abc.abstractmethod
+    def returns(self) -> bool:
+        """Whether the machine ever returns to a trial before the last."""
+
+    @property
+    @abc.abstractmethod
+    def reports(self) -> bool:
+        """Whether each search is printed."""
+
+    @abc.abstractmethod
+    def first_step(self, learning_rate: Float[Array, ""]) -> Float[Array, ""]:
+        """The first step to try, from the one that was taken last."""
+
+    @abc.abstractmethod
+    def start(self, origin: Origin) -> Search:
+        """The machine at the start of a search."""
+
+    @abc.abstractmethod
+    def tell(self, search: Search, trial: Trial) -> tuple[Search, Answer]:
+        """The machine after a trial, and its answer."""
+
+    def needs(self) -> frozenset[Need]:
+        return frozenset({Need.OBJECTIVE, Need.STEP})
+
+    def init_state(self, params: Params, context: Context) -> LinesearchState[LinesearchInfo]:
+        whole = context.whole or Whole(params, context.value_fn)
+        dtype = float_dtype()
+        info = LinesearchInfo(
+            jnp.zeros((), np.int32),
+            jnp.full((), np.inf, dtype),
+            jnp.full((), np.inf, dtype),
+            jax.tree.map(jnp.asarray, LinesearchResult.successful),
+        )
+        cache = empty_cache(whole) if self.keeps_grad else None
+        return LinesearchState(jnp.ones((), dtype), jnp.zeros((), dtype), cache, info)
+
+    def transform(
+        self,
+        updates: Updates,
+        state: LinesearchState[LinesearchInfo],
+        params: Params | None,
+        context: Context,
+    ) -> tuple[Updates, LinesearchState[LinesearchInfo]]:
+        need_params(params, self, context)
+        value, grad = context.need("value", self), context.need("grad", self)
+        whole = context.whole or Whole(params, context.value_fn)
+        objective = whole.objective or context.need("value_fn", self)
+        start = begin(self, state, whole, value, grad)
+        line = begin_line(self, state, whole, start, updates)
+
+        def body(line: "Line[Search]") -> "Line[Search]":
+            trial = evaluate(self, objective, moved(whole.params, line.updates))
+            if state.cache is not None:
+                check_aux_fits(trial.aux, state.cache)
+            return advance(self, line, whole, updates, trial)
+
+        line = lax.while_loop(_searching, body, line)
+        known = whole.evaluation is not None
+        return line.updates, finish(self, state, whole, start, line, known=known)
+
+
+class Line(eqx.Module, Generic[Search]):
+    """A search under way.
+
+    **Arguments:**
+
+    - `search`: the machine.
+    - `verdict`, `step`, `result`: its last answer.
+    - `updates`: the trial step's updates, rounded to the parameters' dtypes. In the end they are
+        what is returned: the point at which the objective was evaluated is, bit for bit, the one
+        that the user reaches.
+    - `trial`: the objective at the last trial.
+    - `kept`: the objective at the trial kept, or `None`.
+    """
+
+    search: Search
+    verdict: Int[Array, ""]
+    step: Float[Array, ""]
+    updates: Updates
+    trial: Evaluation[Any]
+    kept: Evaluation[Any] | None
+    origin: Origin
+    info: LinesearchInfo
+
+
+def _searching(line: Line[Any]) -> Bool[Array, ""]:
+    # Of two variables, as in `minimize`: one the compiler would take for the loop's counter.
+    return (line.verdict == TRY) & (line.info.num_linesearch_steps >= 0)
+
+
+def begin(
+    linesearch: AbstractLinesearch[Any],
+    state: LinesearchState[LinesearchInfo],
+    whole: Whole,
+    value: Any,
+    grad: PyTree,
+) -> Evaluation[Any]:
+    """The objective where the search begins, in the form in which trials are kept."""
+    if whole.evaluation is not None:
+        aux = whole.evaluation.aux
+    else:  # not known here; of the right kind, that of the last point will do
+        aux = None if state.cache is None else state.cache.evaluation.aux
+    value = jnp.asarray(value)
+    if not linesearch.keeps_grad:
+        return Evaluation(value, conj(grad), None)
+    return Evaluation(value, eqx.combine(conj(grad), blank_like(whole.params)), aux)
+
+
+def begin_line(
+    linesearch: AbstractLinesearch[Search],
+    state: LinesearchState[LinesearchInfo],
+    whole: Whole,
+    start: Evaluation[Any],
+    direction: Updates,
+) -> Line[Search]:
+    """A search before its first trial."""
+    dtype = float_dtype()
+    value, slope = start.value.astype(dtype), slope_of(start.grad, direction)
+    scale = jnp.maximum(state.scale, jnp.where(jnp.isfinite(value), jnp.abs(value), 0))
+    origin = Origin(value, slope, scale, float(jnp.finfo(start.value.dtype).eps))
+    step = linesearch.first_step(state.learning_rate).astype(dtype)
+    finite = jnp.isfinite(slope) & jnp.isfinite(value)
+    downhill = slope <= 0
+    result = LinesearchResult.where(
+        finite,
+        LinesearchResult.where(downhill, LinesearchResult.successful, LinesearchResult.not_descent),
+        LinesearchResult.nonfinite_start,
+    )
+    going = finite & downhill
+    updates = scaled(direction, step, whole.params)
+    grad = start.grad if linesearch.keeps_grad else None
+    trial = Evaluation(value, grad, start.aux)
+    unknown = jnp.full((), np.inf, dtype)
+    return Line(
+        linesearch.start(origin),
+        jnp.where(going, TRY, FAIL),
+        jnp.where(going, step, state.learning_rate),
+        select(going, updates, blank_like(updates)),
+        trial,
+        trial if linesearch.returns else None,
+        origin,
+        LinesearchInfo(jnp.zeros((), np.int32), unknown, unknown, result),
+    )
+
+
+def advance(
+    linesearch: AbstractLinesearch[Search],
+    line: Line[Search],
+    whole: Whole,
+    direction: Updates,
+    evaluation: Evaluation[Any],
+    stop: Bool[Array, ""] | None = None,
+) -> Line[Search]:
+    """Tells the machine of one trial.
+
+    With `stop`, the trial is accepted whatever the machine says, if its value is fine.
+    """
+    value = evaluation.value
+    slope = jnp.full_like(value, np.nan)
+    if linesearch.keeps_grad:
+        slope = slope_of(evaluation.grad, direction)
+    search, answer = linesearch.tell(line.search, Trial(line.step, value, slope))
+    # A search that could not begin has failed, whatever the machine says.
+    verdict = jnp.where(line.verdict == FAIL, FAIL, answer.verdict)
+    step = answer.step
+    if stop is not None:
+        stop = stop & answer.fine
+        verdict = jnp.where(stop, ACCEPT, verdict)
+        step = jnp.where(stop, line.step, step)
+    failed = verdict == FAIL
+    trial = scaled(direction, step, whole.params)
+    updates = select(failed, blank_like(trial), trial)
+    kept = None
+    if line.kept is not None:
+        kept = select(answer.keep, evaluation, line.kept)
+    result = LinesearchResult.where(
+        verdict == RETURN, LinesearchResult.returned, LinesearchResult.successful
+    )
+    failure = LinesearchResult.where(
+        jnp.isfinite(value), LinesearchResult.no_decrease, LinesearchResult.nonfinite
+    )
+    at_limit = (answer.verdict == ACCEPT) & (answer.curvature_error > 0)
+    result = LinesearchResult.where(at_limit, LinesearchResult.max_learning_rate, result)
+    info = LinesearchInfo(
+        line.info.num_linesearch_steps + 1,
+        answer.decrease_error,
+        answer.curvature_error,
+        LinesearchResult.where(failed, failure, result),
+    )
+    return Line(search, verdict, step, updates, evaluation, kept, line.origin, info)
+
+
+def outcome(line: Line[Any], start: Evaluation[Any]) -> Evaluation[Any]:
+    """The objective at the point that an ended search has chosen."""
+    chosen = line.trial
+    if line.kept is not None:
+        chosen = select(line.verdict == RETURN, line.kept, chosen)
+    start = Evaluation(start.value.astype(chosen.value.dtype), start.grad, start.aux)
+    return select(line.verdict == FAIL, start, chosen)
+
+
+def finish(
+    linesearch: AbstractLinesearch[Any],
+    state: LinesearchState[LinesearchInfo],
+    whole: Whole,
+    start: Evaluation[Any],
+    line: Line[Any],
+    *,
+    known: bool,
+) -> LinesearchState[LinesearchInfo]:
+    """The state after a search; `known` says whether `start` is to be trusted."""
+    cache = state.cache
+    if cache is not None and whole.objective is not None:
+        point = moved(whole.params, line.updates)
+        sure = known | (line.verdict != FAIL)
+        cache = filled(cache, whole.objective, point, outcome(line, start), sure)
+    if linesearch.reports:
+        _print(type(linesearch).__name__, line)
+    return LinesearchState(line.step, line.origin.scale, cache, line.info)
+
+
+def evaluate(linesearch: AbstractLinesearch[Any], objective: Any, at: PyTree) -> Evaluation[Any]:
+    """The objective at a trial, as far as the search wants it."""
+    if linesearch.keeps_grad:
+        found = objective.evaluate(at)
+        return Evaluation(found.value.astype(float_dtype()), found.grad, found.aux)
+    value, _ = objective(at)
+    return Evaluation(value.astype(float_dtype()), None, None)
+
+
+def scaled(direction: Updates, step: Float[Array, ""], like: PyTree) -> Updates:
+    """The updates of a step, rounded to the dtypes of `like`."""
+
+    def scale(d: Array | None, x: Array | None) -> Array | None:
+        if d is None or x is None:
+            return None
+        dtype = wider(d.dtype)
+        real = jnp.finfo(dtype).dtype
+        return cast(times(cast(d, dtype), cast(step, real)), x.dtype)
+
+    return jax.tree.map(scale, direction, like, is_leaf=lambda x: x is None)
+
+
+def slope_of(grad: PyTree, direction: Updates) -> Float[Array, ""]:
+    """The derivative along a direction, from a gradient as `jax.grad` gives it."""
+    known = jax.tree.map(
+        lambda d, g: None if d is None else g, direction, grad, is_leaf=lambda x: x is None
+    )
+    return inner(conj(known), direction)
+
+
+def _print(name: str, line: Line[Any]) -> None:
+    jax.debug.print(
+        name + ": {num} evaluations, step {step:.3e}, value {before:.6e} -> {after:.6e}",
+        num=line.info.num_linesearch_steps,
+        step=jnp.where(line.verdict == FAIL, 0.0, line.step),
+        before=line.origin.value,
+        after=line.trial.value,
+    )

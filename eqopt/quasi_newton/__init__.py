@@ -1,0 +1,1 @@
+"""Quasi-Newton directions and conjugate gradients."""

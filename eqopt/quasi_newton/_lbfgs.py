@@ -1,0 +1,235 @@
+"""The limited-memory BFGS method."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, PyTree
+
+from .._base.arithmetic import cast
+from .._base.checks import typed
+from .._base.converters import flag, float_dtype, inexact_dtype, real, size
+from .._base.trees import (
+    increment,
+    inner,
+    or_else,
+    round_like,
+    select,
+    stack_like,
+    where_given,
+    zero_count,
+    zeros_like,
+)
+from .._base.types import Count, Params, Scalar, Updates
+from .._objective.objective import Context, need_params
+from .._transformation.base import AbstractTransformation
+from ._base import (
+    AbstractInitialMatrix,
+    AbstractSecant,
+    change,
+    DiagonalMatrix,
+    first_scale,
+    IdentityMatrix,
+    ModifiedSecant,
+    safeguarded,
+    scaled,
+    value_of,
+)
+
+
+@typed
+class ScaleByLBFGSState(eqx.Module):
+    """The state of [`eqopt.ScaleByLBFGS`][].
+
+    **Arguments:**
+
+    - `count`: how many steps there were since the last reset.
+    - `num_pairs`: how many pairs were stored since then.
+    - `params`, `updates`, `value`: the parameters, the gradient and the objective's value at the
+        last step.
+    - `diff_params_memory`, `diff_updates_memory`: the last differences of the parameters and of the
+        gradients, with one more leading axis; ring buffers.
+    - `weights_memory`: the reciprocals of their inner products; 0 for what is not there.
+    - `init_matrix`: the state of the initial matrix.
+    """
+
+    count: Count
+    num_pairs: Count
+    params: PyTree
+    updates: PyTree
+    value: Float[Array, ""]
+    diff_params_memory: PyTree
+    diff_updates_memory: PyTree
+    weights_memory: Float[Array, " memory"]
+    init_matrix: Any
+
+
+class ScaleByLBFGS(AbstractTransformation[ScaleByLBFGSState]):
+    r"""Multiplies the gradient by an estimate of the inverse Hessian matrix from the last steps.
+
+    With $s_k$ and $y_k$ the differences of the last parameters and gradients, the updates are
+    $H_k g_k$, where
+
+    $$H_{k+1} = (I - \rho_k s_k y_k^T) H_k (I - \rho_k y_k s_k^T) + \rho_k s_k s_k^T, \qquad
+        \rho_k = \frac{1}{y_k^T s_k}$$
+
+    is applied without being formed, starting from `init_matrix`, $m$ steps ago.
+
+    A step whose curvature $s^T y$ is not positive, up to rounding, is not remembered, so the
+    negative of the updates always points downhill. Where it would not, and where the parameters
+    have not moved since the last step (a line search failed), the memory is forgotten. Before
+    anything is remembered, the updates are the gradient, made no longer than
+    $\max(1, r |\theta|)$.
+
+    **Arguments:**
+
+    - `memory_size`: the number $m$ of steps remembered; at least 1.
+    - `scale_init_precond`: whether the first updates are shortened as said, and `init_matrix` is
+        used; if not, the estimate starts from the identity.
+    - `first_step_rtol`: their length $r$ relative to that of the parameters; at least 0.
+    - `init_matrix`: what the estimate starts from: [`eqopt.DiagonalMatrix`][] or
+        [`eqopt.ScalarMatrix`][].
+    - `secant`: what the change of the gradient is taken to be: [`eqopt.ModifiedSecant`][], which
+        uses the objective's `value` if `update` is given it, or [`eqopt.PlainSecant`][].
+    - `memory_dtype`: the dtype of what is remembered; `None` is the parameter's, and float32 for
+        half precision.
+
+    The state holds $2m + 3$ copies of the parameters (one less with a scalar matrix). `optax`'s
+    transformation is `ScaleByLBFGS(first_step_rtol=0, init_matrix=ScalarMatrix(),
+    secant=PlainSecant())`, except that it remembers steps of negative curvature.
+
+    ??? cite "Reference"
+
+        Nocedal, *Updating quasi-Newton matrices with limited storage*, Mathematics of Computation
+        35, 1980; Nocedal and Wright, *Numerical Optimization*, 2nd edition, 2006, algorithm 7.4.
+    """
+
+    memory_size: int = eqx.field(converter=size("memory_size"), static=True, default=10)
+    scale_init_precond: bool = eqx.field(
+        converter=flag("scale_init_precond"), static=True, default=True
+    )
+    first_step_rtol: Scalar = eqx.field(
+        converter=real("first_step_rtol", at_least=0), default=0.01, kw_only=True
+    )
+    init_matrix: AbstractInitialMatrix[Any] = eqx.field(
+        default_factory=DiagonalMatrix, kw_only=True
+    )
+    secant: AbstractSecant = eqx.field(default_factory=ModifiedSecant, kw_only=True)
+    memory_dtype: np.dtype | None = eqx.field(
+        converter=inexact_dtype("memory_dtype"), static=True, default=None, kw_only=True
+    )
+
+    def init_state(self, params: Params, context: Context) -> ScaleByLBFGSState:
+        m, dtype = self.memory_size, self.memory_dtype
+        return ScaleByLBFGSState(
+            zero_count(),
+            zero_count(),
+            zeros_like(params),
+            zeros_like(params),
+            jnp.full((), np.inf, float_dtype()),
+            stack_like(params, m, dtype),
+            stack_like(params, m, dtype),
+            jnp.zeros(m, float_dtype()),
+            self._matrix().init(params),
+        )
+
+    def transform(
+        self, updates: Updates, state: ScaleByLBFGSState, params: Params | None, context: Context
+    ) -> tuple[Updates, ScaleByLBFGSState]:
+        params = need_params(params, self, context)
+        # Missing gradients are zeros here: the memory has a place for every parameter.
+        grad = or_else(updates, zeros_like(params))
+        state = self._remember(or_else(updates, state.updates), state, params, context)
+        direction, used = safeguarded(
+            grad,
+            self._direction(grad, state),
+            first_scale(grad, params, self.first_step_rtol, self.scale_init_precond),
+            state.num_pairs > 0,
+        )
+        return where_given(updates, direction), _forget(state, ~used)
+
+    def _matrix(self) -> AbstractInitialMatrix[Any]:
+        return self.init_matrix if self.scale_init_precond else IdentityMatrix()
+
+    def _remember(
+        self, grad: PyTree, state: ScaleByLBFGSState, params: PyTree, context: Context
+    ) -> ScaleByLBFGSState:
+        """The state with the step that has led here."""
+        value, eps = value_of(context)
+        pair, good = change(
+            self.secant, (state.params, params), (state.updates, grad), (state.value, value), eps
+        )
+        stored = (state.count > 0) & good
+        place = lax.rem(state.num_pairs, np.int32(self.memory_size))
+
+        def put(memory: Array, x: Array) -> Array:
+            old = lax.dynamic_index_in_dim(memory, place, keepdims=False)
+            new = jnp.where(stored, cast(x, memory.dtype), old)
+            return lax.dynamic_update_index_in_dim(memory, new, place, 0)
+
+        matrix = self._matrix().update(state.init_matrix, pair, state.num_pairs == 0)
+        stuck = (state.count > 0) & (pair.ss == 0)
+        state = ScaleByLBFGSState(
+            increment(state.count),
+            jnp.where(stored, increment(state.num_pairs), state.num_pairs),
+            round_like(params, state.params),
+            round_like(grad, state.updates),
+            value,
+            jax.tree.map(put, state.diff_params_memory, pair.s),
+            jax.tree.map(put, state.diff_updates_memory, pair.y),
+            put(state.weights_memory, 1 / jnp.where(stored, pair.sy, 1)),
+            select(stored, matrix, state.init_matrix),
+        )
+        return _forget(state, stuck)
+
+    def _direction(self, grad: PyTree, state: ScaleByLBFGSState) -> PyTree:
+        """The estimate times the gradient, by two loops over the memory."""
+        m = self.memory_size
+        newest = state.num_pairs - 1
+
+        def pair(j: Array) -> tuple[Array, PyTree, PyTree, Array]:
+            i = jnp.mod(newest - jnp.asarray(j, np.int32), m)
+
+            def row(memory: Array) -> Array:
+                return lax.dynamic_index_in_dim(memory, i, keepdims=False)
+
+            s = jax.tree.map(row, state.diff_params_memory)
+            y = jax.tree.map(row, state.diff_updates_memory)
+            return i, s, y, row(state.weights_memory)
+
+        def backward(j: Array, carry: tuple[PyTree, Array]) -> tuple[PyTree, Array]:
+            q, alphas = carry
+            i, s, y, rho = pair(j)
+            alpha = rho * inner(s, q)
+            q = jax.tree.map(lambda q, y: q - scaled(y, alpha, q), q, y)
+            # Not an update of the array in its place, which wants both to be of one mesh.
+            return q, jnp.where(jnp.arange(m, dtype=np.int32) == i, alpha, alphas)
+
+        def forward(j: Array, carry: tuple[PyTree, Array]) -> tuple[PyTree, Array]:
+            r, alphas = carry
+            i, s, y, rho = pair(m - 1 - j)
+            weight = alphas[i] - rho * inner(y, r)
+            weight = jnp.where(rho == 0, 0, weight)
+            return jax.tree.map(lambda r, s: r + scaled(s, weight, r), r, s), alphas
+
+        carry = grad, jnp.zeros_like(state.weights_memory)
+        q, alphas = lax.fori_loop(0, m, backward, carry)
+        r = self._matrix().apply(state.init_matrix, q)
+        r, _ = lax.fori_loop(0, m, forward, (r, alphas))
+        return r
+
+
+def _forget(state: ScaleByLBFGSState, condition: Array) -> ScaleByLBFGSState:
+    """The state without its memory, if `condition`."""
+    zero = zero_count()
+    return eqx.tree_at(
+        lambda s: (s.num_pairs, s.weights_memory),
+        state,
+        (
+            jnp.where(condition, zero, state.num_pairs),
+            jnp.where(condition, 0, state.weights_memory),
+        ),
+    )

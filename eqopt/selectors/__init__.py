@@ -1,0 +1,1 @@
+"""Selectors: which leaves of a model something is for."""
