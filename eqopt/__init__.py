@@ -42,8 +42,8 @@ from ._objective.micro_grad import (
 from ._objective.objective import (
     Context as Context,
     Evaluation as Evaluation,
+    FullProblem as FullProblem,
     Objective as Objective,
-    Whole as Whole,
 )
 from ._objective.per_example import (
     per_example_global_norm_clip as per_example_global_norm_clip,
@@ -136,7 +136,7 @@ from ._schedule.warmup import (
     WarmupCosineDecay as WarmupCosineDecay,
     WarmupExponentialDecay as WarmupExponentialDecay,
 )
-from ._train.fit import Fit as Fit, fit as fit, FitProgress as FitProgress
+from ._train.fit import Fit as Fit, fit as fit, FitCallbackArgs as FitCallbackArgs
 from ._train.history import History as History
 from ._train.hyperparameters import hyperparameters as hyperparameters
 from ._train.optimizer import Optimizer as Optimizer

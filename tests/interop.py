@@ -60,7 +60,7 @@ class Probed(AbstractTransformation[EmptyState]):
     def transform(
         self, updates: Any, state: EmptyState, params: Any, context: Context
     ) -> tuple[Any, EmptyState]:
-        probe = context.need("probe", self)
+        probe = context.require("probe", self)
         return jax.tree.map(lambda u: u * probe.astype(u.dtype), updates), state
 
 

@@ -101,8 +101,8 @@ class Spy(AbstractTransformation[SpyState]):
     def transform(
         self, updates: Any, state: SpyState, params: Any, context: Context
     ) -> tuple[Any, SpyState]:
-        value, grad, key = (context.need(x, self) for x in ("value", "grad", "key"))
-        given = {name: context.need(name, self) for name in self.names}
+        value, grad, key = (context.require(x, self) for x in ("value", "grad", "key"))
+        given = {name: context.require(name, self) for name in self.names}
         self.witness.sights.append(
             Sight(
                 self.name,
@@ -120,7 +120,7 @@ class Spy(AbstractTransformation[SpyState]):
             jnp.asarray(value).astype(FLOAT),
             digest(flatten(params)),
             digest(flatten(grad)),
-            context.need("value_fn", self)(params)[0].astype(FLOAT),
+            context.require("value_fn", self)(params)[0].astype(FLOAT),
             jax.random.key_data(key),
             {name: digest(flatten(jax.tree.map(jnp.asarray, x))) for name, x in given.items()},
         )

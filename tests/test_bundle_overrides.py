@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 import eqopt
 from eqopt import ByPath, Optimizer
-from eqopt._base.converters import settle
+from eqopt._base.converters import canonicalize
 from tests.counting import Calls
 from tests.toolbox import assert_close, FLOAT, same, Tally, Traced, tree
 
@@ -151,7 +151,7 @@ def test_names(opt: Any, changes: dict[str, float], where: Any):
     before = optimizer.apply_gradient(tree(5))
     assert not same((found.target, found.state), (before.target, before.state))
     kept = optimizer.replace(**changes)
-    assert same(kept.transformation, settle(changed))
+    assert same(kept.transformation, canonicalize(changed))
 
 
 @pytest.mark.parametrize(

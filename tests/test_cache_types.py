@@ -98,7 +98,7 @@ def test_the_objective_gets_what_it_accepts_and_links_the_rest():
         def transform(
             self, updates: Any, state: eqopt.EmptyState, params: Any, context: eqopt.Context
         ) -> Any:
-            context.need("other", self)
+            context.require("other", self)
             return updates, state
 
     def loose(x: Array, **kwargs: Any) -> Array:

@@ -91,7 +91,7 @@ def test_small_leaves_share_a_sum() -> None:
 def test_bundles_are_alike_and_hold_every_leaf_once(counts: tuple[int, ...]) -> None:
     rng = np.random.default_rng(0)
     kinds = rng.permutation([i for i, n in enumerate(counts) for _ in range(n)]).tolist()
-    bundles, rest = trace_sharing.share_out(kinds)
+    bundles, rest = trace_sharing.bundle_by_kind(kinds)
     held = [i for bundle in [rest, *bundles] for i in bundle]
     assert Counter(held) == Counter(range(len(kinds)))
     assert len({tuple(kinds[i] for i in bundle) for bundle in bundles}) <= 1

@@ -55,7 +55,7 @@ def test_python_numbers_are_data(name: str):
         _, state = opt.update(GRADS, state, PARAMS, **given)
     assert tally.num == 1
     (context,) = tally.seen
-    assert isinstance(context.need(name, opt), Tracer)
+    assert isinstance(context.require(name, opt), Tracer)
 
 
 def test_any_kind_of_number_as_value_is_one_program():

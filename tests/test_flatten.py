@@ -196,11 +196,11 @@ class _All(AbstractTransformation[EmptyState]):
         return EmptyState()
 
     def transform(self, updates: Any, state: Any, params: Any, context: Context) -> Any:
-        grad, weights = context.need("grad", self), context.need("weights", self)
-        value_fn, other = context.need("value_fn", self), context.need("other", self)
+        grad, weights = context.require("grad", self), context.require("weights", self)
+        value_fn, other = context.require("value_fn", self), context.require("other", self)
         found = value_fn.evaluate(params)
         value, _ = value_fn(params)
-        factor = value + found.value + context.need("probe", self) + other["x"].astype(FLOAT)
+        factor = value + found.value + context.require("probe", self) + other["x"].astype(FLOAT)
         out = jax.tree.map(
             lambda u, g, w, d: (u + g + w + jnp.conj(d)) * factor.astype(u.dtype),
             updates,

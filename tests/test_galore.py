@@ -220,8 +220,8 @@ class Seen(eqopt.AbstractTransformation[EmptyState]):
         self, updates: Any, state: EmptyState, params: Any, context: Context
     ) -> tuple[Any, EmptyState]:
         assert context.value_fn is None
-        factor = context.need("factor", self) * context.need("value", self)
-        grad = context.need("grad", self)
+        factor = context.require("factor", self) * context.require("value", self)
+        grad = context.require("grad", self)
         assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, params)
         return jax.tree.map(lambda u, x, g: u + factor * x + g, updates, params, grad), state
 

@@ -271,9 +271,9 @@ class Needy(AbstractTransformation[EmptyState]):
     def transform(
         self, updates: Any, state: EmptyState, params: Any, context: Context
     ) -> tuple[Any, EmptyState]:
-        value, grad = context.need("value", self), context.need("grad", self)
-        value_fn, key = context.need("value_fn", self), context.need("key", self)
-        probe = context.need("probe", self)
+        value, grad = context.require("value", self), context.require("grad", self)
+        value_fn, key = context.require("value_fn", self), context.require("key", self)
+        probe = context.require("probe", self)
         size = eqopt.global_norm(grad) + value_fn(params)[0] + value + probe
         noise = jax.random.normal(key, (), FLOAT)
         return jax.tree.map(lambda u: u * (size + noise), updates), state

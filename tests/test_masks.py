@@ -24,7 +24,7 @@ class _Weighted(eqopt.AbstractTransformation[eqopt.EmptyState]):
         return eqopt.EmptyState()
 
     def transform(self, updates: Any, state: Any, params: Any, context: Any) -> Any:
-        return jax.tree.map(jnp.multiply, updates, context.need("weights", self)), state
+        return jax.tree.map(jnp.multiply, updates, context.require("weights", self)), state
 
 
 def test_extra_arguments_are_masked_where_that_is_asked():

@@ -253,7 +253,7 @@ def test_flushing_hands_everything_on_and_drops_what_is_bad():
             return eqopt.EmptyState()
 
         def transform(self, updates: Any, state: Any, params: Any, context: Any) -> Any:
-            factor = context.need("value", self) * context.need("probe", self)
+            factor = context.require("value", self) * context.require("probe", self)
             return updates * factor * params, state
 
     opt = eqopt.MultiSteps(Times(), 9)

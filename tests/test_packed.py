@@ -159,5 +159,5 @@ def test_a_tree_kept_flat_is_built_as_it_was():
     flat = Flat.of(model)
     assert flat.whole()["a"][1:] == [None, "name"]
     assert flat.whole()["b"] == (3, jax.nn.relu)
-    assert jax.tree.structure(Flat.taken(flat.packed)) == jax.tree.structure(flat)
-    assert same(Flat.taken(flat.packed).whole()["a"][0], model["a"][0])
+    assert jax.tree.structure(Flat.from_partitioned(flat.packed)) == jax.tree.structure(flat)
+    assert same(Flat.from_partitioned(flat.packed).whole()["a"][0], model["a"][0])

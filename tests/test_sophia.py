@@ -154,7 +154,7 @@ class Given(AbstractTransformation[EmptyState]):
             self.tally.num += 1
 
         jax.debug.callback(count)
-        return context.need("curvature", self), state
+        return context.require("curvature", self), state
 
 
 @pytest.mark.parametrize("limit", [None, 0.7])

@@ -66,7 +66,7 @@ def times(x: Array, y: Array) -> Array:
     return lax.complex(lax.mul(lax.real(z), real), lax.mul(lax.imag(z), real))
 
 
-def over(x: Array, y: Array) -> Array:
+def divide(x: Array, y: Array) -> Array:
     """`x / y`."""
     if is_complex(x) is is_complex(y):
         return lax.div(x, y)
@@ -75,7 +75,7 @@ def over(x: Array, y: Array) -> Array:
     return lax.div(_complex(x), y)
 
 
-def mix(rest: Float[Array, ""], old: Array, new: Array) -> Array:
+def ema(rest: Float[Array, ""], old: Array, new: Array) -> Array:
     """`(1 - rest) * old + rest * new`, one step of an exponential moving average."""
     decay = lax.sub(np.ones((), rest.dtype), rest)
     return plus(times(decay, old), times(rest, new))
@@ -90,8 +90,8 @@ def debiased(
 ) -> Array:
     """An exponential moving average over its weight; with the next weight too, a step ahead."""
     if next_weight is None:
-        return over(average, weight)
-    return mix(rest, over(average, next_weight), over(new, weight))
+        return divide(average, weight)
+    return ema(rest, divide(average, next_weight), divide(new, weight))
 
 
 def abs_sq(x: Inexact[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -115,7 +115,7 @@ def over_root(
 ) -> Array:
     """`x / (sqrt(square + eps_root) + eps)`, with a finite derivative where the root is 0."""
     under = square if eps_root is None else plus(square, eps_root)
-    return over(x, plus(safe_sqrt(under), eps))
+    return divide(x, plus(safe_sqrt(under), eps))
 
 
 def where_positive(number: Float[Array, ""], x: Array, y: Array) -> Array:
@@ -162,7 +162,7 @@ def norm(
     largest = jnp.max(jnp.abs(lax.stop_gradient(x)), axis, keepdims=True)
     scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, jnp.ones_like(largest))
     root = safe_sqrt(
-        jnp.sum(abs_sq(over(x, jnp.broadcast_to(scale, x.shape))), axis, keepdims=True)
+        jnp.sum(abs_sq(divide(x, jnp.broadcast_to(scale, x.shape))), axis, keepdims=True)
     )
     found = lax.mul(root, scale)
     return found if keepdims else jnp.squeeze(found, axis)

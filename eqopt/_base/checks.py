@@ -130,7 +130,7 @@ def describe(x: Any) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Mark:
-    """Stands for a leaf of a model that is no array; see `partition.drop_statics`."""
+    """Stands for a leaf of a model that is no array; see `partition.filter_arrays`."""
 
     kind: type
 
@@ -235,7 +235,7 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:_MAX_FAULTS]) + (f" and {more} more" if more > 0 else "")
 
 
-def fit(
+def conform_to(
     updates: Any,
     params: Any,
     name: str,

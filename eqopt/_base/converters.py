@@ -212,7 +212,7 @@ def _brief(value: Any) -> str:
     return text if len(text) <= 60 else f"a {type(value).__name__}"
 
 
-def settle(module: _Module) -> _Module:
+def canonicalize(module: _Module) -> _Module:
     """Puts every hyper-parameter back into the form that its converter gives it.
 
     `eqx.tree_at` with a Python number, and arithmetic on an optimizer, leave other kinds of
@@ -240,7 +240,9 @@ def _settle_module(module: _Module) -> _Module:
     fields = [f for f in dataclasses.fields(module) if not f.metadata.get("static", False)]
     old = [getattr(module, f.name) for f in fields]
     new = [
-        f.metadata["converter"](x) if _is_number(x) and "converter" in f.metadata else settle(x)
+        f.metadata["converter"](x)
+        if _is_number(x) and "converter" in f.metadata
+        else canonicalize(x)
         for f, x in zip(fields, old, strict=True)
     ]
     changed = [i for i, (a, b) in enumerate(zip(old, new, strict=True)) if a is not b]
@@ -259,7 +261,7 @@ def _is_number(x: Any) -> bool:
     return not all(map(_settled, jax.tree.leaves(x, is_leaf=lambda y: isinstance(y, eqx.Module))))
 
 
-def prettily(module: eqx.Module, **kwargs: Any) -> wl.AbstractDoc:
+def module_pdoc(module: eqx.Module, **kwargs: Any) -> wl.AbstractDoc:
     """Prints a Module with the numbers in it, and without what is left at its default of None."""
     kwargs["custom"] = _print_number
     shown = [

@@ -6,10 +6,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Inexact, PyTree
 
-from .arithmetic import abs_sq, cast, over, real_dtype, times, wider
+from .arithmetic import abs_sq, cast, divide, real_dtype, times, wider
 from .checks import is_inexact
 from .compat import pcast, varying
-from .trace_sharing import share_out
+from .trace_sharing import bundle_by_kind
 from .trees import sum_of
 
 
@@ -71,7 +71,7 @@ def _(
 
     def term(x: Array, dx: Array) -> Array:
         dtype = wider(x.dtype, size.dtype)
-        unit = over(cast(x, dtype), cast(size, real_dtype(dtype)))
+        unit = divide(cast(x, dtype), cast(size, real_dtype(dtype)))
         unit = jnp.where(some, unit, 0)
         return cast(jnp.sum(jnp.real(unit.conj() * cast(dx, unit.dtype))), norm.dtype)
 
@@ -93,7 +93,7 @@ def _sum_of_squares(leaves: list[Array], scale: Float[Array, ""]) -> Float[Array
         else:
             sums.append(_sum_sq(x, scale))
     for alike in small.values():
-        bundles, rest = share_out([x.shape for x in alike])
+        bundles, rest = bundle_by_kind([x.shape for x in alike])
         sums += [_sum_sq_joined([alike[i] for i in own], scale) for own in (*bundles, rest) if own]
     return sum_of(cast(x, scale.dtype) for x in sums)
 

@@ -14,7 +14,7 @@ from jax import lax
 from jaxtyping import Array
 
 
-def share_out(kinds: Sequence[Hashable]) -> tuple[list[list[int]], list[int]]:
+def bundle_by_kind(kinds: Sequence[Hashable]) -> tuple[list[list[int]], list[int]]:
     """Bundles leaves, given the kind of each: the bundles' indices, and those left over.
 
     Each bundle (perhaps one layer's leaves) has as many of each kind, in the same order.
@@ -63,7 +63,7 @@ def map_leaves(function: Callable[..., Array], *columns: Sequence[Array]) -> lis
     - `*columns`: lists of arrays, all of one length.
     """
     leaves = list(zip(*columns, strict=True))
-    bundles, rest = share_out([tuple([(x.shape, x.dtype) for x in leaf]) for leaf in leaves])
+    bundles, rest = bundle_by_kind([tuple([(x.shape, x.dtype) for x in leaf]) for leaf in leaves])
     results: dict[int, Array] = {i: function(*leaves[i]) for i in rest}
     for bundle in bundles:
         results.update(zip(bundle, _several(function, [leaves[i] for i in bundle]), strict=True))

@@ -57,7 +57,7 @@ def zeros_like(tree: PyTree, dtype: Any = None, *, real: bool = False) -> PyTree
     return full_like(tree, 0, dtype, real=real)
 
 
-def blank_like(tree: PyTree) -> PyTree:
+def zeros_exactly_like(tree: PyTree) -> PyTree:
     """Zeros in the very dtypes of the leaves."""
     return jax.tree.map(lambda x: full_like(x, 0, x.dtype), tree)
 
@@ -107,7 +107,7 @@ def sums(leaves: list[Any], updates: list[Any]) -> list[Any]:
     return added
 
 
-def moved(params: PyTree, updates: PyTree) -> PyTree:
+def add_updates(params: PyTree, updates: PyTree) -> PyTree:
     """The parameters after the updates, which may be of some of them only."""
     return jax.tree.map(
         lambda x, u: x if x is None or u is None else add(x, u),
@@ -132,12 +132,12 @@ def widened(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: cast(x, wider(x.dtype)), tree)
 
 
-def where_given(updates: PyTree, tree: PyTree) -> PyTree:
+def mask_like(updates: PyTree, tree: PyTree) -> PyTree:
     """The tree, without what has no gradient."""
     return jax.tree.map(lambda u, x: None if u is None else x, updates, tree, is_leaf=_is_none)
 
 
-def or_else(updates: PyTree, other: PyTree) -> PyTree:
+def fill_missing(updates: PyTree, other: PyTree) -> PyTree:
     """The updates, in the dtypes of `other`, which stands in for those that are missing."""
     return jax.tree.map(
         lambda u, x: x if u is None else cast(u, x.dtype), updates, other, is_leaf=_is_none
@@ -264,7 +264,7 @@ def zero_count() -> Count:
     return jnp.zeros((), np.int32)
 
 
-def newest(decay: Any) -> Float[Array, ""]:
+def one_minus(decay: Any) -> Float[Array, ""]:
     r"""The weight $1 - \beta$ that an exponential moving average gives to its newest term.
 
     Computed where the decay is kept: of the decay 0.999 in float32, it would be off by 1.3e-5.

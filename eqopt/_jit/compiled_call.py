@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._base.compat import jit_is_disabled, JitTracer, of_one_trace, Tracer
-from .partition import data, Flat, MAX_SHARED, pack, pack_leaves, Packed, Spec, static
+from .partition import data, Flat, MAX_SHARED, pack, pack_leaves, Partitioned, static, StaticPart
 
 _inlined: list[bool] = []
 
 
-def inlined() -> bool:
+def is_inside_trace() -> bool:
     """Whether what runs is a part of somebody else's program, who may trace at will, or of none."""
     return bool(_inlined) or jit_is_disabled()
 
@@ -47,7 +47,7 @@ def advance(
         return _inline(function, (*kept, *args))
     packed.append(pack_leaves(leaves, structure, remember=reuse))
     new, rest = _run(function, packed, reuse=reuse)
-    return Flat.taken(new), rest.unpack()
+    return Flat.from_partitioned(new), rest.unpack()
 
 
 class CapturedTracerError(Exception):
@@ -80,23 +80,25 @@ def _inside(x: Any) -> Any:
     return jnp.asarray(array) if isinstance(array, np.ndarray | np.generic) else array
 
 
-def _run(function: Callable[..., Any], packed: list[Packed], *, reuse: bool) -> tuple[Packed, ...]:
+def _run(
+    function: Callable[..., Any], packed: list[Partitioned], *, reuse: bool
+) -> tuple[Partitioned, ...]:
     # A new function, for JAX keeps the programs of one that it knows.
     program = _program if reuse else jax.jit(lambda *x: _body(*x), static_argnums=(0, 1))
     return program(function, tuple([x.spec for x in packed]), [x.arrays for x in packed])
 
 
 def _body(
-    function: Callable[..., Any], specs: tuple[Spec, ...], arrays: list[list[Any]]
-) -> tuple[Packed, ...]:
-    *kept, args = map(Packed, arrays, specs)
-    result = function(*map(Flat.taken, kept), *args.unpack())
+    function: Callable[..., Any], specs: tuple[StaticPart, ...], arrays: list[list[Any]]
+) -> tuple[Partitioned, ...]:
+    *kept, args = map(Partitioned, arrays, specs)
+    result = function(*map(Flat.from_partitioned, kept), *args.unpack())
     results = (pack(result),) if not kept else (result[0].packed, pack(result[1]))
     # What is small and passed on is copied. JAX would give back the very array that was put in, and
     # one array serves all equal hyper-parameters.
     small = {id(x) for xs in arrays for x in xs if x is not None and np.size(x) <= MAX_SHARED}
     return tuple(
-        Packed([jnp.copy(x) if id(x) in small else x for x in own.arrays], own.spec)
+        Partitioned([jnp.copy(x) if id(x) in small else x for x in own.arrays], own.spec)
         for own in results
     )
 

@@ -24,7 +24,7 @@ MAX_SHARED = 4
 _STATIC: set[type] = {bool, int, float, complex, str, types.FunctionType}
 
 
-class Spec:
+class StaticPart:
     """All of a tree that is static. There is one object for all that are equal: see `pack`."""
 
     __slots__ = ("__weakref__", "statics", "structure")
@@ -35,20 +35,22 @@ class Spec:
 
 
 @functools.lru_cache(maxsize=4096)
-def _spec(structure: TreeDef, statics: tuple[Any, ...], kinds: tuple[type | str, ...]) -> Spec:
+def _spec(
+    structure: TreeDef, statics: tuple[Any, ...], kinds: tuple[type | str, ...]
+) -> StaticPart:
     # By what equality does not tell apart: `1 == 1.0 == True`, and `0.0 == -0.0`.
     del kinds
-    return Spec(structure, statics)
+    return StaticPart(structure, statics)
 
 
 # Not a Module: Equinox takes its time to make one, and one is made at each step.
 @functools.partial(jax.tree_util.register_dataclass, data_fields=("arrays",), meta_fields=("spec",))
 @dataclasses.dataclass
-class Packed:
+class Partitioned:
     """A tree, taken apart into its arrays, with `None` for what is none, and all else."""
 
     arrays: list[Any]
-    spec: Spec
+    spec: StaticPart
 
     def leaves(self) -> list[Any]:
         statics = self.spec.statics
@@ -58,7 +60,7 @@ class Packed:
         return self.spec.structure.unflatten(self.leaves())
 
 
-def pack(tree: Any, *, remember: bool = True) -> Packed:
+def pack(tree: Any, *, remember: bool = True) -> Partitioned:
     """Takes a tree apart. The gradient of an integer, of dtype float0, counts as none.
 
     What is static of it is remembered, unless `remember=False`; a `TypeError` names the leaf that
@@ -67,7 +69,7 @@ def pack(tree: Any, *, remember: bool = True) -> Packed:
     return pack_leaves(*jax.tree.flatten(tree), remember=remember)
 
 
-def pack_leaves(leaves: list[Any], structure: TreeDef, *, remember: bool = True) -> Packed:
+def pack_leaves(leaves: list[Any], structure: TreeDef, *, remember: bool = True) -> Partitioned:
     """The same of a tree that has been flattened."""
     arrays, statics = [], []
     for x in leaves:
@@ -87,10 +89,10 @@ def pack_leaves(leaves: list[Any], structure: TreeDef, *, remember: bool = True)
             statics.append(static(x))
     own = tuple(statics)
     if not remember:
-        return Packed(arrays, Spec(structure, own))
+        return Partitioned(arrays, StaticPart(structure, own))
     kinds = tuple([repr(x) if type(x) in (float, complex) else type(x) for x in own])
     try:
-        return Packed(arrays, _spec(structure, own, kinds))
+        return Partitioned(arrays, _spec(structure, own, kinds))
     except TypeError:
         _check_hashable(structure.unflatten(leaves))
         raise
@@ -105,7 +107,7 @@ class _Number:
         self.number = number
 
 
-def numbers_are_data(tree: Any) -> Any:
+def mark_numbers_dynamic(tree: Any) -> Any:
     """Marks the Python numbers in a tree as data, but for those within a Module.
 
     `True` and `False` stay static, and so does what makes a model what it is, such as the rate of
@@ -173,7 +175,7 @@ def static(x: Any) -> Any:
     return None if is_array(x) or type(x) is _Number else x
 
 
-def drop_statics(tree: Any) -> Any:
+def filter_arrays(tree: Any) -> Any:
     """Replaces each leaf that is no array by a mark, which tells no more than its type.
 
     A program that has no use for these leaves need not be compiled for them.
@@ -200,7 +202,7 @@ class Flat:
     __slots__ = ("_leaves", "_packed", "structure")
 
     def __init__(
-        self, structure: TreeDef, leaves: list[Any] | None = None, packed: Packed | None = None
+        self, structure: TreeDef, leaves: list[Any] | None = None, packed: Partitioned | None = None
     ) -> None:
         self.structure = structure
         self._leaves = leaves
@@ -212,12 +214,12 @@ class Flat:
         return cls(structure, [owned(x) for x in leaves])
 
     @classmethod
-    def taken(cls, packed: Packed) -> "Flat":
+    def from_partitioned(cls, packed: Partitioned) -> "Flat":
         """The tree that has been taken apart."""
         return cls(packed.spec.structure, packed=packed)
 
     @property
-    def packed(self) -> Packed:
+    def packed(self) -> Partitioned:
         if self._packed is None:
             self._packed = pack_leaves(self.leaves, self.structure)
         return self._packed

@@ -7,10 +7,10 @@ from jax import lax
 from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
-from .._base.arithmetic import cast, debiased, mix, real_dtype, times
+from .._base.arithmetic import cast, debiased, ema, real_dtype, times
 from .._base.converters import flag, inexact_dtype, optional, real, size
 from .._base.trace_sharing import map_leaves
-from .._base.trees import bias_correction, increment, newest, zero_count, zeros_like
+from .._base.trees import bias_correction, increment, one_minus, zero_count, zeros_like
 from .._base.types import Count, Params, Scalar, Updates
 from .._objective.objective import Context
 from .._transformation import leafwise
@@ -37,7 +37,7 @@ def _momentum(
     weight: Float[Array, ""],
     next_weight: Float[Array, ""] | None = None,
 ) -> tuple[Inexact[Array, "*shape"], Inexact[Array, "*shape"]]:
-    mu = mix(rest, mu, update)
+    mu = ema(rest, mu, update)
     return debiased(mu, update, rest, weight, next_weight), mu
 
 
@@ -148,7 +148,7 @@ class ScaleByMuon(AbstractTransformation[ScaleByMuonState]):
             _momentum,
             ScaleByMuonState(count, state.mu),
             trees=("mu",),
-            scalars=(newest(self.beta), *weights),
+            scalars=(one_minus(self.beta), *weights),
         )
         averages, (after,) = leafwise.run((rule,), updates, params)
         forms = all_forms_of(averages, self.weight_dimension_numbers, "updates", self)

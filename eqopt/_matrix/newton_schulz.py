@@ -12,7 +12,7 @@ from jax import lax
 from jaxtyping import Array, Float, Inexact
 
 from .._base import checks
-from .._base.arithmetic import abs_sq, norm, over, plus, safe_sqrt, times
+from .._base.arithmetic import abs_sq, divide, norm, plus, safe_sqrt, times
 from .._base.converters import real
 from .._base.types import Scalar
 from .matrices import adjoint
@@ -28,7 +28,7 @@ def _divided(
 ) -> Inexact[Array, "batch m n"]:
     # What is all zero stays zero, also with an `eps` of 0.
     by = jnp.where(by == 0, jnp.ones_like(by), by)
-    return over(x, jnp.broadcast_to(by, x.shape))
+    return divide(x, jnp.broadcast_to(by, x.shape))
 
 
 def _frobenius(x: Inexact[Array, "batch m n"]) -> Float[Array, "batch 1 1"]:

@@ -10,10 +10,10 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .._base.converters import float_dtype
-from .._base.trees import all_finite, blank_like, conj, inner, moved, select
+from .._base.trees import add_updates, all_finite, conj, inner, select, zeros_exactly_like
 from .._base.types import Params, Updates
 from .._objective.cache import evaluate, filled, LinesearchState, searches
-from .._objective.objective import Context, Evaluation, Objective, Whole
+from .._objective.objective import Context, Evaluation, FullProblem, Objective
 from .._transformation.base import AbstractTransformation
 from ..linesearch._base import (
     AbstractLinesearch,
@@ -28,7 +28,7 @@ from ..linesearch._base import (
     TRY,
 )
 from .ravel import Ravel
-from .search_chain import before_search, last_search, own_state, vectorwise
+from .search_chain import commutes_with_ravel, last_search, own_state, transform_until_search
 
 
 class MinimizeResult(eqx.Enumeration):
@@ -71,7 +71,7 @@ class Tolerances(NamedTuple):
     max_evals: Any
 
 
-class Descent(eqx.Module):
+class MinimizeCarry(eqx.Module):
     """How far it has come.
 
     **Arguments:**
@@ -81,8 +81,8 @@ class Descent(eqx.Module):
     - `search`: the search under way from there, or `None`.
     - `num_steps`, `num_evals`, `num_failures`: the steps taken, the evaluations made, and how many
         searches have failed since one succeeded.
-    - `lowest`, `flattest`, `num_idle`: the lowest value so far, the least magnitude of a gradient,
-        and how many steps there were since either.
+    - `lowest`, `best_grad_norm`, `num_idle`: the lowest value so far, the least magnitude of a
+        gradient, and how many steps there were since either.
     - `result`, `done`: how it ended, if it has.
     - `values`: the value after each step, or `None`.
     """
@@ -95,7 +95,7 @@ class Descent(eqx.Module):
     num_evals: Int[Array, ""]
     num_failures: Int[Array, ""]
     lowest: Float[Array, ""]
-    flattest: Float[Array, ""]
+    best_grad_norm: Float[Array, ""]
     num_idle: Int[Array, ""]
     result: Any
     done: Bool[Array, ""]
@@ -116,9 +116,9 @@ def descend(
     tolerances: Tolerances,
     show: Any,
     history: int | None,
-) -> Descent:
+) -> MinimizeCarry:
     """Runs the optimizer until it has converged or may not go on."""
-    if not vectorwise(optimizer):
+    if not commutes_with_ravel(optimizer):
         return _descend(objective, optimizer, params, tolerances, show, history)
     ravel = Ravel(params)
     packed, bundle = ravel.packed(objective), ravel.pack(params)
@@ -132,14 +132,14 @@ def _descend(
     tolerances: Tolerances,
     show: Any,
     history: int | None,
-) -> Descent:
+) -> MinimizeCarry:
     dtype, zero = float_dtype(), jnp.zeros((), np.int32)
     traced, shapes = objective.traced(params)
-    state = optimizer.init_state(params, Context(whole=Whole(params, traced)))
+    state = optimizer.init_state(params, Context(whole=FullProblem(params, traced)))
     blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shapes.value, shapes.aux))
-    evaluation = Evaluation(blank[0].astype(dtype), blank_like(params), blank[1])
-    task = Task(traced, optimizer, tolerances, show, shapes.value.dtype)
-    d = Descent(
+    evaluation = Evaluation(blank[0].astype(dtype), zeros_exactly_like(params), blank[1])
+    task = Problem(traced, optimizer, tolerances, show, shapes.value.dtype)
+    d = MinimizeCarry(
         params,
         evaluation,
         state,
@@ -164,13 +164,13 @@ def _descend(
     return eqx.tree_at(lambda d: d.evaluation, d, Evaluation(value, found.grad, found.aux))
 
 
-def _going(d: Descent) -> Bool[Array, ""]:
+def _going(d: MinimizeCarry) -> Bool[Array, ""]:
     # Were it one variable, the compiler would take it for the loop's counter, and look through the
     # whole objective for how often it goes round, more than twenty times.
     return ~d.done & (d.num_evals >= 0)
 
 
-class Task(eqx.Module):
+class Problem(eqx.Module):
     """What is to be done; see `minimize`."""
 
     objective: Objective
@@ -180,22 +180,24 @@ class Task(eqx.Module):
     dtype: Any = eqx.field(static=True)
 
     def context(self, params: Params, evaluation: Evaluation[Any]) -> Context:
-        whole = Whole(params, self.objective, evaluation)
+        whole = FullProblem(params, self.objective, evaluation)
         value = evaluation.value.astype(self.dtype)
         return Context(value, conj(evaluation.grad), self.objective, None, {}, whole)
 
 
-def _step(task: Task, d: Descent) -> Descent:
+def _step(task: Problem, d: MinimizeCarry) -> MinimizeCarry:
     """One step of an optimizer whose searches, if it has any, are its own affair."""
     found, _, num_evals = evaluate(task.objective, d.params, d.state)
     found = Evaluation(found.value.astype(float_dtype()), found.grad, found.aux)
     d = eqx.tree_at(lambda d: d.num_evals, d, d.num_evals + num_evals)
-    d = _arrive(task, d, d.params, found, first=d.num_evals == num_evals, failed=jnp.asarray(False))
+    d = _accept_and_check(
+        task, d, d.params, found, first=d.num_evals == num_evals, failed=jnp.asarray(False)
+    )
 
-    def go_on(d: Descent) -> Descent:
+    def go_on(d: MinimizeCarry) -> MinimizeCarry:
         context = task.context(d.params, found)
         updates, state = task.optimizer.transform(context.grad, d.state, d.params, context)
-        params = moved(d.params, scaled(updates, jnp.ones(()), d.params))
+        params = add_updates(d.params, scaled(updates, jnp.ones(()), d.params))
         trials = sum(x.info.num_linesearch_steps for x in searches(state))
         return eqx.tree_at(
             lambda d: (d.params, d.state, d.num_evals), d, (params, state, d.num_evals + trials)
@@ -204,7 +206,9 @@ def _step(task: Task, d: Descent) -> Descent:
     return lax.cond(d.done, lambda d: d, go_on, d)
 
 
-def _descend_by_search(task: Task, linesearch: AbstractLinesearch[Any], d: Descent) -> Descent:
+def _descend_by_search(
+    task: Problem, linesearch: AbstractLinesearch[Any], d: MinimizeCarry
+) -> MinimizeCarry:
     """Descends by an optimizer that ends in a line search.
 
     Each round evaluates the objective once, at the search's next trial. When the search has ended,
@@ -215,20 +219,20 @@ def _descend_by_search(task: Task, linesearch: AbstractLinesearch[Any], d: Desce
 
     def direct(params: Params, found: Evaluation[Any], state: Any) -> tuple[Updates, Any]:
         context = task.context(params, found)
-        return before_search(task.optimizer, context.grad, state, params, context)
+        return transform_until_search(task.optimizer, context.grad, state, params, context)
 
     like = jax.eval_shape(lambda *x: direct(*x)[0], d.params, d.evaluation, d.state)
     direction = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
-    whole = Whole(d.params, task.objective)
+    whole = FullProblem(d.params, task.objective)
     line = begin_line(linesearch, state, whole, _typed(d.evaluation, task), direction)
     d = eqx.tree_at(
         lambda d: d.search, d, _Search(line, direction, state), is_leaf=lambda x: x is None
     )
 
-    def round(d: Descent) -> Descent:
+    def round(d: MinimizeCarry) -> MinimizeCarry:
         search: Any = d.search
-        line, whole = search.line, Whole(d.params, task.objective)
-        trial = evaluate_trial(linesearch, task.objective, moved(d.params, line.updates))
+        line, whole = search.line, FullProblem(d.params, task.objective)
+        trial = evaluate_trial(linesearch, task.objective, add_updates(d.params, line.updates))
         first = d.num_evals == 0
         small = largest(trial.grad) <= _gtol(task)
         line = advance(linesearch, line, whole, search.direction, trial, small)
@@ -239,7 +243,7 @@ def _descend_by_search(task: Task, linesearch: AbstractLinesearch[Any], d: Desce
             first | late | (line.verdict != TRY), lambda d: end(d, trial, first), lambda d: d, d
         )
 
-    def end(d: Descent, trial: Evaluation[Any], first: Bool[Array, ""]) -> Descent:
+    def end(d: MinimizeCarry, trial: Evaluation[Any], first: Bool[Array, ""]) -> MinimizeCarry:
         search: Any = d.search
         line, state = search.line, search.state
         unfinished = ~first & (line.verdict == TRY)
@@ -248,17 +252,17 @@ def _descend_by_search(task: Task, linesearch: AbstractLinesearch[Any], d: Desce
             line,
             (
                 jnp.where(unfinished, FAIL, line.verdict),
-                select(first | unfinished, blank_like(line.updates), line.updates),
+                select(first | unfinished, zeros_exactly_like(line.updates), line.updates),
             ),
         )
         found = select(first, trial, outcome(line, d.evaluation))
-        params = moved(d.params, line.updates)
+        params = add_updates(d.params, line.updates)
         after = LinesearchState(line.step, line.origin.scale, None, line.info)
         state = select(first, state, after)
         failed = ~first & (line.verdict == FAIL)
-        d = _arrive(task, d, params, found, first=first, failed=failed)
+        d = _accept_and_check(task, d, params, found, first=first, failed=failed)
         direction, inner_state = direct(d.params, found, d.state)
-        whole = Whole(d.params, task.objective)
+        whole = FullProblem(d.params, task.objective)
         line = begin_line(linesearch, state, whole, _typed(found, task), direction)
         return eqx.tree_at(
             lambda d: (d.state, d.search),
@@ -277,15 +281,15 @@ def _descend_by_search(task: Task, linesearch: AbstractLinesearch[Any], d: Desce
     return eqx.tree_at(lambda d: (own_state(task.optimizer, d.state), d.search), d, (after, None))
 
 
-def _arrive(
-    task: Task,
-    d: Descent,
+def _accept_and_check(
+    task: Problem,
+    d: MinimizeCarry,
     params: Params,
     found: Evaluation[Any],
     *,
     first: Bool[Array, ""],
     failed: Bool[Array, ""],
-) -> Descent:
+) -> MinimizeCarry:
     """Counts a step, and decides whether it was the last."""
     t = task.tolerances
     dtype = float_dtype()
@@ -304,7 +308,7 @@ def _arrive(
     stuck = num_failures >= MAX_FAILURES
     # A search goes downhill, up to rounding: where it has not come lower for long, there is no more
     # to be had. What has no search may well climb for a while.
-    improved = (found.value < d.lowest) | (grad_norm < d.flattest)
+    improved = (found.value < d.lowest) | (grad_norm < d.best_grad_norm)
     lowest = jnp.minimum(d.lowest, found.value)
     num_idle = jnp.where(improved | (d.search is None), 0, d.num_idle + 1)
     idle = num_idle >= MAX_IDLE
@@ -332,7 +336,7 @@ def _arrive(
         values = lax.dynamic_update_index_in_dim(values, found.value.astype(dtype), num_steps, 0)
     if task.show is not None:
         jax.debug.callback(task.show, moved_on | first, num_steps, found.value, grad_norm)
-    return Descent(
+    return MinimizeCarry(
         params,
         found,
         d.state,
@@ -341,7 +345,7 @@ def _arrive(
         d.num_evals,
         num_failures,
         lowest,
-        jnp.minimum(d.flattest, grad_norm),
+        jnp.minimum(d.best_grad_norm, grad_norm),
         num_idle,
         result,
         done,
@@ -353,7 +357,7 @@ def _arrive(
 MAX_FAILURES, MAX_IDLE = 3, 50
 
 
-def _predicted(d: Descent) -> Float[Array, ""]:
+def _predicted(d: MinimizeCarry) -> Float[Array, ""]:
     """The decrease that the slope promises for the step that was tried first."""
     return jnp.zeros(()) if d.search is None else d.search.line.origin.slope
 
@@ -362,12 +366,12 @@ def _precision(params: Params) -> float:
     return max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(params))
 
 
-def _gtol(task: Task) -> Any:
+def _gtol(task: Problem) -> Any:
     gtol = task.tolerances.gtol
     return float(jnp.finfo(task.dtype).eps) ** (1 / 3) if gtol is None else gtol
 
 
-def _typed(found: Evaluation[Any], task: Task) -> Evaluation[Any]:
+def _typed(found: Evaluation[Any], task: Problem) -> Evaluation[Any]:
     """The evaluation with the value in the objective's own dtype, whose precision counts."""
     return Evaluation(found.value.astype(task.dtype), found.grad, found.aux)
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from .._base import checks
 from .._base.compat import Tracer
-from .._base.converters import optional, prettily, real, settle, steps
+from .._base.converters import canonicalize, module_pdoc, optional, real, steps
 from .._base.models import split
 from .._base.progress import AbstractProgress, as_progress, NoProgress
 from .._base.types import Aux, Function, Model, State, Tree
@@ -50,7 +50,7 @@ class Solution(eqx.Module, Generic[Model, State, Aux]):
     stats: dict[str, Array]
 
     def __pdoc__(self, **kwargs: Any) -> wl.AbstractDoc:
-        return prettily(self, **kwargs)
+        return module_pdoc(self, **kwargs)
 
 
 def minimize(
@@ -129,9 +129,9 @@ def minimize(
         return compiled_call.call(
             _minimize,
             hoisted,
-            settle(optimizer),
+            canonicalize(optimizer),
             params,
-            partition.numbers_are_data(args),
+            partition.mark_numbers_dynamic(args),
             has_aux,
             tolerances,
             shown,
@@ -209,7 +209,7 @@ def _minimize(
     # Traced, so that every array that `fn` reads is a leaf: also one in a dictionary, an object, a
     # global or a jitted function, which is a tracer if somebody differentiates or maps over it.
     objective, _ = Objective(fn, rest, args, {}, has_aux).traced(trained)
-    if not compiled_call.inlined():
+    if not compiled_call.is_inside_trace():
         if keep and compiled_call.captures(objective, trained):
             raise compiled_call.CapturedTracerError
         note_trace(fn, compiled_call.signature((optimizer, model, args)))

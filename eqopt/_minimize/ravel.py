@@ -15,7 +15,7 @@ from .._base.types import TreeDef
 from .._objective.objective import Evaluation, Objective
 
 
-class Bundle(eqx.Module):
+class Raveled(eqx.Module):
     """The arrays of a tree, those of one dtype in one vector, by the dtypes' names."""
 
     vectors: dict[str, Array]
@@ -47,15 +47,15 @@ class Ravel(eqx.Module):
             ends[name] += math.prod(shape)
         self.starts = tuple(hidden(starts, leaves[0]))
 
-    def pack(self, tree: PyTree) -> Bundle:
+    def pack(self, tree: PyTree) -> Raveled:
         """The bundle of a tree like the one that this was made from."""
         parts: dict[str, list[Array]] = {name: [] for name in self.dtypes}
         leaves = self.treedef.flatten_up_to(tree)
         for x, name in zip(leaves, self.dtypes, strict=True):
             parts[name].append(lax.reshape(x, (x.size,)))
-        return Bundle({name: lax.concatenate(xs, 0) for name, xs in parts.items()})
+        return Raveled({name: lax.concatenate(xs, 0) for name, xs in parts.items()})
 
-    def unpack(self, bundle: Bundle) -> PyTree:
+    def unpack(self, bundle: Raveled) -> PyTree:
         """The tree; what axes there are before the last become the first of every leaf."""
         leaves = _cut(self.starts, bundle.vectors, self.shapes, self.dtypes)
         return self.treedef.unflatten(leaves)
@@ -69,7 +69,7 @@ class Ravel(eqx.Module):
     def packed(self, objective: Objective) -> Objective:
         """The objective as a function of bundles."""
 
-        def evaluate(bundle: Bundle) -> Evaluation[Any]:
+        def evaluate(bundle: Raveled) -> Evaluation[Any]:
             # Not differentiated through: the transpose of a slice is as long as the whole vector.
             found = objective.evaluate(self.unpack(bundle))
             return Evaluation(found.value, self.pack(found.grad), found.aux)
@@ -95,4 +95,4 @@ def _cut(
 
 
 def _is_bundle(x: Any) -> bool:
-    return isinstance(x, Bundle)
+    return isinstance(x, Raveled)

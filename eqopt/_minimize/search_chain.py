@@ -16,12 +16,12 @@ from ..quasi_newton._conjugate_gradient import ScaleByNonlinearCG
 from ..quasi_newton._lbfgs import ScaleByLBFGS
 
 
-def vectorwise(optimizer: AbstractTransformation[Any]) -> bool:
+def commutes_with_ravel(optimizer: AbstractTransformation[Any]) -> bool:
     """Whether an optimizer does the same to one long vector as to the leaves in it."""
     if isinstance(optimizer, AbstractOptimizer):
-        return vectorwise(optimizer.compose())
+        return commutes_with_ravel(optimizer.compose())
     if isinstance(optimizer, Chain):
-        return all(map(vectorwise, optimizer.links))
+        return all(map(commutes_with_ravel, optimizer.links))
     if isinstance(optimizer, AbstractLinesearch):
         return optimizer.keeps_grad  # else it evaluates in a way of its own
     return isinstance(optimizer, _VECTORWISE)
@@ -58,7 +58,7 @@ def own_state(optimizer: AbstractTransformation[Any], state: Any) -> LinesearchS
     return state
 
 
-def before_search(
+def transform_until_search(
     optimizer: AbstractTransformation[Any],
     updates: Updates,
     state: Any,
@@ -67,12 +67,12 @@ def before_search(
 ) -> tuple[Updates, Any]:
     """What all links but that line search do."""
     if isinstance(optimizer, AbstractOptimizer):
-        return before_search(optimizer.compose(), updates, state, params, context)
+        return transform_until_search(optimizer.compose(), updates, state, params, context)
     if isinstance(optimizer, Chain):
         *links, last = optimizer.links
         *states, last_state = state.states
         before = ChainState(tuple(states))
         updates, before = Chain(*links).transform(updates, before, params, context)
-        updates, last_state = before_search(last, updates, last_state, params, context)
+        updates, last_state = transform_until_search(last, updates, last_state, params, context)
         return updates, ChainState((*before.states, last_state))
     return updates, state

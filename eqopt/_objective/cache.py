@@ -10,10 +10,10 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .._base.converters import float_dtype
-from .._base.trees import all_finite, blank_like
+from .._base.trees import all_finite, zeros_exactly_like
 from .._jit.function import opaque
 from .fingerprint import fingerprint, Key, same_bits
-from .objective import as_arrays, Evaluation, Objective, Whole
+from .objective import as_arrays, Evaluation, FullProblem, Objective
 
 _Info = TypeVar("_Info", bound=eqx.Module)
 
@@ -55,7 +55,7 @@ class LinesearchState(eqx.Module, Generic[_Info]):
     info: _Info
 
 
-def empty_cache(whole: Whole) -> Cache:
+def empty_cache(whole: FullProblem) -> Cache:
     """A cache that holds nothing yet, for the parameters and the aux of an objective."""
     objective, aux = whole.objective, None
     has_aux = objective is not None and bool(objective.has_aux)
@@ -63,9 +63,9 @@ def empty_cache(whole: Whole) -> Cache:
         aux = jax.eval_shape(lambda p: as_arrays(objective.evaluate(p).aux), whole.params)
         aux = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), aux)
     value = jnp.full((), np.inf, float_dtype())
-    evaluation = Evaluation(value, blank_like(whole.params), aux)
+    evaluation = Evaluation(value, zeros_exactly_like(whole.params), aux)
     nothing = fingerprint(None)
-    return Cache(jnp.asarray(False), nothing, blank_like(whole.params), evaluation, has_aux)
+    return Cache(jnp.asarray(False), nothing, zeros_exactly_like(whole.params), evaluation, has_aux)
 
 
 def filled(

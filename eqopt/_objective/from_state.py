@@ -45,8 +45,8 @@ class ValueAndGradFromState(eqx.Module):
             _recall,
             fn,
             models[0] if single else models,
-            partition.numbers_are_data(others),
-            partition.numbers_are_data(kwargs),
+            partition.mark_numbers_dynamic(others),
+            partition.mark_numbers_dynamic(kwargs),
             self.argnums,
             self.has_aux,
             state,
@@ -146,7 +146,7 @@ def _recall(
     has_aux: bool,
     state: PyTree,
 ) -> tuple[Any, PyTree]:
-    if not compiled_call.inlined():
+    if not compiled_call.is_inside_trace():
         note_trace(fn, compiled_call.signature((model, args, kwargs, state)))
     cache = only_cache(state)
     trained, rest = eqx.partition(model, checks.is_inexact)

@@ -12,7 +12,7 @@ from jax import lax
 from jaxtyping import Array, Int, PyTree
 
 from .._base import checks
-from .._base.arithmetic import cast, over, plus, real_dtype
+from .._base.arithmetic import cast, divide, plus, real_dtype
 from .._base.converters import size
 from .._base.trees import accumulator_dtype
 from .._base.types import Function
@@ -112,7 +112,9 @@ class MeanAccumulator(AbstractAccumulator):
         return _added(total, result)
 
     def finalize(self, total: PyTree, num_slices: int) -> PyTree:
-        return jax.tree.map(lambda t: over(t, jnp.asarray(num_slices, real_dtype(t.dtype))), total)
+        return jax.tree.map(
+            lambda t: divide(t, jnp.asarray(num_slices, real_dtype(t.dtype))), total
+        )
 
 
 class RunningMeanAccumulator(AbstractAccumulator):
@@ -128,7 +130,7 @@ class RunningMeanAccumulator(AbstractAccumulator):
     def update(self, total: PyTree, result: PyTree, index: Int[Array, ""]) -> PyTree:
         def step(t: Array, x: Array) -> Array:
             num = lax.add(index, np.int32(1)).astype(real_dtype(t.dtype))
-            return plus(t, over(lax.sub(cast(x, t.dtype), t), num))
+            return plus(t, divide(lax.sub(cast(x, t.dtype), t), num))
 
         return jax.tree.map(step, total, result)
 

@@ -48,7 +48,7 @@ class Context(eqx.Module):
     - `key`: a PRNG key, or `None`.
     - `extra`: every other keyword argument, by name.
     - `whole`: all parameters and the objective as a function of all of them (see
-        [`eqopt.Whole`][]), also where a wrapper shows a part of them only; or `None`.
+        [`eqopt.FullProblem`][]), also where a wrapper shows a part of them only; or `None`.
     """
 
     value: Any = None
@@ -56,9 +56,9 @@ class Context(eqx.Module):
     value_fn: "Objective | None" = None
     key: Any = None
     extra: dict[str, Any] = eqx.field(default_factory=dict)
-    whole: "Whole | None" = None
+    whole: "FullProblem | None" = None
 
-    def need(self, name: str, owner: object) -> Any:
+    def require(self, name: str, owner: object) -> Any:
         """Gives the argument called `name`; a `ValueError` if it was not given.
 
         **Arguments:**
@@ -173,7 +173,7 @@ class Objective(eqx.Module):
         return self.fn, self.rest, bound
 
 
-class Whole(eqx.Module):
+class FullProblem(eqx.Module):
     """What a line search moves: all parameters, however few of them its direction changes.
 
     **Arguments:**
@@ -192,7 +192,7 @@ def at(context: Context, params: PyTree) -> Context:
     """The context at other parameters than those of the call; it may be of some of them only."""
     whole = context.whole
     if whole is not None:
-        whole = Whole(eqx.combine(params, whole.params), whole.objective)
+        whole = FullProblem(eqx.combine(params, whole.params), whole.objective)
     return dataclasses.replace(context, whole=whole)
 
 
@@ -232,7 +232,7 @@ def accepted(fn: Function, kwargs: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in kwargs.items() if name in names}
 
 
-def need_params(params: Params | None, owner: object, context: Context) -> Params:
+def require_params(params: Params | None, owner: object, context: Context) -> Params:
     """Gives the parameters; a `ValueError` if the user gave none."""
     # A model that is one array is `None` too, where a wrapper hides it.
     if params is None and context.whole is None:

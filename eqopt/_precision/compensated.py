@@ -10,12 +10,12 @@ from jaxtyping import Array, Inexact, PyTree
 
 from .._base import checks
 from .._base.arithmetic import cast, minus, plus, wider
-from .._base.trees import add, blank_like, narrowed
+from .._base.trees import add, narrowed, zeros_exactly_like
 from .._base.types import Params, State, Updates
-from .._objective.objective import Context, need_params
+from .._objective.objective import Context, require_params
 from .._transformation.base import AbstractTransformation, check_state, check_transformation
-from .._transformation.eval_params import fitting
-from .._transformation.nesting import AbstractParticular, Need, refuse
+from .._transformation.eval_params import check_like
+from .._transformation.nesting import AbstractConstrained, check_nesting, Requirement
 
 
 class CompensatedState(eqx.Module, Generic[State]):
@@ -53,7 +53,7 @@ def _compensate(
     return update, narrowed(rest, param.dtype)
 
 
-class Compensated(AbstractParticular[CompensatedState[State]], Generic[State]):
+class Compensated(AbstractConstrained[CompensatedState[State]], Generic[State]):
     r"""Remembers what rounding takes away from each update, and adds it to the next one.
 
     This is Kahan's summation. With $u_t$ the inner transformation's updates and $c_t$ the
@@ -86,13 +86,17 @@ class Compensated(AbstractParticular[CompensatedState[State]], Generic[State]):
 
     def __check_init__(self) -> None:
         check_transformation("inner", self.inner)
-        refuse(self, self.inner, {Need.LANDS: "they are moved on by what was rounded away before"})
+        check_nesting(
+            self,
+            self.inner,
+            {Requirement.LANDS: "they are moved on by what was rounded away before"},
+        )
 
-    def needs(self) -> frozenset[Need]:
-        return frozenset({Need.MOVES, Need.EXACT})
+    def requirements(self) -> frozenset[Requirement]:
+        return frozenset({Requirement.MOVES, Requirement.EXACT})
 
     def init_state(self, params: Params, context: Context) -> CompensatedState[State]:
-        return CompensatedState(blank_like(params), self.inner.init_state(params, context))
+        return CompensatedState(zeros_exactly_like(params), self.inner.init_state(params, context))
 
     def transform(
         self,
@@ -102,10 +106,10 @@ class Compensated(AbstractParticular[CompensatedState[State]], Generic[State]):
         context: Context,
     ) -> tuple[Updates, CompensatedState[State]]:
         check_state(self.inner, state.inner_state, "state.inner_state")
-        params = need_params(params, self, context)
+        params = require_params(params, self, context)
         out, inner_state = self.inner.transform(updates, state.inner_state, params, context)
         leaves, treedef = checks.flatten(params)
-        kept, _ = checks.flatten(fitting(state.compensation, params, "state.compensation"))
+        kept, _ = checks.flatten(check_like(state.compensation, params, "state.compensation"))
         changes: list[Any] = treedef.flatten_up_to(out)
         for i, (x, c) in enumerate(zip(leaves, kept, strict=True)):
             if changes[i] is not None:

@@ -12,13 +12,13 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .._base import checks
-from .._base.arithmetic import cast, over, real_dtype, wider
-from .._base.converters import optional, prettily, real, settle, steps
-from .._base.trees import all_finite, conj, increment, moved, round_like
+from .._base.arithmetic import cast, divide, real_dtype, wider
+from .._base.converters import canonicalize, module_pdoc, optional, real, steps
+from .._base.trees import add_updates, all_finite, conj, increment, round_like
 from .._base.types import Function, Model, Scalar, State, Steps
 from .._jit import compiled_call, partition
 from .._jit.function import hoist, note_trace, opaque
-from .._objective.objective import accepted, Context, Evaluation, Objective, Whole
+from .._objective.objective import accepted, Context, Evaluation, FullProblem, Objective
 from .._objective.value_and_grad import value_and_grad
 from .._transformation.base import AbstractTransformation, check_state
 
@@ -209,13 +209,13 @@ class DynamicScale(eqx.Module):
         hoisted = hoist(fn)
         return compiled_call.call(
             _scaled_step,
-            settle(self),
-            settle(optimizer),
+            canonicalize(self),
+            canonicalize(optimizer),
             hoisted,
             model,
             state,
-            partition.numbers_are_data(args),
-            partition.numbers_are_data(kwargs),
+            partition.mark_numbers_dynamic(args),
+            partition.mark_numbers_dynamic(kwargs),
             has_aux,
             axis_name,
             reuse=not opaque(hoisted),
@@ -226,7 +226,7 @@ class DynamicScale(eqx.Module):
 
         def divided(g: Array) -> Array:
             wide = cast(g, wider(g.dtype))
-            return over(wide, jnp.asarray(self.scale, real_dtype(wide.dtype)))
+            return divide(wide, jnp.asarray(self.scale, real_dtype(wide.dtype)))
 
         grads = jax.tree.map(divided, grads)
         return grads if axis_name is None else lax.pmean(grads, axis_name)
@@ -246,7 +246,7 @@ class DynamicScale(eqx.Module):
         return eqx.tree_at(lambda s: (s.scale, s.fin_steps), self, (new, num_steps))
 
     def __pdoc__(self, **kwargs: Any) -> wl.AbstractDoc:
-        return prettily(self, **kwargs)
+        return module_pdoc(self, **kwargs)
 
     def __repr__(self) -> str:
         return eqx.tree_pformat(self, width=120)
@@ -293,7 +293,7 @@ class _ScaledValueAndGrad(eqx.Module):
         return self.fun
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> DynamicScaleResult:
-        own = settle(self.dynamic_scale)
+        own = canonicalize(self.dynamic_scale)
         scaled = eqx.module_update_wrapper(_Scaled(self.fun, own.scale, self.has_aux))
         out, grads = value_and_grad(scaled, self.argnums, self.has_aux)(*args, **kwargs)
         value, aux = out if self.has_aux else (out, None)
@@ -315,7 +315,7 @@ def _scaled_step(
     has_aux: bool,
     axis_name: Hashable | None,
 ) -> ScaledStep[Any, Any]:
-    if not compiled_call.inlined():
+    if not compiled_call.is_inside_trace():
         given = (dynamic_scale, optimizer, model, state, args, kwargs, has_aux, axis_name)
         note_trace(fn, compiled_call.signature(given))
     check_state(optimizer, state, "state")
@@ -339,12 +339,12 @@ def _scaled_step(
         objective,
         kwargs.get("key"),
         {name: x for name, x in kwargs.items() if name != "key"},
-        Whole(trained, objective),
+        FullProblem(trained, objective),
     )
 
     def applied() -> tuple[PyTree, Any]:
         updates, new = optimizer.transform(conj(grads), state, trained, context)
-        return moved(trained, round_like(updates, trained)), new
+        return add_updates(trained, round_like(updates, trained)), new
 
     # Selected, and never blended. What is skipped is not computed.
     trained, state = lax.cond(finite, applied, lambda: (trained, state))

@@ -12,14 +12,14 @@ from .._base import checks
 from .._base.arithmetic import cast, is_half
 from .._base.trees import add, copies, narrowed, widened
 from .._base.types import Params, State, Updates
-from .._objective.objective import Context, need_params
+from .._objective.objective import Context, require_params
 from .._transformation.base import AbstractTransformation, check_state, check_transformation
-from .._transformation.eval_params import fitting
-from .._transformation.nesting import AbstractParticular, Need
-from .._transformation.reparametrization import AbstractForm, context_in
+from .._transformation.eval_params import check_like
+from .._transformation.nesting import AbstractConstrained, Requirement
+from .._transformation.reparametrization import AbstractReparametrization, context_in
 
 
-class _Wide(AbstractForm):
+class _Wide(AbstractReparametrization):
     """Half-precision leaves in float32."""
 
     def pack(self, tree: PyTree) -> PyTree:
@@ -75,7 +75,7 @@ def _move(
     return update, lax.select(missed, lax.add(wide, cast(update, wide.dtype)), new)
 
 
-class MasterWeights(AbstractParticular[MasterWeightsState[State]], Generic[State]):
+class MasterWeights(AbstractConstrained[MasterWeightsState[State]], Generic[State]):
     r"""Trains half-precision parameters by way of a copy of them in float32.
 
     Neighboring numbers in bfloat16 are 0.4 to 0.8 % apart, and an update of less than half of that
@@ -115,8 +115,8 @@ class MasterWeights(AbstractParticular[MasterWeightsState[State]], Generic[State
     def __check_init__(self) -> None:
         check_transformation("inner", self.inner)
 
-    def needs(self) -> frozenset[Need]:
-        return frozenset({Need.MOVES, Need.EXACT})
+    def requirements(self) -> frozenset[Requirement]:
+        return frozenset({Requirement.MOVES, Requirement.EXACT})
 
     def init_state(self, params: Params, context: Context) -> MasterWeightsState[State]:
         wide = widened(params)
@@ -132,9 +132,9 @@ class MasterWeights(AbstractParticular[MasterWeightsState[State]], Generic[State
         context: Context,
     ) -> tuple[Updates, MasterWeightsState[State]]:
         check_state(self.inner, state.inner_state, "state.inner_state")
-        params = need_params(params, self, context)
+        params = require_params(params, self, context)
         leaves, treedef = checks.flatten(params)
-        masters, _ = checks.flatten(fitting(state.masters, params, "state.masters"))
+        masters, _ = checks.flatten(check_like(state.masters, params, "state.masters"))
         pairs = zip(leaves, masters, strict=True)
         masters = [None if m is None else _follow(x, m) for x, m in pairs]
         pairs = zip(leaves, masters, strict=True)

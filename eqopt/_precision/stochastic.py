@@ -16,10 +16,10 @@ from .._base.key_data import unkept
 from .._base.trees import add, narrowed, placed_like
 from .._base.types import Model, Params, State, Updates
 from .._jit import compiled_call, partition
-from .._objective.objective import Context, need_params
+from .._objective.objective import Context, require_params
 from .._transformation.apply import arrays_of, merged
 from .._transformation.base import AbstractTransformation, check_state, check_transformation
-from .._transformation.nesting import AbstractParticular, Need, refuse
+from .._transformation.nesting import AbstractConstrained, check_nesting, Requirement
 
 
 @jax.jit
@@ -52,7 +52,7 @@ class StochasticRoundingState(eqx.Module, Generic[State]):
     inner_state: State
 
 
-class StochasticRounding(AbstractParticular[StochasticRoundingState[State]], Generic[State]):
+class StochasticRounding(AbstractConstrained[StochasticRoundingState[State]], Generic[State]):
     r"""Rounds half-precision parameters at random, so that the updates arrive in the mean.
 
     The sum $s = \theta + u$ of parameter and update is between two neighbors $a \le s < b$ in the
@@ -92,10 +92,12 @@ class StochasticRounding(AbstractParticular[StochasticRoundingState[State]], Gen
 
     def __check_init__(self) -> None:
         check_transformation("inner", self.inner)
-        refuse(self, self.inner, {Need.LANDS: "they are rounded to one side of it at random"})
+        check_nesting(
+            self, self.inner, {Requirement.LANDS: "they are rounded to one side of it at random"}
+        )
 
-    def needs(self) -> frozenset[Need]:
-        return frozenset({Need.MOVES, Need.EXACT})
+    def requirements(self) -> frozenset[Requirement]:
+        return frozenset({Requirement.MOVES, Requirement.EXACT})
 
     def init_state(self, params: Params, context: Context) -> StochasticRoundingState[State]:
         return StochasticRoundingState(self.inner.init_state(params, context))
@@ -108,7 +110,7 @@ class StochasticRounding(AbstractParticular[StochasticRoundingState[State]], Gen
         context: Context,
     ) -> tuple[Updates, StochasticRoundingState[State]]:
         check_state(self.inner, state.inner_state, "state.inner_state")
-        params = need_params(params, self, context)
+        params = require_params(params, self, context)
         out, inner_state = self.inner.transform(updates, state.inner_state, params, context)
         leaves, treedef = checks.flatten(params)
         changes: list[Any] = treedef.flatten_up_to(out)
@@ -129,7 +131,7 @@ class _Keys:
         self.context, self.owner = context, owner
 
     def of(self, index: int) -> Any:
-        key = jax.random.fold_in(self.context.need("key", self.owner), 0x5EED)
+        key = jax.random.fold_in(self.context.require("key", self.owner), 0x5EED)
         return jax.random.fold_in(key, index)
 
 
@@ -154,7 +156,7 @@ def apply_updates_stochastically(model: Model, updates: PyTree, key: Any) -> Mod
     """
     key = unkept(prng_key("key")(key))
     return merged(
-        model, compiled_call.call(_apply, *map(partition.drop_statics, (model, updates)), key)
+        model, compiled_call.call(_apply, *map(partition.filter_arrays, (model, updates)), key)
     )
 
 
@@ -163,7 +165,7 @@ def _apply(model: PyTree, updates: PyTree, key: Any) -> PyTree:
     leaves, treedef = checks.flatten(model)
     trained = treedef.unflatten([x if checks.is_inexact(x) else None for x in leaves])
     changes, _ = checks.flatten(
-        checks.fit(updates, trained, "updates", any_dtype=True, reference_name="model")
+        checks.conform_to(updates, trained, "updates", any_dtype=True, reference_name="model")
     )
     for i, u in enumerate(changes):
         if u is not None:

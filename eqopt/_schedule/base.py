@@ -13,7 +13,7 @@ import wadler_lindig as wl
 from jaxtyping import Array, Float, Int
 
 from .._base.checks import call_traced, describe, is_array, typed
-from .._base.converters import float_dtype, prettily, real, settle
+from .._base.converters import canonicalize, float_dtype, module_pdoc, real
 from .._base.types import Function, Scalar, ScalarLike
 from .._jit import compiled_call
 
@@ -32,11 +32,11 @@ class AbstractSchedule(eqx.Module):
     def __call__(self, count: int | np.ndarray | Int[Array, "*shape"]) -> Float[Array, "*shape"]:
         """Gives the value at each count."""
         return compiled_call.call(
-            _evaluate, settle(self), np.asarray(count) if type(count) is int else count
+            _evaluate, canonicalize(self), np.asarray(count) if type(count) is int else count
         )
 
     def __pdoc__(self, **kwargs: Any) -> wl.AbstractDoc:
-        return prettily(self, **kwargs)
+        return module_pdoc(self, **kwargs)
 
 
 class FunctionSchedule(AbstractSchedule):
@@ -183,7 +183,7 @@ def line(
 
 
 @typed
-def mix(
+def between(
     start: Float[Array, "*#shape"], end: Float[Array, "*#shape"], weight: Float[Array, "*#shape"]
 ) -> Float[Array, "*#shape"]:
     """From `end` at a weight of 0 to `start` at 1."""
@@ -247,7 +247,7 @@ def interpolate(
     # After the last boundary both levels are the last one, whatever the fraction.
     step = jnp.clip(count - begins[index], 0, length)
     weight = as_real(curve(as_real(step) / as_real(length)))
-    return mix(levels[following], levels[index], weight)
+    return between(levels[following], levels[index], weight)
 
 
 def linear_interpolation(fraction: Float[Array, "*shape"]) -> Float[Array, "*shape"]:

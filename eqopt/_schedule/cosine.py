@@ -5,7 +5,7 @@ from jaxtyping import Array, Float, Int
 
 from .._base.converters import real, steps
 from .._base.types import Scalar, Steps
-from .base import AbstractSchedule, as_real, as_steps, cosine, mix
+from .base import AbstractSchedule, as_real, as_steps, between, cosine
 
 
 class CosineDecay(AbstractSchedule):
@@ -38,4 +38,4 @@ class CosineDecay(AbstractSchedule):
     def at(self, count: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
         init_value = as_real(self.init_value)
         weight = cosine(count, as_steps(self.decay_steps), as_real(self.exponent))
-        return mix(init_value, init_value * as_real(self.alpha), weight)
+        return between(init_value, init_value * as_real(self.alpha), weight)

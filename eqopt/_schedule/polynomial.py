@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, Int
 
 from .._base.converters import real, steps
 from .._base.types import Scalar, Steps
-from .base import AbstractSchedule, as_real, as_steps, line, mix, remaining, since
+from .base import AbstractSchedule, as_real, as_steps, between, line, remaining, since
 
 
 class Polynomial(AbstractSchedule):
@@ -40,7 +40,7 @@ class Polynomial(AbstractSchedule):
         num_steps = as_steps(self.transition_steps)
         left = remaining(since(count, as_steps(self.transition_begin)), num_steps)
         weight = jnp.where(num_steps > 0, left ** as_real(self.power), 1.0)
-        return mix(as_real(self.init_value), as_real(self.end_value), weight)
+        return between(as_real(self.init_value), as_real(self.end_value), weight)
 
 
 class Linear(AbstractSchedule):

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from .._base.converters import flag, optional, real, steps
 from .._base.types import Scalar, Steps
-from .base import AbstractSchedule, as_real, as_steps, cosine, exponential, line, mix, since
+from .base import AbstractSchedule, as_real, as_steps, between, cosine, exponential, line, since
 
 
 class WarmupConstant(AbstractSchedule):
@@ -94,7 +94,7 @@ class WarmupCosineDecay(AbstractSchedule):
             since(as_steps(self.decay_steps), warmup_steps),
             as_real(self.exponent),
         )
-        decay = mix(as_real(self.peak_value), as_real(self.end_value), weight)
+        decay = between(as_real(self.peak_value), as_real(self.end_value), weight)
         return jnp.where(count < warmup_steps, rise, decay)
 
 

@@ -15,13 +15,13 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from .._base.checks import is_inexact
-from .._base.converters import optional, prng_key, settle, size
+from .._base.converters import canonicalize, optional, prng_key, size
 from .._base.key_data import kept, unkept
 from .._base.norms import global_norm
 from .._base.progress import AbstractProgress, as_progress
 from .._base.types import Function, Model
 from .._jit.function import hoist, opaque
-from .._jit.partition import numbers_are_data, on_device, pack, Packed, Spec
+from .._jit.partition import mark_numbers_dynamic, on_device, pack, Partitioned, StaticPart
 from .._transformation.base import AbstractTransformation, check_transformation, step
 from .history import History, Metrics, Record
 from .hyperparameters import learning_rate
@@ -51,7 +51,7 @@ class Fit(eqx.Module, Generic[Model]):
     interrupted: bool = eqx.field(static=True)
 
 
-class FitProgress(Generic[Model]):
+class FitCallbackArgs(Generic[Model]):
     """What a callback of [`eqopt.fit`][] is given.
 
     `num_steps` is the number of steps taken so far. `loss`, `learning_rate`, `grad_norm` and `aux`
@@ -104,7 +104,7 @@ def fit(
     steps_per_call: int = 1,
     key: Any = None,
     progress: bool | AbstractProgress = False,
-    callback: Callable[[FitProgress[Model]], Any] | None = None,
+    callback: Callable[[FitCallbackArgs[Model]], Any] | None = None,
 ) -> Fit[Model]:
     """Trains a model, one step for each batch.
 
@@ -131,8 +131,8 @@ def fit(
     - `key`: a PRNG key, or the `key` of a [`eqopt.Fit`][]; each step gets its own, split from it.
     - `progress`: whether to show a progress bar: tqdm's or rich's where installed, else text. Or an
         [`eqopt.AbstractProgress`][].
-    - `callback`: called after each call with an [`eqopt.FitProgress`][]; ends the loop by returning
-        `True`.
+    - `callback`: called after each call with an [`eqopt.FitCallbackArgs`][]; ends the loop by
+        returning `True`.
 
     **Returns:**
 
@@ -146,7 +146,7 @@ def fit(
     check_transformation("optimizer", optimizer)
     key = optional(prng_key("key"))(key)
     bar = as_progress(progress)
-    optimizer = settle(optimizer)
+    optimizer = canonicalize(optimizer)
     hoisted = hoist(loss_fn)
     state = optimizer.init(model) if state is None else state
     reuse = not opaque(hoisted)
@@ -179,7 +179,7 @@ def fit(
                     shown = time.monotonic()
                     bar.update(record.num_steps, record.message())
                 num = record.num_steps
-                if callback is not None and callback(FitProgress(num, metrics, loop.copy)):
+                if callback is not None and callback(FitCallbackArgs(num, metrics, loop.copy)):
                     break
     except KeyboardInterrupt:
         interrupted = True
@@ -193,15 +193,15 @@ def fit(
 class _Loop:
     """Model, state and key, kept flat from step to step."""
 
-    def __init__(self, arrays: list[Any], spec: Spec) -> None:
+    def __init__(self, arrays: list[Any], spec: StaticPart) -> None:
         self.arrays = arrays
         self.spec = spec
 
     def rebuild(self) -> Any:
-        return Packed(self.arrays, self.spec).unpack()
+        return Partitioned(self.arrays, self.spec).unpack()
 
     def copy(self) -> Any:
-        return Packed(_copy(self.arrays), self.spec).unpack()
+        return Partitioned(_copy(self.arrays), self.spec).unpack()
 
 
 @jax.jit
@@ -225,13 +225,13 @@ def _after(norm: Array, model: Model) -> Model:
 
 @functools.lru_cache(maxsize=64)
 def _make(
-    spec: Spec, fixed_spec: Spec, has_aux: bool
+    spec: StaticPart, fixed_spec: StaticPart, has_aux: bool
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """The compiled step, and the compiled sequence of steps."""
 
-    def one(arrays: list[Any], fixed: list[Any], batch: Packed) -> tuple[list[Any], Metrics]:
-        model, state, key = Packed(arrays, spec).unpack()
-        optimizer, fn = Packed(fixed, fixed_spec).unpack()
+    def one(arrays: list[Any], fixed: list[Any], batch: Partitioned) -> tuple[list[Any], Metrics]:
+        model, state, key = Partitioned(arrays, spec).unpack()
+        optimizer, fn = Partitioned(fixed, fixed_spec).unpack()
         kwargs = {}
         if key is not None:
             after, kwargs["key"] = jax.random.split(unkept(key))
@@ -246,7 +246,7 @@ def _make(
         return pack((model, state, key)).arrays, metrics
 
     def many(
-        arrays: list[Any], fixed: list[Any], batches: Packed, num: int
+        arrays: list[Any], fixed: list[Any], batches: Partitioned, num: int
     ) -> tuple[list[Any], Metrics]:
         # By their number, for there may be no array in a batch.
         return jax.lax.scan(lambda carry, x: one(carry, fixed, x), arrays, batches, length=num)
@@ -254,13 +254,13 @@ def _make(
     return jax.jit(one, donate_argnums=0), jax.jit(many, donate_argnums=0, static_argnums=3)
 
 
-def _taken(batch: Any) -> Packed:
+def _taken(batch: Any) -> Partitioned:
     """What `loss_fn` is given of a batch, taken apart; of NumPy's arrays a copy."""
     several = type(batch) in (tuple, list)
-    return pack(numbers_are_data(tuple(batch) if several else (batch,)))
+    return pack(mark_numbers_dynamic(tuple(batch) if several else (batch,)))
 
 
-def _groups(batches: Iterator[Packed], num: int) -> Iterator[list[Packed]]:
+def _groups(batches: Iterator[Partitioned], num: int) -> Iterator[list[Partitioned]]:
     """Puts up to `num` batches of the same shapes together."""
     for _, alike in itertools.groupby(batches, _kind) if num > 1 else ():
         while group := list(itertools.islice(alike, num)):
@@ -269,11 +269,11 @@ def _groups(batches: Iterator[Packed], num: int) -> Iterator[list[Packed]]:
         yield [batch]
 
 
-def _kind(batch: Packed) -> Any:
+def _kind(batch: Partitioned) -> Any:
     return batch.spec, [None if x is None else jax.typeof(x) for x in batch.arrays]
 
 
-def _stacked(group: list[Packed]) -> Packed:
+def _stacked(group: list[Partitioned]) -> Partitioned:
     def stack(xs: tuple[Any, ...]) -> Any:
         if xs[0] is None:
             return None
@@ -281,7 +281,7 @@ def _stacked(group: list[Packed]) -> Packed:
         return np.stack(xs) if on_host else _stack(xs)
 
     columns = zip(*[x.arrays for x in group], strict=True)
-    return Packed([stack(xs) for xs in columns], group[0].spec)
+    return Partitioned([stack(xs) for xs in columns], group[0].spec)
 
 
 @jax.jit

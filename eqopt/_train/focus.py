@@ -61,7 +61,7 @@ def apply_gradient(rule: Flat, flat: Flat, grads: PyTree) -> tuple[Flat, None]:
     if isinstance(trained, LookaheadParams):
         grads = trained.gradient(grads)
     examples = takes_examples(transformation)
-    grads = checks.fit(grads, trained, "grads", any_shape=examples, reference_name="target")
+    grads = checks.conform_to(grads, trained, "grads", any_shape=examples, reference_name="target")
     updates, state = transformation.update(grads, state, target)
     if frozen is not None:
         updates = hide(updates, others(frozen))
@@ -76,7 +76,7 @@ def gradient(
     has_aux: bool,
     frozen: Chosen | None,
 ) -> Evaluation[Any]:
-    if not compiled_call.inlined():
+    if not compiled_call.is_inside_trace():
         note_trace(fn, compiled_call.signature((target, args, kwargs)))
     trained, rest = eqx.partition(target, checks.is_inexact)
     if frozen is not None:
@@ -93,7 +93,7 @@ def take_step(
     kwargs: dict[str, Any],
     has_aux: bool,
 ) -> tuple[Flat, Evaluation[Any]]:
-    if not compiled_call.inlined():
+    if not compiled_call.is_inside_trace():
         note_trace(fn, compiled_call.signature((rule, flat, args, kwargs)))
     target, state = flat.whole()
     transformation, frozen = _unpacked(rule, state)

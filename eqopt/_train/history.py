@@ -12,7 +12,7 @@ from jaxtyping import Array, PyTree
 from .._base import checks
 from .._base.arithmetic import cast, wider
 from .._base.key_data import is_kept, kept, unkept
-from .._jit.partition import pack, Packed
+from .._jit.partition import pack, Partitioned
 
 # Metrics wait on the device until there are this many, so that no step waits for them.
 _FLUSH = 512
@@ -55,7 +55,7 @@ class Metrics(NamedTuple):
     """
 
     numbers: Array
-    aux: Packed
+    aux: Partitioned
 
     @classmethod
     def of(cls, loss: Array, grad_norm: Array, rate: Array | None, aux: PyTree) -> "Metrics":
@@ -117,7 +117,7 @@ class Record:
         return History(loss, rate[0] if rate else None, grad_norm, _joined(self._done))
 
 
-def _taken(aux: PyTree) -> Packed:
+def _taken(aux: PyTree) -> Partitioned:
     """Takes aux apart into arrays, also of its numbers and keys, and all else."""
     numbers = bool | int | float | complex
     arrays = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, numbers) else x, aux)
@@ -149,7 +149,7 @@ def _kind(metrics: Metrics) -> Any:
     return metrics.is_one, metrics.aux.spec, arrays
 
 
-def _at(aux: Packed, step: int) -> PyTree:
+def _at(aux: Partitioned, step: int) -> PyTree:
     """The aux of one of several steps."""
     return jax.tree.map(lambda x: x[step], aux).unpack()
 

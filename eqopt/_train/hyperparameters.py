@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._base.converters import settle
+from .._base.converters import canonicalize
 from .._base.key_data import is_key
 from .._jit import compiled_call
 from .._schedule.base import AbstractSchedule
@@ -64,7 +64,7 @@ def hyperparameters(
         ```
     """
     check_state(transformation, state, "state")
-    transformation = settle(transformation)
+    transformation = canonicalize(transformation)
     return {found.name: found.value for found in _collect(transformation, state)}
 
 

@@ -6,11 +6,11 @@ import equinox as eqx
 import wadler_lindig as wl
 from jaxtyping import Array, PyTree
 
-from .._base.converters import settle
+from .._base.converters import canonicalize
 from .._base.types import Function, Model, State
 from .._jit import compiled_call
 from .._jit.function import hoist, opaque
-from .._jit.partition import drop_statics, Flat, numbers_are_data, on_device
+from .._jit.partition import filter_arrays, Flat, mark_numbers_dynamic, on_device
 from .._objective.objective import Evaluation
 from .._transformation.base import AbstractTransformation, check_state, check_transformation
 from .._transformation.eval_params import eval_params
@@ -73,7 +73,7 @@ class Optimizer(eqx.Module, Generic[Model, State]):
                 "`Optimizer.create(transformation, target)` makes the state"
             )
         check_state(focused(transformation, focus), state, "state")
-        self._rule = Flat.of(on_device((settle(transformation), focus)))
+        self._rule = Flat.of(on_device((canonicalize(transformation), focus)))
         self._flat = Flat.of((target, state))
 
     # Methods as plain Python has them: to make one a PyTree, Equinox looks at every leaf, whenever
@@ -181,7 +181,7 @@ class Optimizer(eqx.Module, Generic[Model, State]):
         A `ValueError` or `TypeError` that names the leaf or the argument at fault.
         """
         kept = _rule(self, overrides), self._flat
-        flat, _ = compiled_call.advance(apply_gradient, kept, drop_statics(grads))
+        flat, _ = compiled_call.advance(apply_gradient, kept, filter_arrays(grads))
         return _after(self, flat)
 
     @overload
@@ -218,8 +218,8 @@ class Optimizer(eqx.Module, Generic[Model, State]):
             gradient,
             hoisted,
             target,
-            numbers_are_data(args),
-            numbers_are_data(kwargs),
+            mark_numbers_dynamic(args),
+            mark_numbers_dynamic(kwargs),
             has_aux,
             out_of_focus(state, self.focus),
             reuse=not opaque(hoisted),
@@ -358,8 +358,8 @@ def _stepped(
         take_step,
         (_rule(optimizer, overrides), optimizer._flat),
         hoisted,
-        numbers_are_data(args),
-        numbers_are_data(kwargs),
+        mark_numbers_dynamic(args),
+        mark_numbers_dynamic(kwargs),
         has_aux,
         reuse=not opaque(hoisted),
     )

@@ -6,9 +6,9 @@ from jax import lax
 from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
-from .._base.arithmetic import abs_sq, minus, mix, over, over_root, plus, where_positive
+from .._base.arithmetic import abs_sq, divide, ema, minus, over_root, plus, where_positive
 from .._base.converters import real
-from .._base.trees import bias_correction, increment, newest, zero_count, zeros_like
+from .._base.trees import bias_correction, increment, one_minus, zero_count, zeros_like
 from .._base.types import Count, Params, Scalar
 from .._objective.objective import Context
 from .._transformation.base import AbstractLeafwise
@@ -27,9 +27,9 @@ def _acprop(
     eps_root: Float[Array, ""],
     nu_weight: Float[Array, ""],
 ) -> tuple[Inexact[Array, "*shape"], Inexact[Array, "*shape"], Float[Array, "*shape"]]:
-    square = where_positive(first, lax.full_like(nu, 1), over(nu, nu_weight))
-    nu = plus(mix(rest2, nu, abs_sq(minus(update, mu))), eps_root)
-    return over_root(update, square, eps), mix(rest1, mu, update), nu
+    square = where_positive(first, lax.full_like(nu, 1), divide(nu, nu_weight))
+    nu = plus(ema(rest2, nu, abs_sq(minus(update, mu))), eps_root)
+    return over_root(update, square, eps), ema(rest1, mu, update), nu
 
 
 @checks.typed
@@ -96,8 +96,8 @@ class ScaleByACProp(AbstractLeafwise[ScaleByACPropState]):
             trees=("mu", "nu"),
             scalars=(
                 state.count == 0,
-                newest(self.b1),
-                newest(self.b2),
+                one_minus(self.b1),
+                one_minus(self.b2),
                 self.eps,
                 self.eps_root,
                 # Of the steps before this one, and of one in the first, which makes no use of it.

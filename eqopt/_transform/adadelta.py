@@ -4,9 +4,9 @@ import equinox as eqx
 from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
-from .._base.arithmetic import abs_sq, mix, over, plus, safe_sqrt, times
+from .._base.arithmetic import abs_sq, divide, ema, plus, safe_sqrt, times
 from .._base.converters import real
-from .._base.trees import newest, zeros_like
+from .._base.trees import one_minus, zeros_like
 from .._base.types import Params, Scalar
 from .._objective.objective import Context
 from .._transformation.base import AbstractLeafwise
@@ -21,10 +21,10 @@ def _adadelta(
     rest: Float[Array, ""],
     eps: Float[Array, ""],
 ) -> tuple[Inexact[Array, "*shape"], Float[Array, "*shape"], Float[Array, "*shape"]]:
-    e_g = mix(rest, e_g, abs_sq(update))
-    ratio = over(safe_sqrt(plus(e_x, eps)), safe_sqrt(plus(e_g, eps)))
+    e_g = ema(rest, e_g, abs_sq(update))
+    ratio = divide(safe_sqrt(plus(e_x, eps)), safe_sqrt(plus(e_g, eps)))
     update = times(ratio, update)
-    return update, e_g, mix(rest, e_x, abs_sq(update))
+    return update, e_g, ema(rest, e_x, abs_sq(update))
 
 
 @checks.typed
@@ -74,4 +74,4 @@ class ScaleByAdadelta(AbstractLeafwise[ScaleByAdadeltaState]):
         return ScaleByAdadeltaState(zeros_like(params, real=True), zeros_like(params, real=True))
 
     def rule(self, state: ScaleByAdadeltaState, params: Params | None, context: Context) -> Rule:
-        return Rule(_adadelta, state, trees=("e_g", "e_x"), scalars=(newest(self.rho), self.eps))
+        return Rule(_adadelta, state, trees=("e_g", "e_x"), scalars=(one_minus(self.rho), self.eps))

@@ -5,9 +5,9 @@ import numpy as np
 from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
-from .._base.arithmetic import abs_sq, debiased, mix, over, over_root
+from .._base.arithmetic import abs_sq, debiased, divide, ema, over_root
 from .._base.converters import flag, inexact_dtype, real
-from .._base.trees import increment, moment_weights, newest, zero_count, zeros_like
+from .._base.trees import increment, moment_weights, one_minus, zero_count, zeros_like
 from .._base.types import Count, Params, Scalar
 from .._objective.objective import Context
 from .._transformation.base import AbstractLeafwise
@@ -27,10 +27,10 @@ def _adam(
     nu_weight: Float[Array, ""],
     next_mu_weight: Float[Array, ""] | None = None,
 ) -> tuple[Inexact[Array, "*shape"], Inexact[Array, "*shape"], Float[Array, "*shape"]]:
-    mu = mix(rest1, mu, update)
-    nu = mix(rest2, nu, abs_sq(update))
+    mu = ema(rest1, mu, update)
+    nu = ema(rest2, nu, abs_sq(update))
     direction = debiased(mu, update, rest1, mu_weight, next_mu_weight)
-    return over_root(direction, over(nu, nu_weight), eps, eps_root), mu, nu
+    return over_root(direction, divide(nu, nu_weight), eps, eps_root), mu, nu
 
 
 @checks.typed
@@ -102,5 +102,5 @@ class ScaleByAdam(AbstractLeafwise[ScaleByAdamState]):
             _adam,
             ScaleByAdamState(count, state.mu, state.nu),
             trees=("mu", "nu"),
-            scalars=(newest(self.b1), newest(self.b2), self.eps, self.eps_root, *weights),
+            scalars=(one_minus(self.b1), one_minus(self.b2), self.eps, self.eps_root, *weights),
         )

@@ -5,9 +5,9 @@ from jax import lax
 from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
-from .._base.arithmetic import mix, over, plus, times
+from .._base.arithmetic import divide, ema, plus, times
 from .._base.converters import real
-from .._base.trees import bias_correction, increment, newest, zero_count, zeros_like
+from .._base.trees import bias_correction, increment, one_minus, zero_count, zeros_like
 from .._base.types import Count, Params, Scalar
 from .._objective.objective import Context
 from .._transformation.base import AbstractLeafwise
@@ -24,9 +24,9 @@ def _adamax(
     eps: Float[Array, ""],
     mu_weight: Float[Array, ""],
 ) -> tuple[Inexact[Array, "*shape"], Inexact[Array, "*shape"], Float[Array, "*shape"]]:
-    mu = mix(rest1, mu, update)
+    mu = ema(rest1, mu, update)
     nu = lax.max(plus(lax.abs(update), eps), times(b2, nu))
-    return over(over(mu, mu_weight), nu), mu, nu
+    return divide(divide(mu, mu_weight), nu), mu, nu
 
 
 @checks.typed
@@ -79,5 +79,5 @@ class ScaleByAdamax(AbstractLeafwise[ScaleByAdamaxState]):
             _adamax,
             ScaleByAdamaxState(count, state.mu, state.nu),
             trees=("mu", "nu"),
-            scalars=(newest(self.b1), self.b2, self.eps, bias_correction(self.b1, count)),
+            scalars=(one_minus(self.b1), self.b2, self.eps, bias_correction(self.b1, count)),
         )

@@ -5,9 +5,9 @@ from jax import lax
 from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
-from .._base.arithmetic import abs_sq, minus, mix, over, over_root, plus, times, where_positive
+from .._base.arithmetic import abs_sq, divide, ema, minus, over_root, plus, times, where_positive
 from .._base.converters import real
-from .._base.trees import bias_correction, increment, newest, zero_count, zeros_like
+from .._base.trees import bias_correction, increment, one_minus, zero_count, zeros_like
 from .._base.types import Count, Params, Scalar
 from .._objective.objective import Context
 from .._transformation.base import AbstractLeafwise
@@ -39,11 +39,11 @@ def _adan(
     Inexact[Array, "*shape"],
 ]:
     change = where_positive(first, lax.full_like(update, 0), minus(update, g))
-    m = mix(rest1, m, update)
-    v = mix(rest2, v, change)
-    n = mix(rest3, n, abs_sq(plus(update, times(b2, change))))
-    direction = plus(over(m, m_weight), times(b2, over(v, v_weight)))
-    return over_root(direction, over(n, n_weight), eps, eps_root), m, v, n, update
+    m = ema(rest1, m, update)
+    v = ema(rest2, v, change)
+    n = ema(rest3, n, abs_sq(plus(update, times(b2, change))))
+    direction = plus(divide(m, m_weight), times(b2, divide(v, v_weight)))
+    return over_root(direction, divide(n, n_weight), eps, eps_root), m, v, n, update
 
 
 @checks.typed
@@ -126,7 +126,7 @@ class ScaleByAdan(AbstractLeafwise[ScaleByAdanState]):
             trees=("m", "v", "n", "g"),
             scalars=(
                 state.count == 0,
-                *[newest(decay) for decay in decays],
+                *[one_minus(decay) for decay in decays],
                 self.b2,
                 self.eps,
                 self.eps_root,

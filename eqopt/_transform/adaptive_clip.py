@@ -10,7 +10,7 @@ from .._base import checks
 from .._base.arithmetic import norm, times
 from .._base.converters import real
 from .._base.types import Params, Scalar
-from .._objective.objective import Context, need_params
+from .._objective.objective import Context, require_params
 from .._transformation.base import AbstractLeafwise, EmptyState
 from .._transformation.leafwise import Rule
 
@@ -109,6 +109,6 @@ class AdaptiveGradClip(AbstractLeafwise[EmptyState]):
         return EmptyState()
 
     def rule(self, state: EmptyState, params: Params | None, context: Context) -> Rule:
-        _check_axes(self.axis, need_params(params, self, context))
+        _check_axes(self.axis, require_params(params, self, context))
         scalars, options = (self.clipping, self.eps), (self.axis,)
         return Rule(_clip_units, state, scalars=scalars, needs_params=True, options=options)

@@ -5,9 +5,16 @@ import numpy as np
 from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
-from .._base.arithmetic import abs_sq, mix, over, over_root, plus, times
+from .._base.arithmetic import abs_sq, divide, ema, over_root, plus, times
 from .._base.converters import inexact_dtype, real
-from .._base.trees import bias_correction, increment, moment_weights, newest, zero_count, zeros_like
+from .._base.trees import (
+    bias_correction,
+    increment,
+    moment_weights,
+    one_minus,
+    zero_count,
+    zeros_like,
+)
 from .._base.types import Count, Params, Scalar
 from .._objective.objective import Context
 from .._schedule.base import AbstractSchedule, scheduled_real, value_at
@@ -35,10 +42,10 @@ def _ademamix(
     Inexact[Array, "*shape"],
     Float[Array, "*shape"],
 ]:
-    m1, m2 = mix(rest1, m1, update), mix(rest3, m2, update)
-    nu = mix(rest2, nu, abs_sq(update))
-    direction = plus(over(m1, m1_weight), times(alpha, m2))
-    return over_root(direction, over(nu, nu_weight), eps, eps_root), m1, m2, nu
+    m1, m2 = ema(rest1, m1, update), ema(rest3, m2, update)
+    nu = ema(rest2, nu, abs_sq(update))
+    direction = plus(divide(m1, m1_weight), times(alpha, m2))
+    return over_root(direction, divide(nu, nu_weight), eps, eps_root), m1, m2, nu
 
 
 @checks.typed
@@ -124,9 +131,9 @@ class ScaleByAdEMAMix(AbstractLeafwise[ScaleByAdEMAMixState]):
             ScaleByAdEMAMixState(count, state.m1, state.m2, state.nu),
             trees=("m1", "m2", "nu"),
             scalars=(
-                newest(self.b1),
-                newest(self.b2),
-                newest(value_at(self.b3, state.count)),
+                one_minus(self.b1),
+                one_minus(self.b2),
+                one_minus(value_at(self.b3, state.count)),
                 value_at(self.alpha, state.count),
                 self.eps,
                 self.eps_root,
@@ -148,8 +155,8 @@ def _simplified(
     n_weight: Float[Array, ""],
 ) -> tuple[Inexact[Array, "*shape"], Inexact[Array, "*shape"], Float[Array, "*shape"]]:
     m = plus(times(b1, m), update)
-    n = mix(rest2, n, abs_sq(update))
-    return over_root(plus(m, times(alpha, update)), over(n, n_weight), eps, eps_root), m, n
+    n = ema(rest2, n, abs_sq(update))
+    return over_root(plus(m, times(alpha, update)), divide(n, n_weight), eps, eps_root), m, n
 
 
 @checks.typed
@@ -223,7 +230,7 @@ class ScaleBySimplifiedAdEMAMix(AbstractLeafwise[ScaleBySimplifiedAdEMAMixState]
             trees=("m", "n"),
             scalars=(
                 self.b1,
-                newest(self.b2),
+                one_minus(self.b2),
                 value_at(self.alpha, state.count),
                 self.eps,
                 self.eps_root,

@@ -7,9 +7,9 @@ from jax import lax
 from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
-from .._base.arithmetic import abs_sq, clipped, mix, over, safe_sqrt, where_positive
+from .._base.arithmetic import abs_sq, clipped, divide, ema, safe_sqrt, where_positive
 from .._base.converters import flag, float_dtype, inexact_dtype, real
-from .._base.trees import increment, newest, zero_count, zeros_like
+from .._base.trees import increment, one_minus, zero_count, zeros_like
 from .._base.types import Count, Params, Scalar
 from .._objective.objective import Context
 from .._schedule.base import AbstractSchedule, as_schedule
@@ -40,13 +40,13 @@ def _adopt(
     eps: Float[Array, ""],
     limit: Float[Array, ""] | None = None,
 ) -> tuple[Inexact[Array, "*shape"], Inexact[Array, "*shape"], Float[Array, "*shape"]]:
-    rescaled = over(update, lax.max(safe_sqrt(nu), lax.broadcast(eps, nu.shape)))
+    rescaled = divide(update, lax.max(safe_sqrt(nu), lax.broadcast(eps, nu.shape)))
     rescaled = where_positive(first, lax.full_like(update, 0), rescaled)
     if limit is not None:
         rescaled = clipped(rescaled, limit)
-    mu = mix(rest1, mu, rescaled)
-    direction = mix(rest1, mu, rescaled) if nesterov else mu
-    return direction, mu, mix(rest2, nu, abs_sq(update))
+    mu = ema(rest1, mu, rescaled)
+    direction = ema(rest1, mu, rescaled) if nesterov else mu
+    return direction, mu, ema(rest2, nu, abs_sq(update))
 
 
 @checks.typed
@@ -125,8 +125,8 @@ class ScaleByADOPT(AbstractLeafwise[ScaleByADOPTState]):
             trees=("mu", "nu"),
             scalars=(
                 first,
-                newest(self.b1),
-                jnp.where(first, 1, newest(self.b2)),
+                one_minus(self.b1),
+                jnp.where(first, 1, one_minus(self.b2)),
                 self.eps,
                 *limits,
             ),

@@ -6,9 +6,9 @@ from jax import lax
 from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
-from .._base.arithmetic import abs_sq, mix, over, over_root
+from .._base.arithmetic import abs_sq, divide, ema, over_root
 from .._base.converters import flag, inexact_dtype, real
-from .._base.trees import bias_correction, increment, newest, zero_count, zeros_like
+from .._base.trees import bias_correction, increment, one_minus, zero_count, zeros_like
 from .._base.types import Count, Params, Scalar
 from .._objective.objective import Context
 from .._transformation.base import AbstractLeafwise
@@ -33,10 +33,10 @@ def _amsgrad(
     Float[Array, "*shape"],
     Float[Array, "*shape"],
 ]:
-    mu = mix(rest1, mu, update)
-    nu = mix(rest2, nu, abs_sq(update))
-    nu_max = lax.max(nu_max, over(nu, nu_weight))
-    return over_root(over(mu, mu_weight), nu_max, eps, eps_root), mu, nu, nu_max
+    mu = ema(rest1, mu, update)
+    nu = ema(rest2, nu, abs_sq(update))
+    nu_max = lax.max(nu_max, divide(nu, nu_weight))
+    return over_root(divide(mu, mu_weight), nu_max, eps, eps_root), mu, nu, nu_max
 
 
 @checks.typed
@@ -121,5 +121,5 @@ class ScaleByAMSGrad(AbstractLeafwise[ScaleByAMSGradState]):
             _amsgrad,
             ScaleByAMSGradState(count, state.mu, state.nu, state.nu_max),
             trees=("mu", "nu", "nu_max"),
-            scalars=(newest(self.b1), newest(self.b2), self.eps, self.eps_root, *weights),
+            scalars=(one_minus(self.b1), one_minus(self.b2), self.eps, self.eps_root, *weights),
         )

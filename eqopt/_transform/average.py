@@ -5,9 +5,9 @@ import numpy as np
 from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
-from .._base.arithmetic import mix, over, plus, times
+from .._base.arithmetic import divide, ema as ema_of, plus, times
 from .._base.converters import flag, inexact_dtype, real
-from .._base.trees import bias_correction, increment, newest, zero_count, zeros_like
+from .._base.trees import bias_correction, increment, one_minus, zero_count, zeros_like
 from .._base.types import Count, Params, Scalar
 from .._objective.objective import Context
 from .._transformation.base import AbstractLeafwise
@@ -77,8 +77,8 @@ def _ema(
     rest: Float[Array, ""],
     weight: Float[Array, ""],
 ) -> tuple[Inexact[Array, "*shape"], Inexact[Array, "*shape"]]:
-    ema = mix(rest, ema, update)
-    return (over(ema, weight) if debias else ema), ema
+    ema = ema_of(rest, ema, update)
+    return (divide(ema, weight) if debias else ema), ema
 
 
 @checks.typed
@@ -120,6 +120,6 @@ class EMA(AbstractLeafwise[EMAState]):
 
     def rule(self, state: EMAState, params: Params | None, context: Context) -> Rule:
         count = increment(state.count)
-        scalars = (newest(self.decay), bias_correction(self.decay, count))
+        scalars = (one_minus(self.decay), bias_correction(self.decay, count))
         new = EMAState(count, state.ema)
         return Rule(_ema, new, trees=("ema",), scalars=scalars, options=(self.debias,))

@@ -88,7 +88,7 @@ class Stateless(AbstractTransformation[EmptyState]):
     def transform(
         self, updates: Updates, state: EmptyState, params: Params | None, context: Context
     ) -> tuple[Updates, EmptyState]:
-        return checks.fit(
+        return checks.conform_to(
             self.f(updates, params), updates, "f(updates, params)", any_dtype=True
         ), state
 
@@ -121,4 +121,4 @@ class StatelessWithTreeMap(AbstractTransformation[EmptyState]):
         own = [None] * len(leaves) if params is None else treedef.flatten_up_to(params)
         pairs = zip(leaves, own, strict=True)
         out = treedef.unflatten([None if u is None else self.f(u, x) for u, x in pairs])
-        return checks.fit(out, updates, "f(update, param)", any_dtype=True), state
+        return checks.conform_to(out, updates, "f(update, param)", any_dtype=True), state

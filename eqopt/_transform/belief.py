@@ -4,9 +4,9 @@ import equinox as eqx
 from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
-from .._base.arithmetic import abs_sq, debiased, minus, mix, over, over_root, plus
+from .._base.arithmetic import abs_sq, debiased, divide, ema, minus, over_root, plus
 from .._base.converters import flag, real
-from .._base.trees import increment, moment_weights, newest, zero_count, zeros_like
+from .._base.trees import increment, moment_weights, one_minus, zero_count, zeros_like
 from .._base.types import Count, Params, Scalar
 from .._objective.objective import Context
 from .._transformation.base import AbstractLeafwise
@@ -26,10 +26,10 @@ def _belief(
     nu_weight: Float[Array, ""],
     next_mu_weight: Float[Array, ""] | None = None,
 ) -> tuple[Inexact[Array, "*shape"], Inexact[Array, "*shape"], Float[Array, "*shape"]]:
-    mu = mix(rest1, mu, update)
-    nu = plus(mix(rest2, nu, abs_sq(minus(update, mu))), eps_root)
+    mu = ema(rest1, mu, update)
+    nu = plus(ema(rest2, nu, abs_sq(minus(update, mu))), eps_root)
     direction = debiased(mu, update, rest1, mu_weight, next_mu_weight)
-    return over_root(direction, over(nu, nu_weight), eps), mu, nu
+    return over_root(direction, divide(nu, nu_weight), eps), mu, nu
 
 
 @checks.typed
@@ -99,5 +99,5 @@ class ScaleByBelief(AbstractLeafwise[ScaleByBeliefState]):
             _belief,
             ScaleByBeliefState(count, state.mu, state.nu),
             trees=("mu", "nu"),
-            scalars=(newest(self.b1), newest(self.b2), self.eps, self.eps_root, *weights),
+            scalars=(one_minus(self.b1), one_minus(self.b2), self.eps, self.eps_root, *weights),
         )

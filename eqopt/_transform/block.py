@@ -9,7 +9,7 @@ from .._base import checks
 from .._base.arithmetic import norm, plus, rms, times
 from .._base.converters import flag, optional, real
 from .._base.types import Params, Scalar
-from .._objective.objective import Context, need_params
+from .._objective.objective import Context, require_params
 from .._transformation.base import AbstractLeafwise, EmptyState
 from .._transformation.leafwise import Rule
 
@@ -85,7 +85,7 @@ class ScaleByTrustRatio(AbstractLeafwise[EmptyState]):
         return EmptyState()
 
     def rule(self, state: EmptyState, params: Params | None, context: Context) -> Rule:
-        need_params(params, self, context)
+        require_params(params, self, context)
         scalars = (self.min_norm, self.trust_coefficient, self.eps)
         if self.weight_decay is not None:
             scalars = (*scalars, self.weight_decay)
@@ -121,7 +121,7 @@ class ScaleByParamBlockNorm(AbstractLeafwise[EmptyState]):
         return EmptyState()
 
     def rule(self, state: EmptyState, params: Params | None, context: Context) -> Rule:
-        need_params(params, self, context)
+        require_params(params, self, context)
         return Rule(_by_norm, state, scalars=(self.min_scale,), needs_params=True)
 
 
@@ -157,5 +157,5 @@ class ScaleByParamBlockRMS(AbstractLeafwise[EmptyState]):
         return EmptyState()
 
     def rule(self, state: EmptyState, params: Params | None, context: Context) -> Rule:
-        need_params(params, self, context)
+        require_params(params, self, context)
         return Rule(_by_rms, state, scalars=(self.min_scale,), needs_params=True)

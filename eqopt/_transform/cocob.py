@@ -5,11 +5,11 @@ from jax import lax
 from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
-from .._base.arithmetic import is_complex, minus, over, plus, times
+from .._base.arithmetic import divide, is_complex, minus, plus, times
 from .._base.converters import real
 from .._base.trees import copies, full_like, zeros_like
 from .._base.types import Params, Scalar
-from .._objective.objective import Context, need_params
+from .._objective.objective import Context, require_params
 from .._transformation.base import AbstractLeafwise
 from .._transformation.leafwise import Rule
 
@@ -40,7 +40,7 @@ def _cocob(
     cumulative_gradients = minus(cumulative_gradients, update)
     limit = lax.max(plus(subgradients, scale), times(alpha, scale))
     # Divided twice: the product of the denominators underflows where gradients are tiny.
-    fraction = over(over(cumulative_gradients, scale), limit)
+    fraction = divide(divide(cumulative_gradients, scale), limit)
     bet = times(fraction, plus(scale, reward))
     # Not `(start + bet) - param`, which rounds to the digits of the parameter.
     return (
@@ -128,6 +128,6 @@ class ScaleByCOCOB(AbstractLeafwise[ScaleByCOCOBState]):
         )
 
     def rule(self, state: ScaleByCOCOBState, params: Params | None, context: Context) -> Rule:
-        need_params(params, self, context)
+        require_params(params, self, context)
         trees = ("init_particles", "cumulative_gradients", "scale", "subgradients", "reward")
         return Rule(_cocob, state, trees=trees, scalars=(self.alpha,), needs_params=True)

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact
 
 from .._base import checks
-from .._base.arithmetic import over, plus, times
+from .._base.arithmetic import divide, plus, times
 from .._base.trees import increment, zero_count
 from .._base.types import Count, Params, Scalar
-from .._objective.objective import Context, need_params
+from .._objective.objective import Context, require_params
 from .._schedule.base import AbstractSchedule, scheduled_real, value_at
 from .._transformation.base import AbstractLeafwise
 from .._transformation.leafwise import Rule
@@ -21,7 +21,7 @@ def _contract(
     length: Float[Array, ""],
     change: Float[Array, ""],
 ) -> Inexact[Array, "*shape"]:
-    return plus(over(update, length), times(change, param))
+    return plus(divide(update, length), times(change, param))
 
 
 @checks.typed
@@ -64,7 +64,7 @@ class ContractByLearningRate(AbstractLeafwise[ContractByLearningRateState]):
     def rule(
         self, state: ContractByLearningRateState, params: Params | None, context: Context
     ) -> Rule:
-        need_params(params, self, context)
+        require_params(params, self, context)
         rate = value_at(self.learning_rate, state.count)
         length = jnp.sqrt(1 + rate * rate)
         # Not `1 / length - 1`, which cancels: for a rate of 1e-3, it has one digit in float32.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
-from .._base.arithmetic import abs_sq, mix, over, plus, safe_sqrt, times, wider
+from .._base.arithmetic import abs_sq, divide, ema, plus, safe_sqrt, times, wider
 from .._base.converters import flag, float_dtype, optional, real
 from .._base.trees import (
     bias_correction,
@@ -16,18 +16,18 @@ from .._base.trees import (
     differences,
     increment,
     inner,
-    newest,
+    mask_like,
+    one_minus,
     sum_of,
-    where_given,
     zero_count,
     zeros_like,
 )
 from .._base.types import Count, Params, Scalar, Updates
-from .._objective.objective import Context, need_params
+from .._objective.objective import Context, require_params
 from .._schedule.base import AbstractSchedule, scheduled_real, value_at
 from .._transformation import leafwise
 from .._transformation.base import AbstractTransformation
-from .._transformation.eval_params import fitting
+from .._transformation.eval_params import check_like
 from .._transformation.leafwise import Rule
 
 _Number: TypeAlias = Float[Array, ""]
@@ -60,13 +60,13 @@ def _dadapt(
     rate: _Number,
     eps: _Number,
 ) -> _Moments:
-    weighted = over(grad_sum, plus(safe_sqrt(exp_avg_sq), eps))
+    weighted = divide(grad_sum, plus(safe_sqrt(exp_avg_sq), eps))
     step = times(rate, update)
     return (
         weighted,
-        mix(rest1, exp_avg, step),
-        mix(rest2, exp_avg_sq, abs_sq(update)),
-        mix(rest3, grad_sum, step),
+        ema(rest1, exp_avg, step),
+        ema(rest2, exp_avg_sq, abs_sq(update)),
+        ema(rest3, grad_sum, step),
     )
 
 
@@ -85,8 +85,8 @@ def _prodigy(
     scaled = times(distance, update)
     return (
         update,
-        mix(rest1, exp_avg, scaled),
-        mix(rest2, exp_avg_sq, abs_sq(scaled)),
+        ema(rest1, exp_avg, scaled),
+        ema(rest2, exp_avg_sq, abs_sq(scaled)),
         plus(times(beta3, grad_sum), times(weight, update)),
     )
 
@@ -101,7 +101,7 @@ def _adam(
     eps: _Number,
     decay: _Number,
 ) -> tuple[Inexact[Array, "*shape"], Inexact[Array, "*shape"], Float[Array, "*shape"]]:
-    direction = over(times(rate, exp_avg), plus(safe_sqrt(exp_avg_sq), eps))
+    direction = divide(times(rate, exp_avg), plus(safe_sqrt(exp_avg_sq), eps))
     return plus(direction, times(decay, param)), exp_avg, exp_avg_sq
 
 
@@ -215,9 +215,9 @@ class ScaleByDAdaptAdam(AbstractTransformation[ScaleByDAdaptAdamState]):
         params: Params | None,
         context: Context,
     ) -> tuple[Updates, ScaleByDAdaptAdamState]:
-        params = need_params(params, self, context)
+        params = require_params(params, self, context)
         rate = _rate(state.estim_lr, self.learning_rate, self.betas, state.count)
-        rest1, rest2 = (newest(b) for b in self.betas)
+        rest1, rest2 = (one_minus(b) for b in self.betas)
         beta3 = jnp.sqrt(jnp.asarray(self.betas[1]))
         # Not `1 - beta3`, which cancels.
         rest3 = rest2 / (1 + beta3)
@@ -230,7 +230,7 @@ class ScaleByDAdaptAdam(AbstractTransformation[ScaleByDAdaptAdamState]):
         weighted, (new,) = leafwise.run((moments,), updates, params)
         gain = inner(updates, weighted)
         numerator = beta3 * state.numerator_weighted + rest3 * rate * gain
-        estimate = _estimate(numerator, where_given(updates, new.grad_sum), rest3)
+        estimate = _estimate(numerator, mask_like(updates, new.grad_sum), rest3)
         new = ScaleByDAdaptAdamState(
             new.exp_avg,
             new.exp_avg_sq,
@@ -337,7 +337,7 @@ class ScaleByProdigy(AbstractTransformation[ScaleByProdigyState]):
     def transform(
         self, updates: Updates, state: ScaleByProdigyState, params: Params | None, context: Context
     ) -> tuple[Updates, ScaleByProdigyState]:
-        params = need_params(params, self, context)
+        params = require_params(params, self, context)
         distance = state.estim_lr
         rate = _rate(distance, self.learning_rate, self.betas, state.count)
         beta3 = jnp.sqrt(self.betas[1]) if self.beta3 is None else jnp.asarray(self.beta3)
@@ -347,14 +347,14 @@ class ScaleByProdigy(AbstractTransformation[ScaleByProdigyState]):
             _prodigy,
             state,
             trees=(*_ADAM, "grad_sum"),
-            scalars=(*(newest(b) for b in self.betas), beta3, distance, weight),
+            scalars=(*(one_minus(b) for b in self.betas), beta3, distance, weight),
         )
         wide, (new,) = leafwise.run((moments,), updates, params)
-        back = differences(fitting(state.params0, params, "state.params0"), params)
-        gain = inner(updates, where_given(updates, back))
+        back = differences(check_like(state.params0, params, "state.params0"), params)
+        gain = inner(updates, mask_like(updates, back))
         numerator = beta3 * state.numerator_weighted + growth * rate * gain
         estimate = self.estim_lr_coef * _estimate(
-            numerator, where_given(updates, new.grad_sum), jnp.ones_like(rate)
+            numerator, mask_like(updates, new.grad_sum), jnp.ones_like(rate)
         )
         new = ScaleByProdigyState(
             new.exp_avg,

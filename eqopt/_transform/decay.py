@@ -7,7 +7,7 @@ from .._base import checks
 from .._base.arithmetic import plus, times
 from .._base.converters import optional, real
 from .._base.types import Params, Scalar
-from .._objective.objective import Context, need_params
+from .._objective.objective import Context, require_params
 from .._transformation.base import AbstractLeafwise, EmptyState
 from .._transformation.leafwise import Rule
 from ..selectors._selector import AbstractSelector, as_selector
@@ -50,6 +50,6 @@ class AddDecayedWeights(AbstractLeafwise[EmptyState]):
         return EmptyState()
 
     def rule(self, state: EmptyState, params: Params | None, context: Context) -> Rule:
-        params = need_params(params, self, context)
+        params = require_params(params, self, context)
         mask = None if self.mask is None else self.mask.select(params)
         return Rule(_decay, state, scalars=(self.weight_decay,), needs_params=True, mask=mask)

@@ -16,10 +16,10 @@ from .._base.converters import float_dtype, inexact_dtype, optional, real
 from .._base.norms import global_norm
 from .._base.trees import copies, differences, increment, widened, zero_count
 from .._base.types import Count, Params, Scalar, Updates
-from .._objective.objective import Context, need_params
+from .._objective.objective import Context, require_params
 from .._transformation import leafwise
 from .._transformation.base import AbstractLeafwise, AbstractTransformation
-from .._transformation.eval_params import fitting
+from .._transformation.eval_params import check_like
 from .._transformation.leafwise import Rule
 
 
@@ -122,7 +122,7 @@ def _scaled(updates: Updates, factor: Float[Array, ""], state: eqx.Module) -> Up
 
 
 def _distance(init_params: PyTree, params: Params) -> Float[Array, ""]:
-    gone = differences(fitting(init_params, params, "state.init_params"), params)
+    gone = differences(check_like(init_params, params, "state.init_params"), params)
     return global_norm(gone).astype(float_dtype())
 
 
@@ -189,7 +189,7 @@ class ScaleByDoG(AbstractTransformation[ScaleByDoGState]):
     def transform(
         self, updates: Updates, state: ScaleByDoGState, params: Params | None, context: Context
     ) -> tuple[Updates, ScaleByDoGState]:
-        params = need_params(params, self, context)
+        params = require_params(params, self, context)
         length = jnp.maximum(state.max_dist, _distance(state.init_params, params))
         total = state.sum_sq_norm_grads + jnp.square(global_norm(updates).astype(float_dtype()))
         rate = _ratio(length, safe_sqrt(total + self.eps))
@@ -253,7 +253,7 @@ class ScaleByDoWG(AbstractTransformation[ScaleByDoWGState]):
     def transform(
         self, updates: Updates, state: ScaleByDoWGState, params: Params | None, context: Context
     ) -> tuple[Updates, ScaleByDoWGState]:
-        params = need_params(params, self, context)
+        params = require_params(params, self, context)
         gone = jnp.square(_distance(state.init_params, params))
         sq_dist = jnp.maximum(state.estim_sq_dist, gone)
         sq_norm = jnp.square(global_norm(updates).astype(float_dtype()))
@@ -350,7 +350,7 @@ class ScaleByDistanceOverGradients(AbstractLeafwise[ScaleByDistanceOverGradients
         params: Params | None,
         context: Context,
     ) -> Rule:
-        need_params(params, self, context)
+        require_params(params, self, context)
         return Rule(
             _distance_over_gradients,
             state,

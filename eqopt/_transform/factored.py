@@ -12,9 +12,9 @@ from jax import lax
 from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
-from .._base.arithmetic import abs_sq, is_complex, mix, over, plus, safe_sqrt
+from .._base.arithmetic import abs_sq, divide, ema, is_complex, plus, safe_sqrt
 from .._base.converters import flag, real, size, steps
-from .._base.trees import increment, newest, zero_count, zeros_like
+from .._base.trees import increment, one_minus, zero_count, zeros_like
 from .._base.types import Count, Params, Scalar, Steps
 from .._objective.objective import Context
 from .._transformation.base import AbstractLeafwise
@@ -91,11 +91,11 @@ def _factored_rms(
     axes = _axes(factored, min_size, update.shape)
     if axes is None or v_row is None or v_col is None:
         assert v is not None  # the shapes have been checked
-        v = mix(rest, v, square)
-        return over(update, safe_sqrt(v)), None, None, v
+        v = ema(rest, v, square)
+        return divide(update, safe_sqrt(v)), None, None, v
     d1, d0 = axes
-    v_row = mix(rest, v_row, jnp.mean(square, axis=d0))
-    v_col = mix(rest, v_col, jnp.mean(square, axis=d1))
+    v_row = ema(rest, v_row, jnp.mean(square, axis=d0))
+    v_col = ema(rest, v_col, jnp.mean(square, axis=d1))
     mean = jnp.mean(v_row, axis=d1 - (d1 > d0), keepdims=True)
     # The roots are divided, and not the squares: of 1e-30 the square, which the derivative of a
     # quotient has in it, is none in float32.
@@ -205,7 +205,7 @@ class ScaleByFactoredRMS(AbstractLeafwise[ScaleByFactoredRMSState]):
             _factored_rms,
             ScaleByFactoredRMSState(increment(state.count), state.v_row, state.v_col, state.v),
             trees=("v_row", "v_col", "v"),
-            scalars=(newest(decay), self.epsilon),
+            scalars=(one_minus(decay), self.epsilon),
             options=options,
             shapes=functools.partial(_shapes, *options),
         )

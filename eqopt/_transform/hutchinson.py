@@ -10,20 +10,20 @@ from jax import lax
 from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
-from .._base.arithmetic import cast, is_complex, mix, over, times, wider
+from .._base.arithmetic import cast, divide, ema, is_complex, times, wider
 from .._base.converters import inexact_dtype, optional, prng_key, real, steps
 from .._base.prng import advance, KeyWords, PRNGKey, signs_like, words_of
 from .._base.trees import (
     bias_correction,
-    blank_like,
     conj,
     increment,
-    newest,
+    one_minus,
     zero_count,
+    zeros_exactly_like,
     zeros_like,
 )
 from .._base.types import Count, Params, Scalar, State, Steps, Updates
-from .._objective.objective import Context, need_params
+from .._objective.objective import Context, require_params
 from .._transformation import leafwise
 from .._transformation.base import AbstractTransformation, check_state, check_transformation
 from .._transformation.leafwise import Rule
@@ -102,13 +102,17 @@ class HutchinsonEstimatorDiagHessian(AbstractTransformation[HutchinsonEstimatorD
         params: Params | None,
         context: Context,
     ) -> tuple[Updates, HutchinsonEstimatorDiagHessianState]:
-        params = need_params(params, self, context)
-        objective = context.need("value_fn", self)
+        params = require_params(params, self, context)
+        objective = context.require("value_fn", self)
         words, key = advance(state.key, self.key)
         leaves, treedef = checks.flatten(params)
         given = [u is not None for u in treedef.flatten_up_to(updates)]
         probes = [
-            _probe(jax.random.fold_in(key, i), x) if asked else x if x is None else blank_like(x)
+            _probe(jax.random.fold_in(key, i), x)
+            if asked
+            else x
+            if x is None
+            else zeros_exactly_like(x)
             for i, (x, asked) in enumerate(zip(leaves, given, strict=True))
         ]
         # Forward over reverse: the memory of one gradient and its tangent.
@@ -135,8 +139,8 @@ def _step(
     eps: Float[Array, ""],
     limit: Float[Array, ""] | None = None,
 ) -> tuple[Inexact[Array, "*shape"], Inexact[Array, "*shape"], Inexact[Array, "*shape"]]:
-    mu = mix(rest, mu, update)
-    return _newton(over(mu, weight), nu, gamma, eps, limit), mu, nu
+    mu = ema(rest, mu, update)
+    return _newton(divide(mu, weight), nu, gamma, eps, limit), mu, nu
 
 
 def _newton(
@@ -149,7 +153,7 @@ def _newton(
     if is_complex(direction):
         real = _newton(lax.real(direction), lax.real(nu), gamma, eps, limit)
         return lax.complex(real, _newton(lax.imag(direction), lax.imag(nu), gamma, eps, limit))
-    step = over(direction, jnp.maximum(times(gamma, nu), eps))
+    step = divide(direction, jnp.maximum(times(gamma, nu), eps))
     return step if limit is None else jnp.clip(step, -limit, limit)
 
 
@@ -157,7 +161,7 @@ def _newton(
 def _average(
     curvature: Inexact[Array, "*shape"], nu: Inexact[Array, "*shape"], rest: Float[Array, ""]
 ) -> tuple[Inexact[Array, "*shape"], Inexact[Array, "*shape"]]:
-    return curvature, mix(rest, nu, curvature)
+    return curvature, ema(rest, nu, curvature)
 
 
 @checks.typed
@@ -254,12 +258,12 @@ class ScaleBySophia(AbstractTransformation[ScaleBySophiaState[State]], Generic[S
         params: Params | None,
         context: Context,
     ) -> tuple[Updates, ScaleBySophiaState[State]]:
-        params = need_params(params, self, context)
+        params = require_params(params, self, context)
         check_state(self.hessian_diagonal_fn, state.hessian_fn_state, "state.hessian_fn_state")
         count = increment(state.count)
         limit = () if self.clip_threshold is None else (self.clip_threshold,)
         weight = bias_correction(self.b1, count)
-        scalars = (newest(self.b1), weight, self.gamma, self.eps, *limit)
+        scalars = (one_minus(self.b1), weight, self.gamma, self.eps, *limit)
         rule = Rule(_step, state, trees=("mu", "nu"), scalars=scalars)
         out, (after,) = leafwise.run((rule,), updates, params)
 
@@ -268,7 +272,7 @@ class ScaleBySophia(AbstractTransformation[ScaleBySophiaState[State]], Generic[S
                 updates, held.hessian_fn_state, params, context
             )
             new = ScaleBySophiaState(held.count, held.mu, held.nu, estimates)
-            average = Rule(_average, new, trees=("nu",), scalars=(newest(self.b2),))
+            average = Rule(_average, new, trees=("nu",), scalars=(one_minus(self.b2),))
             return leafwise.run((average,), curvature, params)[1][0]
 
         due = lax.eq(lax.rem(state.count, jnp.asarray(self.update_interval)), np.int32(0))

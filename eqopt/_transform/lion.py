@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
-from .._base.arithmetic import mix, times
+from .._base.arithmetic import ema, times
 from .._base.converters import inexact_dtype, real
-from .._base.trees import increment, newest, zero_count, zeros_like
+from .._base.trees import increment, one_minus, zero_count, zeros_like
 from .._base.types import Count, Params, Scalar
 from .._objective.objective import Context
 from .._transformation.base import AbstractLeafwise
@@ -80,8 +80,8 @@ def _lion(
     rest2: Float[Array, ""],
     beta: Float[Array, ""],
 ) -> tuple[Inexact[Array, "*shape"], Inexact[Array, "*shape"]]:
-    direction = mode(mix(rest1, mu, update), beta)
-    return direction, mix(rest2, mu, update)
+    direction = mode(ema(rest1, mu, update), beta)
+    return direction, ema(rest2, mu, update)
 
 
 @checks.typed
@@ -135,5 +135,5 @@ class ScaleByLion(AbstractLeafwise[ScaleByLionState]):
 
     def rule(self, state: ScaleByLionState, params: Params | None, context: Context) -> Rule:
         new = ScaleByLionState(increment(state.count), state.mu)
-        scalars = (newest(self.b1), newest(self.b2), self.smooth_beta)
+        scalars = (one_minus(self.b1), one_minus(self.b2), self.smooth_beta)
         return Rule(_lion, new, trees=("mu",), scalars=scalars, options=(self.mode,))

@@ -7,11 +7,11 @@ from jax import lax
 from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
-from .._base.arithmetic import abs_sq, cast, minus, over, plus, times
+from .._base.arithmetic import abs_sq, cast, divide, minus, plus, times
 from .._base.converters import real
-from .._base.trees import copies, increment, newest, zero_count, zeros_like
+from .._base.trees import copies, increment, one_minus, zero_count, zeros_like
 from .._base.types import Count, Params, Scalar
-from .._objective.objective import Context, need_params
+from .._objective.objective import Context, require_params
 from .._schedule.base import AbstractSchedule, scheduled_real, value_at
 from .._transformation.base import AbstractLeafwise
 from .._transformation.leafwise import Rule
@@ -39,7 +39,7 @@ def _madgrad(
     # Without `eps`, where no gradient has been. Asked this way, so that a NaN is not taken for
     # nothing.
     nothing = lax.eq(size, lax.full_like(size, 0))
-    average = over(s, lax.select(nothing, lax.full_like(size, 1), size))
+    average = divide(s, lax.select(nothing, lax.full_like(size, 1), size))
     # Of the difference only: the mean with the parameter itself rounds to the parameter's digits.
     return times(rest, minus(minus(x0, param), average)), grad_sum_sq, s, x0
 
@@ -115,7 +115,7 @@ class ScaleByMADGRAD(AbstractLeafwise[ScaleByMADGRADState]):
         )
 
     def rule(self, state: ScaleByMADGRADState, params: Params | None, context: Context) -> Rule:
-        need_params(params, self, context)
+        require_params(params, self, context)
         count = increment(state.count)
         eps = jnp.asarray(self.eps)
         rate = value_at(self.learning_rate, state.count)
@@ -124,6 +124,6 @@ class ScaleByMADGRAD(AbstractLeafwise[ScaleByMADGRADState]):
             _madgrad,
             ScaleByMADGRADState(count, state.grad_sum_sq, state.s, state.x0),
             trees=("grad_sum_sq", "s", "x0"),
-            scalars=(weight, newest(self.momentum), eps),
+            scalars=(weight, one_minus(self.momentum), eps),
             needs_params=True,
         )

@@ -8,20 +8,20 @@ import numpy as np
 from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
-from .._base.arithmetic import abs_sq, mix, over, plus, safe_sqrt, times
+from .._base.arithmetic import abs_sq, divide, ema, plus, safe_sqrt, times
 from .._base.converters import flag, float_dtype, real
 from .._base.trees import (
     bias_correction,
     copies,
     increment,
     inner,
-    newest,
-    where_given,
+    mask_like,
+    one_minus,
     zero_count,
     zeros_like,
 )
 from .._base.types import Count, Params, Scalar, Updates
-from .._objective.objective import Context, need_params
+from .._objective.objective import Context, require_params
 from .._schedule.base import AbstractSchedule, scheduled_real, value_at
 from .._transformation import leafwise
 from .._transformation.base import AbstractTransformation
@@ -37,7 +37,7 @@ _SMALLEST = float(np.finfo(np.float64).eps)
 def _average(
     update: Inexact[Array, "*shape"], exp_avg: Inexact[Array, "*shape"], rest: _Number
 ) -> tuple[Inexact[Array, "*shape"], Inexact[Array, "*shape"]]:
-    exp_avg = mix(rest, exp_avg, update)
+    exp_avg = ema(rest, exp_avg, update)
     return exp_avg, exp_avg
 
 
@@ -51,10 +51,10 @@ def _adam(
     weight2: _Number,
     eps: _Number,
 ) -> tuple[Inexact[Array, "*shape"], Inexact[Array, "*shape"], Float[Array, "*shape"]]:
-    exp_avg = mix(rest1, exp_avg, update)
-    exp_avg_sq = mix(rest2, exp_avg_sq, abs_sq(update))
-    size = plus(safe_sqrt(over(exp_avg_sq, weight2)), eps)
-    return over(exp_avg, size), exp_avg, exp_avg_sq
+    exp_avg = ema(rest1, exp_avg, update)
+    exp_avg_sq = ema(rest2, exp_avg_sq, abs_sq(update))
+    size = plus(safe_sqrt(divide(exp_avg_sq, weight2)), eps)
+    return divide(exp_avg, size), exp_avg, exp_avg_sq
 
 
 @checks.typed
@@ -64,7 +64,7 @@ def _proximal(
     step_size: _Number,
     decay: _Number,
 ) -> Inexact[Array, "*shape"]:
-    return over(
+    return divide(
         plus(times(step_size, update), times(decay, param)), plus(decay, jnp.ones_like(decay))
     )
 
@@ -122,7 +122,7 @@ def _bounded(
 
 
 def _averaged(old: _Number, rest: _Number, new: Any) -> _Number:
-    return mix(rest, old, jnp.asarray(new).astype(float_dtype()))
+    return ema(rest, old, jnp.asarray(new).astype(float_dtype()))
 
 
 @checks.typed
@@ -208,11 +208,11 @@ class ScaleByMoMo(AbstractTransformation[ScaleByMoMoState]):
     def transform(
         self, updates: Updates, state: ScaleByMoMoState, params: Params | None, context: Context
     ) -> tuple[Updates, ScaleByMoMoState]:
-        params = need_params(params, self, context)
-        value = context.need("value", self)
-        own = where_given(updates, params)
+        params = require_params(params, self, context)
+        value = context.require("value", self)
+        own = mask_like(updates, params)
         # Each average begins with its first term.
-        rest = jnp.where(state.count == 0, 1, newest(self.beta))
+        rest = jnp.where(state.count == 0, 1, one_minus(self.beta))
         barf = _averaged(state.barf, rest, value)
         gamma = _averaged(state.gamma, rest, inner(updates, own))
         average = Rule(_average, state, trees=("exp_avg",), scalars=(rest,))
@@ -314,18 +314,18 @@ class ScaleByMoMoAdam(AbstractTransformation[ScaleByMoMoAdamState]):
     def transform(
         self, updates: Updates, state: ScaleByMoMoAdamState, params: Params | None, context: Context
     ) -> tuple[Updates, ScaleByMoMoAdamState]:
-        params = need_params(params, self, context)
-        value = context.need("value", self)
-        own = where_given(updates, params)
+        params = require_params(params, self, context)
+        value = context.require("value", self)
+        own = mask_like(updates, params)
         count = increment(state.count)
-        rest1, rest2 = newest(self.b1), newest(self.b2)
+        rest1, rest2 = one_minus(self.b1), one_minus(self.b2)
         barf = _averaged(state.barf, rest1, value)
         gamma = _averaged(state.gamma, rest1, inner(updates, own))
         weight1, weight2 = bias_correction(self.b1, count), bias_correction(self.b2, count)
         trees, scalars = ("exp_avg", "exp_avg_sq"), (rest1, rest2, weight2, self.eps)
         moments = Rule(_adam, state, trees=trees, scalars=scalars)
         direction, (new,) = leafwise.run((moments,), updates, params)
-        average = where_given(updates, new.exp_avg)
+        average = mask_like(updates, new.exp_avg)
         rate = value_at(self.learning_rate, state.count).astype(float_dtype())
         decay = rate * self.weight_decay
         products = inner(average, own), inner(average, direction)

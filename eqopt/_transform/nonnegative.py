@@ -6,11 +6,11 @@ from jaxtyping import Array, Inexact
 from .._base import checks
 from .._base.arithmetic import is_complex
 from .._base.types import Params, Updates
-from .._objective.objective import Context, need_params
+from .._objective.objective import Context, require_params
 from .._transformation import leafwise
 from .._transformation.base import EmptyState
 from .._transformation.leafwise import Rule
-from .._transformation.nesting import AbstractParticular, Need
+from .._transformation.nesting import AbstractConstrained, Requirement
 
 
 @checks.typed
@@ -28,7 +28,7 @@ def _keep_nonnegative(
     return lax.select(lax.lt(update, least), least, update)
 
 
-class KeepParamsNonnegative(AbstractParticular[EmptyState]):
+class KeepParamsNonnegative(AbstractConstrained[EmptyState]):
     r"""Cuts the updates short where they would make a parameter negative:
     $u \leftarrow \max(u, -\theta)$.
 
@@ -41,8 +41,8 @@ class KeepParamsNonnegative(AbstractParticular[EmptyState]):
     Raises a `ValueError` if `update` is given no parameters.
     """
 
-    def needs(self) -> frozenset[Need]:
-        return frozenset({Need.MOVES, Need.EXACT, Need.LANDS})
+    def requirements(self) -> frozenset[Requirement]:
+        return frozenset({Requirement.MOVES, Requirement.EXACT, Requirement.LANDS})
 
     def init_state(self, params: Params, context: Context) -> EmptyState:
         return EmptyState()
@@ -50,6 +50,6 @@ class KeepParamsNonnegative(AbstractParticular[EmptyState]):
     def transform(
         self, updates: Updates, state: EmptyState, params: Params | None, context: Context
     ) -> tuple[Updates, EmptyState]:
-        params = need_params(params, self, context)
+        params = require_params(params, self, context)
         rule = Rule(_keep_nonnegative, state, needs_params=True)
         return leafwise.run((rule,), updates, params)[0], state

@@ -7,11 +7,11 @@ import numpy as np
 from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
-from .._base.arithmetic import abs_sq, mix, over_root, plus, times
+from .._base.arithmetic import abs_sq, ema, over_root, plus, times
 from .._base.converters import inexact_dtype, real
-from .._base.trees import increment, newest, zero_count, zeros_like
+from .._base.trees import increment, one_minus, zero_count, zeros_like
 from .._base.types import Count, Params, Scalar
-from .._objective.objective import Context, need_params
+from .._objective.objective import Context, require_params
 from .._transformation.base import AbstractLeafwise
 from .._transformation.leafwise import Rule
 
@@ -28,7 +28,7 @@ def _novograd(
     eps_root: Float[Array, ""],
     weight_decay: Float[Array, ""],
 ) -> tuple[Inexact[Array, "*shape"], Inexact[Array, "*shape"], Float[Array, ""]]:
-    nu = mix(rest2, nu, jnp.sum(abs_sq(update)))
+    nu = ema(rest2, nu, jnp.sum(abs_sq(update)))
     decayed = plus(over_root(update, nu, eps, eps_root), times(weight_decay, param))
     mu = plus(times(b1, mu), decayed)
     return mu, mu, nu
@@ -105,14 +105,14 @@ class ScaleByNovoGrad(AbstractLeafwise[ScaleByNovoGradState]):
         )
 
     def rule(self, state: ScaleByNovoGradState, params: Params | None, context: Context) -> Rule:
-        need_params(params, self, context)
+        require_params(params, self, context)
         return Rule(
             _novograd,
             ScaleByNovoGradState(increment(state.count), state.mu, state.nu),
             trees=("mu", "nu"),
             scalars=(
                 self.b1,
-                jnp.where(state.count == 0, 1, newest(self.b2)),
+                jnp.where(state.count == 0, 1, one_minus(self.b2)),
                 self.eps,
                 self.eps_root,
                 self.weight_decay,

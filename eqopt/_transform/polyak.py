@@ -77,7 +77,7 @@ class ScaleByPolyak(AbstractTransformation[EmptyState]):
     ) -> tuple[Updates, EmptyState]:
         norm = global_norm(updates)
         dtype = norm.dtype
-        gap = cast(jnp.asarray(context.need("value", self)), dtype) - self.f_min.astype(dtype)
+        gap = cast(jnp.asarray(context.require("value", self)), dtype) - self.f_min.astype(dtype)
         if self.variant == "sps+":
             gap = jnp.maximum(gap, 0)
         size = norm * norm + self.eps.astype(dtype)

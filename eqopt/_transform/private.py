@@ -9,11 +9,11 @@ from jax import lax
 from jaxtyping import Array, Float, Inexact
 
 from .._base import checks
-from .._base.arithmetic import cast, is_complex, over, plus, real_dtype, times
+from .._base.arithmetic import cast, divide, is_complex, plus, real_dtype, times
 from .._base.converters import prng_key, real
 from .._base.prng import advance, KeyWords, normal_like, PRNGKey, words_of
 from .._base.types import Params, Scalar, Updates
-from .._objective.objective import Context, need_params
+from .._objective.objective import Context, require_params
 from .._objective.per_example import per_example_global_norm_clip
 from .._transformation.base import AbstractPerExample
 
@@ -82,7 +82,7 @@ class DifferentiallyPrivateAggregate(AbstractPerExample[DifferentiallyPrivateAgg
         params: Params | None,
         context: Context,
     ) -> tuple[Updates, DifferentiallyPrivateAggregateState]:
-        num = checks.num_examples(updates, need_params(params, self, context), self)
+        num = checks.num_examples(updates, require_params(params, self, context), self)
         total, _ = per_example_global_norm_clip(updates, self.l2_norm_clip)
         words, key = advance(state.key, self.key)
         deviation = jnp.asarray(self.l2_norm_clip) * jnp.asarray(self.noise_multiplier)
@@ -103,4 +103,4 @@ def _noised(
         noise = lax.complex(*map(normal_like, keys, (lax.real(total), lax.imag(total))))
     else:
         noise = normal_like(key, total)
-    return over(plus(total, times(cast(deviation, dtype), noise)), jnp.asarray(num, dtype))
+    return divide(plus(total, times(cast(deviation, dtype), noise)), jnp.asarray(num, dtype))

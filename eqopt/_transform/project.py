@@ -10,11 +10,11 @@ from jaxtyping import Array, Float, Inexact
 
 from .._base import checks
 from .._base.arithmetic import cast, wider
-from .._base.trees import add, moved, narrowed, where_given
+from .._base.trees import add, add_updates, mask_like, narrowed
 from .._base.types import Params, Updates
-from .._objective.objective import Context, need_params
+from .._objective.objective import Context, require_params
 from .._transformation.base import EmptyState
-from .._transformation.nesting import AbstractParticular, Need
+from .._transformation.nesting import AbstractConstrained, Requirement
 from ..projections._base import AbstractBox, AbstractProjection, by_parts, nearest, neighbor
 
 
@@ -48,7 +48,7 @@ def _into(
     return update
 
 
-class Project(AbstractParticular[EmptyState]):
+class Project(AbstractConstrained[EmptyState]):
     r"""Changes the updates so that the parameters land in a set: in the point of it that is nearest
     to where they would have gone.
 
@@ -94,8 +94,8 @@ class Project(AbstractParticular[EmptyState]):
                 f"{checks.describe(self.projection)}"
             )
 
-    def needs(self) -> frozenset[Need]:
-        return frozenset({Need.MOVES, Need.EXACT, Need.LANDS})
+    def requirements(self) -> frozenset[Requirement]:
+        return frozenset({Requirement.MOVES, Requirement.EXACT, Requirement.LANDS})
 
     def init_state(self, params: Params, context: Context) -> EmptyState:
         return EmptyState()
@@ -103,8 +103,8 @@ class Project(AbstractParticular[EmptyState]):
     def transform(
         self, updates: Updates, state: EmptyState, params: Params | None, context: Context
     ) -> tuple[Updates, EmptyState]:
-        params = where_given(updates, need_params(params, self, context))
-        target = nearest(self.projection, moved(params, updates))
+        params = mask_like(updates, require_params(params, self, context))
+        target = nearest(self.projection, add_updates(params, updates))
         if not isinstance(self.projection, AbstractBox):
             return jax.tree.map(_toward, params, target), state
         leaves, treedef = checks.flatten(params)

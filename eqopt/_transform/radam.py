@@ -5,9 +5,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
-from .._base.arithmetic import abs_sq, debiased, mix, over, over_root, times, where_positive
+from .._base.arithmetic import abs_sq, debiased, divide, ema, over_root, times, where_positive
 from .._base.converters import flag, real
-from .._base.trees import increment, moment_weights, newest, zero_count, zeros_like
+from .._base.trees import increment, moment_weights, one_minus, zero_count, zeros_like
 from .._base.types import Count, Params, Scalar
 from .._objective.objective import Context
 from .._transformation.base import AbstractLeafwise
@@ -28,10 +28,10 @@ def _radam(
     nu_weight: Float[Array, ""],
     next_mu_weight: Float[Array, ""] | None = None,
 ) -> tuple[Inexact[Array, "*shape"], Inexact[Array, "*shape"], Float[Array, "*shape"]]:
-    mu = mix(rest1, mu, update)
-    nu = mix(rest2, nu, abs_sq(update))
+    mu = ema(rest1, mu, update)
+    nu = ema(rest2, nu, abs_sq(update))
     plain = debiased(mu, update, rest1, mu_weight, next_mu_weight)
-    rescaled = times(factor, over_root(plain, over(nu, nu_weight), eps, eps_root))
+    rescaled = times(factor, over_root(plain, divide(nu, nu_weight), eps, eps_root))
     return where_positive(factor, rescaled, plain), mu, nu
 
 
@@ -52,7 +52,7 @@ def _lengths(b2: Float[Array, ""], count: Count) -> tuple[Float[Array, ""], Floa
     $\rho_\infty$."""
     t = count.astype(b2.dtype)
     rate = -jnp.log(b2)
-    limit = (1 + b2) / newest(b2)
+    limit = (1 + b2) / one_minus(b2)
     passed = t * rate
     # At first both terms are near `2 / rate`, and cancel: with a decay of 0.9999 in float32, it
     # would be chance whether the fifth step is rectified. There, by the series, less what cancels.
@@ -145,5 +145,12 @@ class ScaleByRAdam(AbstractLeafwise[ScaleByRAdamState]):
             _radam,
             ScaleByRAdamState(count, state.mu, state.nu),
             trees=("mu", "nu"),
-            scalars=(newest(self.b1), newest(self.b2), self.eps, self.eps_root, factor, *weights),
+            scalars=(
+                one_minus(self.b1),
+                one_minus(self.b2),
+                self.eps,
+                self.eps_root,
+                factor,
+                *weights,
+            ),
         )

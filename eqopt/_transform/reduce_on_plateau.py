@@ -102,7 +102,7 @@ class ReduceOnPlateau(AbstractLeafwise[ReduceOnPlateauState]):
 
     def rule(self, state: ReduceOnPlateauState, params: Params | None, context: Context) -> Rule:
         dtype = float_dtype()
-        value = jnp.asarray(context.need("value", self)).astype(dtype)
+        value = jnp.asarray(context.require("value", self)).astype(dtype)
         num_values = increment(state.num_values)
         weights = state.num_values.astype(dtype), num_values.astype(dtype)
         average = (weights[0] * state.avg_value + value) / weights[1]

@@ -4,9 +4,9 @@ import equinox as eqx
 from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
-from .._base.arithmetic import abs_sq, minus, mix, over, plus, safe_sqrt
+from .._base.arithmetic import abs_sq, divide, ema, minus, plus, safe_sqrt
 from .._base.converters import flag, real
-from .._base.trees import bias_correction, full_like, increment, newest, zero_count, zeros_like
+from .._base.trees import bias_correction, full_like, increment, one_minus, zero_count, zeros_like
 from .._base.types import Count, Params, Scalar
 from .._objective.objective import Context
 from .._transformation.base import AbstractLeafwise
@@ -17,8 +17,8 @@ def _divide(
     eps_in_sqrt: bool, x: Array, square: Float[Array, "*shape"], eps: Float[Array, ""]
 ) -> Array:
     if eps_in_sqrt:
-        return over(x, safe_sqrt(plus(square, eps)))
-    return over(x, plus(safe_sqrt(square), eps))
+        return divide(x, safe_sqrt(plus(square, eps)))
+    return divide(x, plus(safe_sqrt(square), eps))
 
 
 @checks.typed
@@ -31,8 +31,8 @@ def _rms(
     eps: Float[Array, ""],
     weight: Float[Array, ""],
 ) -> tuple[Inexact[Array, "*shape"], Float[Array, "*shape"]]:
-    nu = mix(rest, nu, abs_sq(update))
-    return _divide(eps_in_sqrt, update, over(nu, weight) if debias else nu, eps), nu
+    nu = ema(rest, nu, abs_sq(update))
+    return _divide(eps_in_sqrt, update, divide(nu, weight) if debias else nu, eps), nu
 
 
 @checks.typed
@@ -82,7 +82,7 @@ class ScaleByRMS(AbstractLeafwise[ScaleByRMSState]):
             _rms,
             ScaleByRMSState(count, state.nu),
             trees=("nu",),
-            scalars=(newest(self.decay), self.eps, bias_correction(self.decay, count)),
+            scalars=(one_minus(self.decay), self.eps, bias_correction(self.decay, count)),
             options=(self.eps_in_sqrt, self.bias_correction),
         )
 
@@ -98,9 +98,9 @@ def _stddev(
     eps: Float[Array, ""],
     weight: Float[Array, ""],
 ) -> tuple[Inexact[Array, "*shape"], Inexact[Array, "*shape"], Float[Array, "*shape"]]:
-    mu = mix(rest, mu, update)
-    nu = mix(rest, nu, abs_sq(update))
-    mean, square = (over(mu, weight), over(nu, weight)) if debias else (mu, nu)
+    mu = ema(rest, mu, update)
+    nu = ema(rest, nu, abs_sq(update))
+    mean, square = (divide(mu, weight), divide(nu, weight)) if debias else (mu, nu)
     # The variance of a constant is 0, and may round to less.
     variance = minus(square, abs_sq(mean)).clip(0)
     return _divide(eps_in_sqrt, update, variance, eps), mu, nu
@@ -161,6 +161,6 @@ class ScaleByStddev(AbstractLeafwise[ScaleByStddevState]):
             _stddev,
             ScaleByStddevState(count, state.mu, state.nu),
             trees=("mu", "nu"),
-            scalars=(newest(self.decay), self.eps, bias_correction(self.decay, count)),
+            scalars=(one_minus(self.decay), self.eps, bias_correction(self.decay, count)),
             options=(self.eps_in_sqrt, self.bias_correction),
         )

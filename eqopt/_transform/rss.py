@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
-from .._base.arithmetic import abs_sq, over, plus, safe_sqrt
+from .._base.arithmetic import abs_sq, divide, plus, safe_sqrt
 from .._base.converters import flag, real
 from .._base.trees import full_like
 from .._base.types import Params, Scalar
@@ -26,7 +26,7 @@ def _rss(
     # Asked this way, so that a NaN is not taken for nothing. The division is guarded twice, so that
     # its derivative is finite where it is not used.
     nothing = total == 0
-    scaled = over(update, jnp.where(nothing, jnp.ones_like(root), root))
+    scaled = divide(update, jnp.where(nothing, jnp.ones_like(root), root))
     return jnp.where(nothing, jnp.zeros_like(update), scaled), total
 
 

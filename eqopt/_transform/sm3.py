@@ -10,9 +10,9 @@ from jax import lax
 from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
-from .._base.arithmetic import abs_sq, cast, mix, plus, real_dtype, times, wider
+from .._base.arithmetic import abs_sq, cast, ema, plus, real_dtype, times, wider
 from .._base.converters import real
-from .._base.trees import newest, zeros_like
+from .._base.trees import one_minus, zeros_like
 from .._base.types import Params, Scalar, Updates
 from .._objective.objective import Context
 from .._transformation.base import AbstractTransformation
@@ -39,7 +39,7 @@ def _sm3(
     # The root is guarded twice, so that its derivative is finite where it is not used.
     positive = total > 0
     root = lax.rsqrt(jnp.where(positive, total, 1) + eps)
-    mean = mix(rest, cast(mu, dtype), times(wide, jnp.where(positive, root, 0)))
+    mean = ema(rest, cast(mu, dtype), times(wide, jnp.where(positive, root, 0)))
     # Nothing is less than 0, also of an empty leaf.
     highest = [jnp.max(total, axis=_others(ndim, i), initial=0) for i in range(ndim)]
     largest = highest if ndim else [total]
@@ -119,8 +119,8 @@ class ScaleBySM3(AbstractTransformation[ScaleBySM3State]):
         mu = _leaves(state.mu, "state.mu", updates)
         nu = [_leaves(tree, f"state.nu[{i}]", updates) for i, tree in enumerate(state.nu)]
         decay = jnp.asarray(self.b2)
-        weight = jnp.where(decay == 1, 1, newest(decay))
-        scalars = (newest(self.b1), decay, weight, jnp.asarray(self.eps))
+        weight = jnp.where(decay == 1, 1, one_minus(decay))
+        scalars = (one_minus(self.b1), decay, weight, jnp.asarray(self.eps))
         for i, update in enumerate(leaves):
             if update is not None:
                 own = tuple(column[i] for column in nu[: max(update.ndim, 1)])

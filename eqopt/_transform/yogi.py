@@ -5,9 +5,9 @@ from jax import lax
 from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
-from .._base.arithmetic import abs_sq, minus, mix, over, over_root, times
+from .._base.arithmetic import abs_sq, divide, ema, minus, over_root, times
 from .._base.converters import real
-from .._base.trees import full_like, increment, moment_weights, newest, zero_count
+from .._base.trees import full_like, increment, moment_weights, one_minus, zero_count
 from .._base.types import Count, Params, Scalar
 from .._objective.objective import Context
 from .._transformation.base import AbstractLeafwise
@@ -27,9 +27,9 @@ def _yogi(
     nu_weight: Float[Array, ""],
 ) -> tuple[Inexact[Array, "*shape"], Inexact[Array, "*shape"], Float[Array, "*shape"]]:
     square = abs_sq(update)
-    mu = mix(rest1, mu, update)
+    mu = ema(rest1, mu, update)
     nu = minus(nu, times(rest2, times(lax.sign(minus(nu, square)), square)))
-    return over_root(over(mu, mu_weight), over(nu, nu_weight), eps, eps_root), mu, nu
+    return over_root(divide(mu, mu_weight), divide(nu, nu_weight), eps, eps_root), mu, nu
 
 
 @checks.typed
@@ -100,5 +100,5 @@ class ScaleByYogi(AbstractLeafwise[ScaleByYogiState]):
             _yogi,
             ScaleByYogiState(count, state.mu, state.nu),
             trees=("mu", "nu"),
-            scalars=(newest(self.b1), newest(self.b2), self.eps, self.eps_root, *weights),
+            scalars=(one_minus(self.b1), one_minus(self.b2), self.eps, self.eps_root, *weights),
         )

@@ -28,7 +28,9 @@ def apply_updates(model: Model, updates: PyTree) -> Model:
 
     **Raises:** a `ValueError` or `TypeError` that names the leaf that does not fit.
     """
-    return merged(model, compiled_call.call(_apply, *map(partition.drop_statics, (model, updates))))
+    return merged(
+        model, compiled_call.call(_apply, *map(partition.filter_arrays, (model, updates)))
+    )
 
 
 def merged(model: Model, arrays: PyTree) -> Model:
@@ -58,6 +60,6 @@ def applied(model: PyTree, updates: PyTree) -> PyTree:
     leaves, treedef = checks.flatten(model)
     trained = treedef.unflatten([x if checks.is_inexact(x) else None for x in leaves])
     changes, _ = checks.flatten(
-        checks.fit(updates, trained, "updates", any_dtype=True, reference_name="model")
+        checks.conform_to(updates, trained, "updates", any_dtype=True, reference_name="model")
     )
     return treedef.unflatten(sums(leaves, changes))

@@ -9,7 +9,7 @@ from jax import lax
 from jaxtyping import Array, Inexact, PyTree
 
 from .._base import checks
-from .._base.arithmetic import cast, is_complex, mix, real_dtype, wider
+from .._base.arithmetic import cast, ema, is_complex, real_dtype, wider
 from .._base.compat import Tracer
 from .._base.converters import float_dtype, real, steps as whole
 from .._base.models import refuse_numbers
@@ -128,7 +128,7 @@ def _increment(
     rest = cast(size, real_dtype(dtype))
     x, y = cast(new, dtype), cast(old, dtype)
     # Selected where one of them counts for nothing, for `0 * nan` is NaN.
-    moved = jnp.where(rest == 0, y, jnp.where(rest == 1, x, mix(rest, y, x)))
+    moved = jnp.where(rest == 0, y, jnp.where(rest == 1, x, ema(rest, y, x)))
     return narrowed(moved, np.dtype(old.dtype))
 
 

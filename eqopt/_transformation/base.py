@@ -11,7 +11,7 @@ import wadler_lindig as wl
 from jaxtyping import PyTree
 
 from .._base import checks
-from .._base.converters import float_dtype, prettily, settle
+from .._base.converters import canonicalize, float_dtype, module_pdoc
 from .._base.models import check_places, split
 from .._base.trees import conj, round_like
 from .._base.types import Function, Model, Params, State, Tree, Updates
@@ -19,7 +19,7 @@ from .._jit import compiled_call, partition
 from .._jit.function import hoist, note_trace, opaque
 from .._objective.cache import evaluate
 from .._objective.from_state import ValueAndGradFromState
-from .._objective.objective import accepted, Context, Evaluation, Objective, Whole
+from .._objective.objective import accepted, Context, Evaluation, FullProblem, Objective
 from . import leafwise
 from .apply import applied
 from .eval_params import LookaheadParams
@@ -63,10 +63,10 @@ class AbstractTransformation(eqx.Module, Generic[State]):
         fn = None if value_fn is None else hoist(value_fn)
         return compiled_call.call(
             _init,
-            settle(self),
-            params if fn is not None else partition.drop_statics(params),
+            canonicalize(self),
+            params if fn is not None else partition.filter_arrays(params),
             fn,
-            partition.numbers_are_data(args),
+            partition.mark_numbers_dynamic(args),
             has_aux,
             reuse=fn is None or not opaque(fn),
         )
@@ -113,15 +113,15 @@ class AbstractTransformation(eqx.Module, Generic[State]):
             value = np.asarray(value, float_dtype())
         return compiled_call.call(
             _update,
-            settle(self),
+            canonicalize(self),
             updates,
             state,
-            params if fn is not None else partition.drop_statics(params),
+            params if fn is not None else partition.filter_arrays(params),
             value,
             grad,
             fn,
             key,
-            partition.numbers_are_data(extra),
+            partition.mark_numbers_dynamic(extra),
             argnums,
             reuse=fn is None or not opaque(fn),
         )
@@ -158,12 +158,12 @@ class AbstractTransformation(eqx.Module, Generic[State]):
         hoisted = hoist(fn)
         return compiled_call.call(
             _step,
-            settle(self),
+            canonicalize(self),
             hoisted,
             params,
             state,
-            partition.numbers_are_data(args),
-            partition.numbers_are_data(kwargs),
+            partition.mark_numbers_dynamic(args),
+            partition.mark_numbers_dynamic(kwargs),
             has_aux,
             reuse=not opaque(hoisted),
         )
@@ -206,7 +206,7 @@ class AbstractTransformation(eqx.Module, Generic[State]):
         """
 
     def __pdoc__(self, **kwargs: Any) -> wl.AbstractDoc:
-        return prettily(self, **kwargs)
+        return module_pdoc(self, **kwargs)
 
     def __repr__(self) -> str:
         return eqx.tree_pformat(self, width=120)
@@ -315,7 +315,7 @@ def _init(
 ) -> State:
     trained, rest = split(params, "params")
     objective = None if fn is None else Objective(fn, rest, args, {}, has_aux)
-    context = Context(value_fn=objective, whole=Whole(trained, objective))
+    context = Context(value_fn=objective, whole=FullProblem(trained, objective))
     return transformation.init_state(trained, context)
 
 
@@ -337,7 +337,7 @@ def _update(
         check_places(updates, params, "params")
     objective = None
     if fn is not None:
-        if not compiled_call.inlined():
+        if not compiled_call.is_inside_trace():
             note_trace(fn, compiled_call.signature((transformation, updates, state, params, extra)))
         objective = Objective(fn, rest, (), accepted(fn, extra), None, argnums)
     if value is not None and not (checks.is_array(value) and value.shape == ()):
@@ -347,8 +347,8 @@ def _update(
     if isinstance(given, LookaheadParams):
         updates, grad = given.gradient(updates), given.gradient(grad)
     if grad is not None:
-        grad = conj(checks.fit(grad, given, "grad"))
-    whole = None if given is None else Whole(given, objective)
+        grad = conj(checks.conform_to(grad, given, "grad"))
+    whole = None if given is None else FullProblem(given, objective)
     context = Context(value, grad, objective, key, extra, whole)
     return _transform(transformation, updates, state, given, context)
 
@@ -361,7 +361,7 @@ def _transform(
     context: Context,
 ) -> tuple[PyTree, State]:
     examples = takes_examples(transformation)
-    fitted = checks.fit(updates, params, "updates", any_shape=examples)
+    fitted = checks.conform_to(updates, params, "updates", any_shape=examples)
     # `jax.grad` gives the conjugate of the direction of ascent. Here, once, for every rule.
     out, state = transformation.transform(conj(fitted), state, params, context)
     return round_like(out, fitted if params is None else params), state
@@ -387,13 +387,13 @@ def step(
         objective,
         kwargs.get("key"),
         {name: x for name, x in kwargs.items() if name != "key"},
-        Whole(trained, traced, evaluation),
+        FullProblem(trained, traced, evaluation),
     )
     updates, state = _transform(transformation, evaluation.grad, state, trained, context)
     return eqx.combine(applied(trained, updates), rest), state, evaluation
 
 
 def _step(transformation: AbstractTransformation[Any], fn: Function, *rest: Any) -> Any:
-    if not compiled_call.inlined():
+    if not compiled_call.is_inside_trace():
         note_trace(fn, compiled_call.signature((transformation, *rest)))
     return step(transformation, fn, *rest)

@@ -110,7 +110,7 @@ def known(params: Params, state: PyTree) -> Params:
     leaves, treedef = checks.flatten(params)
     merged: list[Any] = [None] * len(leaves)
     for found in _outermost(state):
-        own, _ = checks.flatten(checks.fit(found.eval_params(params), params, "state"))
+        own, _ = checks.flatten(checks.conform_to(found.eval_params(params), params, "state"))
         twice = [i for i, (a, b) in enumerate(zip(merged, own, strict=True)) if _both(a, b)]
         if twice:
             name = checks.paths("params", params)[twice[0]]
@@ -123,9 +123,9 @@ def known(params: Params, state: PyTree) -> Params:
     return treedef.unflatten(merged)
 
 
-def fitting(tree: PyTree, params: Params, name: str) -> PyTree:
+def check_like(tree: PyTree, params: Params, name: str) -> PyTree:
     """Refuses what a state remembers of other parameters, by the name of the leaf."""
-    return checks.fit(tree, params, name, any_dtype=True)
+    return checks.conform_to(tree, params, name, any_dtype=True)
 
 
 def _both(a: Any, b: Any) -> bool:

@@ -19,7 +19,7 @@ from jaxtyping import Array, PyTree
 
 from .._base import checks
 from .._base.arithmetic import cast, is_complex, real_dtype, wider
-from .._base.trace_sharing import share_out
+from .._base.trace_sharing import bundle_by_kind
 from .._base.types import TreeDef
 
 
@@ -127,7 +127,7 @@ def run(rules: Sequence[Rule], updates: PyTree, params: PyTree | None) -> tuple[
                 column[i] = x
 
     numbers = tuple(scalars.values())
-    bundles, rest = share_out(keys)
+    bundles, rest = bundle_by_kind(keys)
     for bundle in [*bundles, *[[n] for n in rest]]:
         which = [(kinds[keys[n]], places[n]) for n in bundle]
         specs = tuple([kind.spec for kind, _ in which])

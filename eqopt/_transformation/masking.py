@@ -77,7 +77,7 @@ def no_updates(updates: Updates, params: Params | None, context: Context) -> Upd
     their own live where the parameters live.
     """
     whole = context.whole
-    within = compiled_call.inlined() or (whole is not None and whole.evaluation is not None)
+    within = compiled_call.is_inside_trace() or (whole is not None and whole.evaluation is not None)
     near = updates if params is None else params
 
     def zero(u: Any, x: Any) -> Any:

@@ -12,7 +12,7 @@ from ..selectors._selector import AbstractSelector
 from .base import AbstractOptimizer, AbstractTransformation
 
 
-class Need(enum.Enum):
+class Requirement(enum.Enum):
     """What a transformation takes for granted of those around it."""
 
     MOVES = "takes it that the parameters move by its updates, and by nothing else"
@@ -26,18 +26,18 @@ class Need(enum.Enum):
     REST = "collects gradients at one place, where the parameters are to rest meanwhile"
 
 
-class AbstractParticular(AbstractTransformation[State]):
+class AbstractConstrained(AbstractTransformation[State]):
     """A transformation that makes no sense within some others."""
 
     @abc.abstractmethod
-    def needs(self) -> frozenset[Need]:
+    def requirements(self) -> frozenset[Requirement]:
         """What it needs of those around it."""
 
 
-def refuse(
+def check_nesting(
     owner: AbstractTransformation[Any],
     inner: AbstractTransformation[Any],
-    broken: Mapping[Need, str],
+    broken: Mapping[Requirement, str],
     *,
     of_a_part: bool = True,
 ) -> None:
@@ -51,16 +51,18 @@ def refuse(
     - `of_a_part`: whether to look into what transforms a part of the parameters.
     """
     for part in _parts(inner, of_a_part):
-        if isinstance(part, AbstractParticular):
-            unmet = [need for need in broken if need in part.needs()]
+        if isinstance(part, AbstractConstrained):
+            unmet = [need for need in broken if need in part.requirements()]
             if unmet:
                 raise _senseless(owner, part, unmet[0].value, broken[unmet[0]])
 
 
-def needs_within(transformation: AbstractTransformation[Any]) -> frozenset[Need]:
+def requirements_within(transformation: AbstractTransformation[Any]) -> frozenset[Requirement]:
     """What a transformation and those within it need."""
     parts = _parts(transformation, True)
-    return frozenset().union(*(x.needs() for x in parts if isinstance(x, AbstractParticular)))
+    return frozenset().union(
+        *(x.requirements() for x in parts if isinstance(x, AbstractConstrained))
+    )
 
 
 def refuse_selectors(

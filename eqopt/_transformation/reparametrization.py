@@ -9,15 +9,15 @@ import jax
 from jaxtyping import PyTree
 
 from .._base import checks
-from .._base.trees import conj, where_given
+from .._base.trees import conj, mask_like
 from .._base.types import Params, Updates
-from .._objective.objective import Context, Evaluation, Objective, Whole
+from .._objective.objective import Context, Evaluation, FullProblem, Objective
 from .base import AbstractTransformation
 from .eval_params import known
 from .masking import is_like
 
 
-class AbstractForm(eqx.Module):
+class AbstractReparametrization(eqx.Module):
     """Another form of the parameters, and of all trees like them."""
 
     @abc.abstractmethod
@@ -30,14 +30,17 @@ class AbstractForm(eqx.Module):
 
 
 def init_in(
-    form: AbstractForm, inner: AbstractTransformation[Any], params: Params, context: Context
+    form: AbstractReparametrization,
+    inner: AbstractTransformation[Any],
+    params: Params,
+    context: Context,
 ) -> Any:
     """The state of a transformation of parameters in another form."""
     return inner.init_state(form.pack(params), context_in(form, params, params, context))
 
 
 def transform_in(
-    form: AbstractForm,
+    form: AbstractReparametrization,
     inner: AbstractTransformation[Any],
     updates: Updates,
     inner_state: Any,
@@ -51,7 +54,7 @@ def transform_in(
     return form.unpack(out, updates), inner_state
 
 
-def eval_params_in(form: AbstractForm, params: Params, inner_state: Any) -> Params:
+def eval_params_in(form: AbstractReparametrization, params: Params, inner_state: Any) -> Params:
     """The parameters to evaluate with that the state of a transformation in another form knows."""
     packed = form.pack(params)
     found = known(packed, inner_state)
@@ -62,7 +65,7 @@ def eval_params_in(form: AbstractForm, params: Params, inner_state: Any) -> Para
 
 
 def context_in(
-    form: AbstractForm,
+    form: AbstractReparametrization,
     like: PyTree,
     params: Params | None,
     context: Context,
@@ -76,7 +79,7 @@ def context_in(
     grad = None if context.grad is None else form.pack(context.grad)
     value_fn, whole = context.value_fn, context.whole
     if params is not None:
-        outer = whole or Whole(params, value_fn)
+        outer = whole or FullProblem(params, value_fn)
         # All parameters there are, to those inside, are the ones in the other form: a line search
         # within moves just these, and the others stay where they are.
         objective = outer.objective
@@ -86,7 +89,7 @@ def context_in(
         if evaluation is not None:
             raw = _pack_raw(form, evaluation.grad, params)
             evaluation = dataclasses.replace(evaluation, grad=raw)
-        whole = Whole(form.pack(params) if packed is None else packed, objective, evaluation)
+        whole = FullProblem(form.pack(params) if packed is None else packed, objective, evaluation)
     return Context(context.value, grad, value_fn, context.key, extra, whole)
 
 
@@ -94,15 +97,15 @@ def _is_inexact(tree: PyTree) -> bool:
     return all(map(checks.is_inexact, jax.tree.leaves(tree)))
 
 
-def _pack_raw(form: AbstractForm, grad: PyTree, shown: PyTree) -> PyTree:
+def _pack_raw(form: AbstractReparametrization, grad: PyTree, shown: PyTree) -> PyTree:
     # A gradient as `jax.grad` gives it. Its conjugate is the one that may be taken apart.
-    return conj(form.pack(conj(where_given(shown, grad))))
+    return conj(form.pack(conj(mask_like(shown, grad))))
 
 
 class _Formed(eqx.Module):
     """An objective, called with parameters in another form."""
 
-    form: AbstractForm
+    form: AbstractReparametrization
     objective: Objective
     shown: PyTree
     whole: PyTree
@@ -120,7 +123,9 @@ class _Formed(eqx.Module):
         return eqx.combine(self.form.unpack(packed, self.shown), self.whole)
 
 
-def _in_form(form: AbstractForm, objective: Objective, shown: PyTree, whole: PyTree) -> Objective:
+def _in_form(
+    form: AbstractReparametrization, objective: Objective, shown: PyTree, whole: PyTree
+) -> Objective:
     formed = _Formed(form, objective, shown, whole)
     rest = jax.tree.map(lambda _: None, form.pack(shown))
     return Objective(formed, rest, has_aux=objective.has_aux, replay=formed.evaluate)

@@ -7,7 +7,7 @@ from .._base.types import Params, Updates
 from .._objective.objective import Context
 from . import leafwise
 from .base import AbstractLeafwise, AbstractTransformation, check_state
-from .nesting import Need, refuse
+from .nesting import check_nesting, Requirement
 
 
 def check_links(
@@ -17,9 +17,9 @@ def check_links(
     after = "the links after it change them. Put it last, or around the chain"
     for link in links[:-1]:
         # After what transforms a part, a link may be for the other part.
-        refuse(owner, link, {Need.MOVES: after}, of_a_part=False)
+        check_nesting(owner, link, {Requirement.MOVES: after}, of_a_part=False)
     for link in links[1:]:
-        refuse(owner, link, {Need.GRADIENT: "put it first, or around the chain"})
+        check_nesting(owner, link, {Requirement.GRADIENT: "put it first, or around the chain"})
 
 
 def transform_links(

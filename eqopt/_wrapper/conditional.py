@@ -13,7 +13,7 @@ from .._base.types import Count, Function, Params, State, Updates
 from .._objective.objective import accepted, Context
 from .._transformation.base import AbstractTransformation, check_state, check_transformation
 from .._transformation.conditional import apply_when
-from .._transformation.nesting import Need, refuse
+from .._transformation.nesting import check_nesting, Requirement
 
 
 class ConditionallyTransformState(eqx.Module, Generic[State]):
@@ -57,7 +57,7 @@ class ConditionallyTransform(
     def __check_init__(self) -> None:
         _check_fields(self)
         why = "at the other steps the updates pass it by. `ConditionallyMask` lets none pass"
-        refuse(self, self.inner, {Need.MOVES: why})
+        check_nesting(self, self.inner, {Requirement.MOVES: why})
 
     def init_state(self, params: Params, context: Context) -> ConditionallyTransformState[State]:
         return ConditionallyTransformState(self.inner.init_state(params, context), zero_count())

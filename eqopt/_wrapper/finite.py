@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool
 
 from .._base import checks
 from .._base.converters import steps
-from .._base.trees import all_finite, blank_like, increment, select, zero_count
+from .._base.trees import all_finite, increment, select, zero_count, zeros_exactly_like
 from .._base.types import Count, Params, State, Steps, Updates
 from .._objective.cache import LinesearchState
 from .._objective.objective import Context
@@ -144,7 +144,7 @@ class ApplyIfFinite(AbstractTransformation[ApplyIfFiniteState[State]], Generic[S
             jnp.where(finite, state.total_notfinite, increment(state.total_notfinite)),
             select(sound, inner_state, state.inner_state),
         )
-        return select(finite | accepted, out, blank_like(out)), new
+        return select(finite | accepted, out, zeros_exactly_like(out)), new
 
 
 def _stays_finite(old: Any, new: Any) -> Bool[Array, ""]:

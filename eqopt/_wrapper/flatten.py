@@ -18,7 +18,12 @@ from .._objective.objective import Context
 from .._transformation.base import AbstractTransformation, check_state, check_transformation
 from .._transformation.eval_params import AbstractEvalState
 from .._transformation.nesting import refuse_selectors
-from .._transformation.reparametrization import AbstractForm, eval_params_in, init_in, transform_in
+from .._transformation.reparametrization import (
+    AbstractReparametrization,
+    eval_params_in,
+    init_in,
+    transform_in,
+)
 
 
 class _Vectors(eqx.Module):
@@ -27,7 +32,7 @@ class _Vectors(eqx.Module):
     vectors: tuple[Array | None, ...]
 
 
-class _Layout(AbstractForm):
+class _Layout(AbstractReparametrization):
     """Where in the vectors each leaf is. Static.
 
     **Arguments:**

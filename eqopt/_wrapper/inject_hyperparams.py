@@ -21,14 +21,14 @@ from .._jit import partition
 from .._objective.objective import Context
 from .._schedule.base import AbstractSchedule, as_schedule, Constant
 from .._transformation.base import AbstractTransformation, check_state, check_transformation
-from .._transformation.nesting import AbstractParticular, Need, needs_within
+from .._transformation.nesting import AbstractConstrained, Requirement, requirements_within
 
 _Answer = TypeVar("_Answer")
 _NUMERIC = {*typing.get_args(Scalar), *typing.get_args(Steps)}
 
 
 @jax.tree_util.register_pytree_with_keys_class
-class InForce(dict[str, Any]):
+class CurrentHyperparams(dict[str, Any]):
     """Hyper-parameters by name. What is put in place of one becomes an array of its dtype."""
 
     def __setitem__(self, name: str, value: Any) -> None:
@@ -46,7 +46,7 @@ class InForce(dict[str, Any]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A copy of a dictionary is filled item by item; of this one, every name must be there.
-        return InForce, (dict(self),)
+        return CurrentHyperparams, (dict(self),)
 
     def tree_flatten_with_keys(self) -> tuple[list[tuple[Any, Any]], tuple[str, ...]]:
         names = tuple(sorted(self))
@@ -57,7 +57,7 @@ class InForce(dict[str, Any]):
         return [self[name] for name in names], names
 
     @classmethod
-    def tree_unflatten(cls, names: tuple[str, ...], values: Iterable[Any]) -> "InForce":
+    def tree_unflatten(cls, names: tuple[str, ...], values: Iterable[Any]) -> "CurrentHyperparams":
         return cls(zip(names, values, strict=True))
 
 
@@ -86,7 +86,7 @@ def _differs(a: Array, b: Array) -> Bool[Array, ""]:
     return jnp.any((a != b) & ~((a != a) & (b != b)))
 
 
-class InjectedHyperparams(AbstractParticular[InjectHyperparamsState[State]], Generic[State]):
+class InjectedHyperparams(AbstractConstrained[InjectHyperparamsState[State]], Generic[State]):
     r"""Keeps the hyper-parameters of a transformation in the state, where they may be changed.
 
     It is made by [`eqopt.InjectHyperparams`][]. At each step the inner transformation is built
@@ -126,8 +126,8 @@ class InjectedHyperparams(AbstractParticular[InjectHyperparamsState[State]], Gen
         # Abstractly, for a schedule has no value yet: to ask it for one would start a backend.
         self._traced(lambda inner: check_transformation("inner_factory(...)", inner))
 
-    def needs(self) -> frozenset[Need]:
-        return self._traced(needs_within)
+    def requirements(self) -> frozenset[Requirement]:
+        return self._traced(requirements_within)
 
     def init_state(self, params: Params, context: Context) -> InjectHyperparamsState[State]:
         count = zero_count()
@@ -135,7 +135,7 @@ class InjectedHyperparams(AbstractParticular[InjectHyperparamsState[State]], Gen
         # No two leaves of a state share a buffer.
         scheduled = {name: jnp.copy(x) for name, x in values.items()}
         inner_state = self._build(values).init_state(params, context)
-        return InjectHyperparamsState(count, InForce(values), scheduled, inner_state)
+        return InjectHyperparamsState(count, CurrentHyperparams(values), scheduled, inner_state)
 
     def transform(
         self,
@@ -149,7 +149,9 @@ class InjectedHyperparams(AbstractParticular[InjectHyperparamsState[State]], Gen
         check_state(inner, state.inner_state, "state.inner_state")
         updates, inner_state = inner.transform(updates, state.inner_state, params, context)
         count = increment(state.count)
-        return updates, InjectHyperparamsState(count, InForce(values), scheduled, inner_state)
+        return updates, InjectHyperparamsState(
+            count, CurrentHyperparams(values), scheduled, inner_state
+        )
 
     def at(self, state: InjectHyperparamsState[State]) -> AbstractTransformation[State]:
         """Gives the inner transformation as it is at the step after the given state."""

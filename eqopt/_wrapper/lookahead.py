@@ -13,15 +13,15 @@ from jaxtyping import Array, Bool, Float, Inexact, PyTree
 from .._base import checks
 from .._base.arithmetic import minus, plus, times
 from .._base.converters import flag, real, steps
-from .._base.trees import copies, increment, moved, round_like, where_given, zero_count
+from .._base.trees import add_updates, copies, increment, mask_like, round_like, zero_count
 from .._base.types import Count, Params, Scalar, State, Steps, Updates
 from .._objective.cache import Cache
-from .._objective.objective import Context, need_params
+from .._objective.objective import Context, require_params
 from .._transformation import leafwise
 from .._transformation.base import AbstractTransformation, check_state, check_transformation
-from .._transformation.eval_params import AbstractEvalState, fitting, LookaheadParams, rounded
+from .._transformation.eval_params import AbstractEvalState, check_like, LookaheadParams, rounded
 from .._transformation.leafwise import Rule
-from .._transformation.nesting import AbstractParticular, Need, refuse
+from .._transformation.nesting import AbstractConstrained, check_nesting, Requirement
 
 
 class LookaheadState(AbstractEvalState, Generic[State]):
@@ -43,7 +43,7 @@ class LookaheadState(AbstractEvalState, Generic[State]):
 
     def eval_params(self, params: Params) -> Params:
         if self.beside is None:
-            slow = fitting(self.slow, params, "state.slow")
+            slow = check_like(self.slow, params, "state.slow")
             return jax.tree.map(rounded, params, slow, is_leaf=checks.is_none)
         fast, slow = _pair(params, self)
         leaves, treedef = checks.flatten(slow)
@@ -73,7 +73,7 @@ class _Slow(eqx.Module):
     slow: PyTree
 
 
-class Lookahead(AbstractParticular[LookaheadState[State]], Generic[State]):
+class Lookahead(AbstractConstrained[LookaheadState[State]], Generic[State]):
     r"""Lets slow parameters $\phi$ follow the parameters $\theta$ of a fast optimizer, which goes
     on from there.
 
@@ -112,10 +112,12 @@ class Lookahead(AbstractParticular[LookaheadState[State]], Generic[State]):
     def __check_init__(self) -> None:
         check_transformation("fast_optimizer", self.fast_optimizer)
         why = "at each synchronization the parameters go elsewhere. Put it around `Lookahead`"
-        refuse(self, self.fast_optimizer, {Need.EVALUATED: why, Need.MOVES: why})
+        check_nesting(
+            self, self.fast_optimizer, {Requirement.EVALUATED: why, Requirement.MOVES: why}
+        )
 
-    def needs(self) -> frozenset[Need]:
-        return frozenset({Need.MOVES})
+    def requirements(self) -> frozenset[Requirement]:
+        return frozenset({Requirement.MOVES})
 
     def init_state(self, params: Params, context: Context) -> LookaheadState[State]:
         beside = None
@@ -136,7 +138,7 @@ class Lookahead(AbstractParticular[LookaheadState[State]], Generic[State]):
         context: Context,
     ) -> tuple[Updates, LookaheadState[State]]:
         check_state(self.fast_optimizer, state.fast_state, "state.fast_state")
-        params = need_params(params, self, context)
+        params = require_params(params, self, context)
         beside, pair = state.beside is not None, None
         if beside:
             pair = _pair(params, state)
@@ -149,7 +151,7 @@ class Lookahead(AbstractParticular[LookaheadState[State]], Generic[State]):
         sync = state.steps_since_sync >= jnp.asarray(self.sync_period) - 1
         scalars, options = (sync.astype(np.float32), self.slow_step_size), (beside,)
         if pair is None:
-            held = _Slow(fitting(state.slow, params, "state.slow"))
+            held = _Slow(check_like(state.slow, params, "state.slow"))
             rule = Rule(_look_ahead, held, ("slow",), scalars, True, options)
             updates, (held,) = leafwise.run((rule,), updates, params)
             slow = held.slow
@@ -157,10 +159,10 @@ class Lookahead(AbstractParticular[LookaheadState[State]], Generic[State]):
             slow = None
             rule = Rule(_look_ahead, _Slow(pair[1]), ("slow",), scalars, True, options)
             fast, (change,) = leafwise.run((rule,), updates.fast, pair[0])
-            updates = LookaheadParams(fast, where_given(fast, change.slow))
+            updates = LookaheadParams(fast, mask_like(fast, change.slow))
         if self.reset_state:
             fast_updates = updates if pair is None else _fast_only(updates)
-            point = moved(params, round_like(fast_updates, params))
+            point = add_updates(params, round_like(fast_updates, params))
             fast_state = self._reset(sync, fast_state, point, context)
         num_steps = jnp.where(sync, 0, increment(state.steps_since_sync))
         return updates, LookaheadState(fast_state, num_steps, slow, state.beside)

@@ -8,16 +8,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
-from .._base.arithmetic import cast, minus, over, real_dtype, safe_sqrt, times, wider
+from .._base.arithmetic import cast, divide, minus, real_dtype, safe_sqrt, times, wider
 from .._base.checks import typed
 from .._base.converters import float_dtype, real, size
 from .._base.norms import global_norm
-from .._base.trees import copies, increment, inner, round_like, select, where_given, zero_count
+from .._base.trees import copies, increment, inner, mask_like, round_like, select, zero_count
 from .._base.types import Count, Params, Scalar, State, Updates
-from .._objective.objective import Context, need_params
+from .._objective.objective import Context, require_params
 from .._transformation.base import AbstractTransformation, check_state, check_transformation
-from .._transformation.eval_params import fitting
-from .._transformation.nesting import AbstractParticular, Need, refuse
+from .._transformation.eval_params import check_like
+from .._transformation.nesting import AbstractConstrained, check_nesting, Requirement
 
 
 @typed
@@ -42,7 +42,7 @@ class MechanizeState(eqx.Module, Generic[State]):
     x0: PyTree
 
 
-class Mechanize(AbstractParticular[MechanizeState[State]], Generic[State]):
+class Mechanize(AbstractConstrained[MechanizeState[State]], Generic[State]):
     r"""Learns the scale of a base optimizer's updates, which replaces the tuned learning rate.
 
     With $u_t$ the updates of the base optimizer, $\Delta_t = \Delta_{t-1} - u_t$ and
@@ -84,14 +84,14 @@ class Mechanize(AbstractParticular[MechanizeState[State]], Generic[State]):
         check_transformation("base_optimizer", self.base_optimizer)
         why = "the updates are scaled, all of them anew at each step. Put it around `Mechanize`"
         broken = {
-            Need.MOVES: why,
-            Need.REST: why,
-            Need.STEP: "its updates are scaled. It needs no learning rate, learned or not",
+            Requirement.MOVES: why,
+            Requirement.REST: why,
+            Requirement.STEP: "its updates are scaled. It needs no learning rate, learned or not",
         }
-        refuse(self, self.base_optimizer, broken)
+        check_nesting(self, self.base_optimizer, broken)
 
-    def needs(self) -> frozenset[Need]:
-        return frozenset({Need.MOVES})
+    def requirements(self) -> frozenset[Requirement]:
+        return frozenset({Requirement.MOVES})
 
     def init_state(self, params: Params, context: Context) -> MechanizeState[State]:
         zeros = jnp.zeros(self.num_betas, float_dtype())
@@ -113,7 +113,7 @@ class Mechanize(AbstractParticular[MechanizeState[State]], Generic[State]):
         context: Context,
     ) -> tuple[Updates, MechanizeState[State]]:
         check_state(self.base_optimizer, state.base_optimizer_state, "state.base_optimizer_state")
-        params = need_params(params, self, context)
+        params = require_params(params, self, context)
         dtype = float_dtype()
         decay, eps, s_init = (
             jnp.asarray(x).astype(dtype) for x in (self.weight_decay, self.eps, self.s_init)
@@ -123,7 +123,7 @@ class Mechanize(AbstractParticular[MechanizeState[State]], Generic[State]):
         )
         # From where training begins, which need not be where `init` was.
         now = round_like(params, state.x0)
-        x0 = select(state.count == 0, now, fitting(state.x0, params, "state.x0"))
+        x0 = select(state.count == 0, now, check_like(state.x0, params, "state.x0"))
         # What the base optimizer has moved in all, had its scale been 1. Not kept, for it can be
         # seen from the parameters.
         total = jnp.sum(state.s)
@@ -131,7 +131,7 @@ class Mechanize(AbstractParticular[MechanizeState[State]], Generic[State]):
 
         norms = global_norm(updates).astype(dtype), global_norm(params).astype(dtype)
         pull = decay * total * norms[0] / (norms[1] + eps)
-        gain = _gain(updates, moved) + pull * _gain(where_given(updates, now), moved)
+        gain = _gain(updates, moved) + pull * _gain(mask_like(updates, now), moved)
         betas = 1 - 0.1 ** jnp.arange(1, self.num_betas + 1, dtype=dtype)
         m = jnp.maximum(betas * state.m, jnp.abs(gain) + eps)
         v = jnp.square(betas) * state.v + jnp.square(gain)
@@ -152,8 +152,8 @@ class Mechanize(AbstractParticular[MechanizeState[State]], Generic[State]):
 
 
 def _divided(x: Inexact[Array, "*shape"], by: Float[Array, ""]) -> Inexact[Array, "*shape"]:
-    return over(x, cast(by, real_dtype(x.dtype)))
+    return divide(x, cast(by, real_dtype(x.dtype)))
 
 
 def _gain(updates: Updates, moved: PyTree) -> Float[Array, ""]:
-    return inner(updates, where_given(updates, moved)).astype(float_dtype())
+    return inner(updates, mask_like(updates, moved)).astype(float_dtype())

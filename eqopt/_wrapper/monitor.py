@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 
 from .._base import checks
 from .._base.converters import flag, inexact_dtype, real
-from .._base.trees import blank_like, widened
+from .._base.trees import widened, zeros_exactly_like
 from .._base.types import Params, Scalar, State, Updates
 from .._objective.objective import as_arrays, Context
 from .._transform.average import EMA, EMAState
@@ -163,7 +163,7 @@ class Monitor(AbstractTransformation[MonitorState]):
             name: m.take(updates, states[name], params, context)[0]
             for name, m in self._measures().items()
         }
-        return MonitorState(blank_like(taken), states)
+        return MonitorState(zeros_exactly_like(taken), states)
 
     def transform(
         self, updates: Updates, state: MonitorState, params: Params | None, context: Context

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Inexact, PyTree
 
 from .._base import checks
-from .._base.arithmetic import minus, over, plus
+from .._base.arithmetic import divide, minus, plus
 from .._base.converters import flag, float_dtype, inexact_dtype, steps
 from .._base.trees import all_finite, increment, inner, zero_count, zeros_like
 from .._base.types import Count, Function, Params, State, Steps, Updates
@@ -19,7 +19,7 @@ from .._schedule.base import AbstractSchedule, as_schedule
 from .._transformation.base import AbstractTransformation, check_state, check_transformation
 from .._transformation.conditional import apply_when
 from .._transformation.leafwise import Rule, run
-from .._transformation.nesting import AbstractParticular, Need, refuse
+from .._transformation.nesting import AbstractConstrained, check_nesting, Requirement
 
 
 class ShouldSkipUpdateFunction(Protocol):
@@ -92,7 +92,7 @@ def _accumulate(
     if use_grad_mean:
         # Welford's recurrence: a mean all along, which does not overflow as a sum may.
         one = jnp.ones_like(mini_step)
-        mean = plus(acc, over(minus(update, acc), plus(mini_step, one)))
+        mean = plus(acc, divide(minus(update, acc), plus(mini_step, one)))
         new = jnp.where(mini_step == 0, update, mean)
     else:
         new = plus(acc, update)
@@ -130,7 +130,7 @@ class MultiStepsState(eqx.Module, Generic[State]):
     acc_value: Float[Array, ""]
 
 
-class MultiSteps(AbstractParticular[MultiStepsState[State]], Generic[State]):
+class MultiSteps(AbstractConstrained[MultiStepsState[State]], Generic[State]):
     r"""Collects the gradients of $k$ mini-batches (a window), and then takes one step.
 
     $$\bar g = \frac 1 k \sum_{i=1}^k g_i \quad\text{or}\quad \sum_{i=1}^k g_i$$
@@ -172,13 +172,13 @@ class MultiSteps(AbstractParticular[MultiStepsState[State]], Generic[State]):
     def __check_init__(self) -> None:
         check_transformation("opt", self.opt)
         why = "`value_fn` is the last mini-batch's, and the gradient the mean of all"
-        refuse(self, self.opt, {Need.OBJECTIVE: why})
+        check_nesting(self, self.opt, {Requirement.OBJECTIVE: why})
         fn = self.should_skip_update_fn
         if fn is not None and (not callable(fn) or isinstance(fn, type)):
             raise TypeError(f"`should_skip_update_fn` must be a function or None; got {fn!r}")
 
-    def needs(self) -> frozenset[Need]:
-        return frozenset({Need.REST})
+    def requirements(self) -> frozenset[Requirement]:
+        return frozenset({Requirement.REST})
 
     def init_state(self, params: Params, context: Context) -> MultiStepsState[State]:
         # From shapes alone: what the function returns may be a parameter itself, not to be shared.

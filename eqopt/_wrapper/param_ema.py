@@ -10,12 +10,12 @@ from jaxtyping import Array, Float, Inexact, PyTree
 from .._base import checks
 from .._base.arithmetic import cast, minus, plus, times
 from .._base.converters import flag, inexact_dtype, real
-from .._base.trees import add, bias_correction, copies, increment, newest, zero_count
+from .._base.trees import add, bias_correction, copies, increment, one_minus, zero_count
 from .._base.types import Count, Params, Scalar, State, Updates
-from .._objective.objective import Context, need_params
+from .._objective.objective import Context, require_params
 from .._transformation.base import AbstractTransformation, check_state, check_transformation
-from .._transformation.eval_params import AbstractEvalState, fitting, rounded
-from .._transformation.nesting import AbstractParticular, Need, refuse
+from .._transformation.eval_params import AbstractEvalState, check_like, rounded
+from .._transformation.nesting import AbstractConstrained, check_nesting, Requirement
 
 
 class ParamEMAState(AbstractEvalState, Generic[State]):
@@ -33,7 +33,7 @@ class ParamEMAState(AbstractEvalState, Generic[State]):
     inner_state: State
 
     def eval_params(self, params: Params) -> Params:
-        ema = fitting(self.ema, params, "state.ema")
+        ema = check_like(self.ema, params, "state.ema")
         return jax.tree.map(rounded, params, ema, is_leaf=checks.is_none)
 
 
@@ -51,7 +51,7 @@ def _average(
     return plus(ema, times(weight, minus(param, ema)))
 
 
-class ParamEMA(AbstractParticular[ParamEMAState[State]], Generic[State]):
+class ParamEMA(AbstractConstrained[ParamEMAState[State]], Generic[State]):
     r"""Keeps an exponential moving average of the parameters, to evaluate with.
 
     The updates are those of the inner transformation. The average $a_t$, which
@@ -92,10 +92,10 @@ class ParamEMA(AbstractParticular[ParamEMAState[State]], Generic[State]):
     def __check_init__(self) -> None:
         check_transformation("inner", self.inner)
         why = "they would be averaged, or hidden by the average. Put it around, or leave one out"
-        refuse(self, self.inner, {Need.EVALUATED: why})
+        check_nesting(self, self.inner, {Requirement.EVALUATED: why})
 
-    def needs(self) -> frozenset[Need]:
-        return frozenset({Need.MOVES, Need.EVALUATED})
+    def requirements(self) -> frozenset[Requirement]:
+        return frozenset({Requirement.MOVES, Requirement.EVALUATED})
 
     def init_state(self, params: Params, context: Context) -> ParamEMAState[State]:
         inner_state = self.inner.init_state(params, context)
@@ -109,10 +109,10 @@ class ParamEMA(AbstractParticular[ParamEMAState[State]], Generic[State]):
         context: Context,
     ) -> tuple[Updates, ParamEMAState[State]]:
         check_state(self.inner, state.inner_state, "state.inner_state")
-        params = need_params(params, self, context)
+        params = require_params(params, self, context)
         updates, inner_state = self.inner.transform(updates, state.inner_state, params, context)
         count = increment(state.count)
-        weight = newest(self.decay)
+        weight = one_minus(self.decay)
         if self.debias:
             weight = weight / bias_correction(self.decay, count)
         # What has no gradient does not move; its average stays what it is.
@@ -120,7 +120,7 @@ class ParamEMA(AbstractParticular[ParamEMAState[State]], Generic[State]):
             lambda u, x, a: a if u is None else _average(a, x, u, weight),
             updates,
             params,
-            fitting(state.ema, params, "state.ema"),
+            check_like(state.ema, params, "state.ema"),
             is_leaf=checks.is_none,
         )
         return updates, ParamEMAState(count, ema, inner_state)

@@ -13,21 +13,21 @@ from .._base import checks
 from .._base.arithmetic import cast, minus, plus, wider
 from .._base.converters import flag, steps
 from .._base.trees import (
+    add_updates,
     conj,
     copies,
     increment,
-    moved,
+    mask_like,
     round_like,
     select,
-    where_given,
     widened,
     zero_count,
 )
 from .._base.types import Count, Params, Steps, Updates
-from .._objective.objective import at, Context, need_params
+from .._objective.objective import at, Context, require_params
 from .._transformation.base import AbstractTransformation, check_state, check_transformation
-from .._transformation.eval_params import AbstractEvalState, fitting, known, rounded
-from .._transformation.nesting import AbstractParticular, Need, refuse
+from .._transformation.eval_params import AbstractEvalState, check_like, known, rounded
+from .._transformation.nesting import AbstractConstrained, check_nesting, Requirement
 
 _Outer = TypeVar("_Outer", bound=eqx.Module)
 _Inner = TypeVar("_Inner", bound=eqx.Module)
@@ -54,7 +54,7 @@ class SAMState(AbstractEvalState, Generic[_Outer, _Inner]):
         if self.cache is None:
             return known(params, self.opt_state)
         away = self.steps_since_sync > 0
-        cache = fitting(self.cache, params, "state.cache")
+        cache = check_like(self.cache, params, "state.cache")
 
         def real(x: Any, kept: Any) -> Any:
             return x if kept is None else jnp.where(away, rounded(x, kept), x)
@@ -63,7 +63,7 @@ class SAMState(AbstractEvalState, Generic[_Outer, _Inner]):
         return eqx.combine(known(params, self.opt_state), params)
 
 
-class SAM(AbstractParticular[SAMState[_Outer, _Inner]], Generic[_Outer, _Inner]):
+class SAM(AbstractConstrained[SAMState[_Outer, _Inner]], Generic[_Outer, _Inner]):
     r"""Steps by the gradient at a place nearby where the objective is worse, and so to wide minima.
 
     An adversary climbs from the parameters $\theta$ for $k - 1$ steps, its updates negated:
@@ -109,17 +109,19 @@ class SAM(AbstractParticular[SAMState[_Outer, _Inner]], Generic[_Outer, _Inner])
         check_transformation("optimizer", self.optimizer)
         check_transformation("adv_optimizer", self.adv_optimizer)
         why = "the gradients are those of where the adversary went"
-        refuse(self, self.optimizer, dict.fromkeys((Need.OBJECTIVE, Need.POINT), why))
+        check_nesting(
+            self, self.optimizer, dict.fromkeys((Requirement.OBJECTIVE, Requirement.POINT), why)
+        )
         if not self.opaque_mode:
             why = "the way back from where the adversary went is rounded. Put it around"
-            refuse(self, self.optimizer, {Need.EXACT: why})
+            check_nesting(self, self.optimizer, {Requirement.EXACT: why})
         why = "where the adversary goes, nobody stays. It is for the optimizer"
-        refuse(self, self.adv_optimizer, dict.fromkeys(Need, why))
+        check_nesting(self, self.adv_optimizer, dict.fromkeys(Requirement, why))
 
-    def needs(self) -> frozenset[Need]:
+    def requirements(self) -> frozenset[Requirement]:
         if self.opaque_mode:
-            return frozenset({Need.OBJECTIVE, Need.GRADIENT, Need.POINT})
-        return frozenset({Need.MOVES, Need.EVALUATED, Need.POINT})
+            return frozenset({Requirement.OBJECTIVE, Requirement.GRADIENT, Requirement.POINT})
+        return frozenset({Requirement.MOVES, Requirement.EVALUATED, Requirement.POINT})
 
     def init_state(self, params: Params, context: Context) -> SAMState[_Outer, _Inner]:
         return SAMState(
@@ -138,7 +140,7 @@ class SAM(AbstractParticular[SAMState[_Outer, _Inner]], Generic[_Outer, _Inner])
     ) -> tuple[Updates, SAMState[_Outer, _Inner]]:
         check_state(self.optimizer, state.opt_state, "state.opt_state")
         check_state(self.adv_optimizer, state.adv_state, "state.adv_state")
-        params = need_params(params, self, context)
+        params = require_params(params, self, context)
         run = self._opaque if self.opaque_mode else self._transparent
         return run(updates, state, params, context)
 
@@ -150,7 +152,7 @@ class SAM(AbstractParticular[SAMState[_Outer, _Inner]], Generic[_Outer, _Inner])
         context: Context,
     ) -> tuple[Updates, SAMState[_Outer, _Inner]]:
         # In float32 at least, as all memory is; the parameters that it holds are exact.
-        cache = fitting(state.cache, params, "state.cache")
+        cache = check_like(state.cache, params, "state.cache")
         cache = select(state.steps_since_sync == 0, round_like(params, cache), cache)
         start = round_like(cache, params)
 
@@ -185,7 +187,7 @@ class SAM(AbstractParticular[SAMState[_Outer, _Inner]], Generic[_Outer, _Inner])
         params: Params,
         context: Context,
     ) -> tuple[Updates, SAMState[_Outer, _Inner]]:
-        objective = context.need("value_fn", self)
+        objective = context.require("value_fn", self)
 
         def climb(
             _: Array, carry: tuple[Updates, _Inner, Params]
@@ -194,11 +196,11 @@ class SAM(AbstractParticular[SAMState[_Outer, _Inner]], Generic[_Outer, _Inner])
             out, adv_state = self.adv_optimizer.transform(
                 gradient, adv_state, point, at(context, point)
             )
-            point = moved(point, round_like(_negative(out), point))
+            point = add_updates(point, round_like(_negative(out), point))
             found = objective.evaluate(point).grad
             if self.batch_axis_name is not None:
                 found = lax.pmean(found, self.batch_axis_name)
-            return round_like(where_given(gradient, conj(found)), gradient), adv_state, point
+            return round_like(mask_like(gradient, conj(found)), gradient), adv_state, point
 
         carry = updates, state.adv_state, params
         num_climbs = jnp.asarray(self.sync_period) - 1

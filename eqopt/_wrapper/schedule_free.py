@@ -17,9 +17,9 @@ from .._objective.objective import Context
 from .._schedule.base import AbstractSchedule, as_real, scheduled_real, value_at
 from .._transformation import leafwise
 from .._transformation.base import AbstractTransformation, check_state, check_transformation
-from .._transformation.eval_params import AbstractEvalState, fitting
+from .._transformation.eval_params import AbstractEvalState, check_like
 from .._transformation.leafwise import Rule
-from .._transformation.nesting import AbstractParticular, Need, refuse
+from .._transformation.nesting import AbstractConstrained, check_nesting, Requirement
 
 # The rule has three points: y, which is the parameters; z, where the base optimizer is; and x, the
 # average of that. Each follows from the other two. optax keeps z, and x = (y - (1 - b1) z) / b1,
@@ -49,7 +49,7 @@ class ScheduleFreeState(AbstractEvalState, Generic[State]):
     gap: PyTree
 
     def eval_params(self, params: Params) -> Params:
-        gap, rest = fitting(self.gap, params, "state.gap"), 1 - self.b1
+        gap, rest = check_like(self.gap, params, "state.gap"), 1 - self.b1
         return jax.tree.map(
             lambda y, d: None if y is None or d is None else _averaged(y, d, rest),
             params,
@@ -80,7 +80,7 @@ def _average(
     return plus(update, minus(times(b1, new), times(old_b1, gap))), new
 
 
-class ScheduleFree(AbstractParticular[ScheduleFreeState[State]], Generic[State]):
+class ScheduleFree(AbstractConstrained[ScheduleFreeState[State]], Generic[State]):
     r"""Averages the points of a base optimizer, in place of a learning rate that falls, and
     replaces its momentum by an interpolation.
 
@@ -126,10 +126,14 @@ class ScheduleFree(AbstractParticular[ScheduleFreeState[State]], Generic[State])
     def __check_init__(self) -> None:
         check_transformation("base_optimizer", self.base_optimizer)
         why = "its updates move what is averaged, and the parameters move at every step"
-        refuse(self, self.base_optimizer, dict.fromkeys((Need.MOVES, Need.REST, Need.STEP), why))
+        check_nesting(
+            self,
+            self.base_optimizer,
+            dict.fromkeys((Requirement.MOVES, Requirement.REST, Requirement.STEP), why),
+        )
 
-    def needs(self) -> frozenset[Need]:
-        return frozenset({Need.MOVES, Need.EVALUATED})
+    def requirements(self) -> frozenset[Requirement]:
+        return frozenset({Requirement.MOVES, Requirement.EVALUATED})
 
     def init_state(self, params: Params, context: Context) -> ScheduleFreeState[State]:
         return ScheduleFreeState(

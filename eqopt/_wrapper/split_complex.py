@@ -13,7 +13,12 @@ from .._objective.objective import Context
 from .._transformation.base import AbstractTransformation, check_state, check_transformation
 from .._transformation.eval_params import AbstractEvalState
 from .._transformation.nesting import refuse_selectors
-from .._transformation.reparametrization import AbstractForm, eval_params_in, init_in, transform_in
+from .._transformation.reparametrization import (
+    AbstractReparametrization,
+    eval_params_in,
+    init_in,
+    transform_in,
+)
 
 
 class _Pair(eqx.Module):
@@ -21,7 +26,7 @@ class _Pair(eqx.Module):
     imag: Float[Array, "*shape"] | None
 
 
-class _Split(AbstractForm):
+class _Split(AbstractReparametrization):
     """Which leaves, in order, are complex. Static."""
 
     is_complex: tuple[bool, ...] = eqx.field(static=True)

@@ -23,13 +23,18 @@ from .._base.arithmetic import (
     wider,
 )
 from .._base.converters import optional, real
-from .._base.trees import conj, moved, round_like
+from .._base.trees import add_updates, conj, round_like
 from .._base.types import Params, Scalar, State, Updates
-from .._objective.objective import Context, need_params, Objective, Whole
+from .._objective.objective import Context, FullProblem, Objective, require_params
 from .._transformation.base import AbstractTransformation, check_state, check_transformation
 from .._transformation.eval_params import AbstractEvalState
 from .._transformation.masking import check_mask, Chosen, resolved
-from .._transformation.nesting import AbstractParticular, Need, refuse, refuse_selectors
+from .._transformation.nesting import (
+    AbstractConstrained,
+    check_nesting,
+    refuse_selectors,
+    Requirement,
+)
 from ..selectors._selector import AbstractSelector, as_selector
 
 
@@ -116,7 +121,7 @@ class WeightNormState(AbstractEvalState, Generic[State]):
         return jax.tree.map(lambda _: None, params)
 
 
-class WeightNorm(AbstractParticular[WeightNormState[State]], Generic[State]):
+class WeightNorm(AbstractConstrained[WeightNormState[State]], Generic[State]):
     r"""Applies a transformation to the directions and the lengths of the weights.
 
     A weight is $w = s\, v \big/ \sqrt{\|v\|^2 + \epsilon}$, with one length $s$ and one norm for
@@ -162,10 +167,10 @@ class WeightNorm(AbstractParticular[WeightNormState[State]], Generic[State]):
         check_transformation("inner", self.inner)
         why = "here they are directions and lengths. Put it around"
         refuse_selectors(self, self.inner, why)
-        refuse(self, self.inner, {Need.EVALUATED: why, Need.MOVES: why})
+        check_nesting(self, self.inner, {Requirement.EVALUATED: why, Requirement.MOVES: why})
 
-    def needs(self) -> frozenset[Need]:
-        return frozenset({Need.MOVES})
+    def requirements(self) -> frozenset[Requirement]:
+        return frozenset({Requirement.MOVES})
 
     def init_state(self, params: Params, context: Context) -> WeightNormState[State]:
         leaves, treedef = checks.flatten(params)
@@ -189,7 +194,7 @@ class WeightNorm(AbstractParticular[WeightNormState[State]], Generic[State]):
         context: Context,
     ) -> tuple[Updates, WeightNormState[State]]:
         check_state(self.inner, state.inner_state, "state.inner_state")
-        params = need_params(params, self, context)
+        params = require_params(params, self, context)
         for name, tree in (("direction", state.direction), ("scale", state.scale)):
             if checks.flatten(tree)[1] != checks.flatten(updates)[1]:
                 raise checks.structure_error(tree, updates, f"state.{name}", "updates")
@@ -201,8 +206,8 @@ class WeightNorm(AbstractParticular[WeightNormState[State]], Generic[State]):
         own = self._gradient(updates, state, self.decay)
         out, inner_state = self.inner.transform(own, state.inner_state, packed, inside)
 
-        direction = moved(state.direction, out.direction)
-        scale = moved(state.scale, out.scale)
+        direction = add_updates(state.direction, out.direction)
+        scale = add_updates(state.scale, out.scale)
 
         def step(u: Any, d: Any, s: Any, x: Any) -> Any:
             if u is None or d is None:
@@ -242,14 +247,14 @@ class WeightNorm(AbstractParticular[WeightNormState[State]], Generic[State]):
 
     def _inside(self, packed: _Weights, params: Params, context: Context, grad: Any) -> Context:
         """What of the context is told to `inner`."""
-        outer = context.whole or Whole(params, context.value_fn)
+        outer = context.whole or FullProblem(params, context.value_fn)
         objective = outer.objective
         if objective is not None:
             formed = _Formed(self, objective, params, outer.params)
             rest = jax.tree.map(lambda _: None, packed)
             objective = Objective(formed, rest, has_aux=objective.has_aux)
         value_fn = None if context.value_fn is None else objective
-        whole = Whole(packed, objective)
+        whole = FullProblem(packed, objective)
         return Context(context.value, grad, value_fn, context.key, context.extra, whole)
 
     def put_together(self, packed: PyTree, like: Params) -> Params:

@@ -149,7 +149,9 @@ class FromOptax(AbstractTransformation[FromOptaxState]):
         with _lenient():
             out, inner = update(full, before, wide, **accepted(update, extra))
         inner = _settled(inner, before)
-        out = checks.fit(out, updates if params is None else params, "updates", any_dtype=True)
+        out = checks.conform_to(
+            out, updates if params is None else params, "updates", any_dtype=True
+        )
         leaves, treedef = checks.flatten(updates)
         missing = [] if params is None else _holes(leaves, treedef, params)
         if missing:

@@ -70,11 +70,11 @@ class ScaleByBacktrackingLinesearch(AbstractLinesearch[_Backtracking]):
         return self.store_grad
 
     @property
-    def returns(self) -> bool:
+    def may_return_to_best(self) -> bool:
         return False
 
     @property
-    def reports(self) -> bool:
+    def is_verbose(self) -> bool:
         return self.verbose
 
     def first_step(self, learning_rate: Float[Array, ""]) -> Float[Array, ""]:
@@ -104,7 +104,7 @@ class ScaleByBacktrackingLinesearch(AbstractLinesearch[_Backtracking]):
             verdict,
             jnp.where(accepted, step, jnp.where(last, restart, shorter)),
             keep=never,
-            fine=fine,
+            not_worse=fine,
             decrease_error=error,
             curvature_error=jnp.zeros_like(error),
         )

@@ -12,12 +12,12 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .._base.arithmetic import cast, times, wider
-from .._base.converters import float_dtype, prettily
-from .._base.trees import blank_like, conj, inner, moved, select
+from .._base.converters import float_dtype, module_pdoc
+from .._base.trees import add_updates, conj, inner, select, zeros_exactly_like
 from .._base.types import Params, Updates
 from .._objective.cache import check_aux_fits, empty_cache, filled, LinesearchState
-from .._objective.objective import Context, Evaluation, need_params, Whole
-from .._transformation.nesting import AbstractParticular, Need
+from .._objective.objective import Context, Evaluation, FullProblem, require_params
+from .._transformation.nesting import AbstractConstrained, Requirement
 
 # The machine's verdict on a trial.
 TRY, ACCEPT, RETURN, FAIL = (np.int32(i) for i in range(4))
@@ -57,7 +57,7 @@ class LinesearchInfo(eqx.Module):
     result: Any
 
     def __pdoc__(self, **kwargs: Any) -> wl.AbstractDoc:
-        return prettily(self, **kwargs)
+        return module_pdoc(self, **kwargs)
 
 
 class Origin(eqx.Module):
@@ -100,14 +100,14 @@ class Answer(eqx.Module):
         that is accepted in spite of a `curvature_error` is the longest allowed.
     - `step`: the step to try, or to take; after a failure, where the next search may begin.
     - `keep`: whether this trial is to be kept, to return to.
-    - `fine`: whether the value is no higher than at the start, up to rounding.
+    - `not_worse`: whether the value is no higher than at the start, up to rounding.
     - `decrease_error`, `curvature_error`: as in [`eqopt.LinesearchInfo`][].
     """
 
     verdict: Int[Array, ""]
     step: Float[Array, ""]
     keep: Bool[Array, ""]
-    fine: Bool[Array, ""]
+    not_worse: Bool[Array, ""]
     decrease_error: Float[Array, ""]
     curvature_error: Float[Array, ""]
 
@@ -115,7 +115,7 @@ class Answer(eqx.Module):
 Search = TypeVar("Search", bound=eqx.Module)
 
 
-class AbstractLinesearch(AbstractParticular[LinesearchState[LinesearchInfo]], Generic[Search]):
+class AbstractLinesearch(AbstractConstrained[LinesearchState[LinesearchInfo]], Generic[Search]):
     """A link that decides how far to go along the updates that reach it.
 
     A search is written as a machine over scalars: `start` and `tell`. It never sees a tree. The
@@ -129,12 +129,12 @@ class AbstractLinesearch(AbstractParticular[LinesearchState[LinesearchInfo]], Ge
 
     @property
     @abc.abstractmethod
-    def returns(self) -> bool:
+    def may_return_to_best(self) -> bool:
         """Whether the machine ever returns to a trial before the last."""
 
     @property
     @abc.abstractmethod
-    def reports(self) -> bool:
+    def is_verbose(self) -> bool:
         """Whether each search is printed."""
 
     @abc.abstractmethod
@@ -149,11 +149,11 @@ class AbstractLinesearch(AbstractParticular[LinesearchState[LinesearchInfo]], Ge
     def tell(self, search: Search, trial: Trial) -> tuple[Search, Answer]:
         """The machine after a trial, and its answer."""
 
-    def needs(self) -> frozenset[Need]:
-        return frozenset({Need.OBJECTIVE, Need.STEP})
+    def requirements(self) -> frozenset[Requirement]:
+        return frozenset({Requirement.OBJECTIVE, Requirement.STEP})
 
     def init_state(self, params: Params, context: Context) -> LinesearchState[LinesearchInfo]:
-        whole = context.whole or Whole(params, context.value_fn)
+        whole = context.whole or FullProblem(params, context.value_fn)
         dtype = float_dtype()
         info = LinesearchInfo(
             jnp.zeros((), np.int32),
@@ -171,15 +171,15 @@ class AbstractLinesearch(AbstractParticular[LinesearchState[LinesearchInfo]], Ge
         params: Params | None,
         context: Context,
     ) -> tuple[Updates, LinesearchState[LinesearchInfo]]:
-        need_params(params, self, context)
-        value, grad = context.need("value", self), context.need("grad", self)
-        whole = context.whole or Whole(params, context.value_fn)
-        objective = whole.objective or context.need("value_fn", self)
+        require_params(params, self, context)
+        value, grad = context.require("value", self), context.require("grad", self)
+        whole = context.whole or FullProblem(params, context.value_fn)
+        objective = whole.objective or context.require("value_fn", self)
         start = begin(self, state, whole, value, grad)
         line = begin_line(self, state, whole, start, updates)
 
         def body(line: "Line[Search]") -> "Line[Search]":
-            trial = evaluate(self, objective, moved(whole.params, line.updates))
+            trial = evaluate(self, objective, add_updates(whole.params, line.updates))
             if state.cache is not None:
                 check_aux_fits(trial.aux, state.cache)
             return advance(self, line, whole, updates, trial)
@@ -221,7 +221,7 @@ def _searching(line: Line[Any]) -> Bool[Array, ""]:
 def begin(
     linesearch: AbstractLinesearch[Any],
     state: LinesearchState[LinesearchInfo],
-    whole: Whole,
+    whole: FullProblem,
     value: Any,
     grad: PyTree,
 ) -> Evaluation[Any]:
@@ -233,13 +233,13 @@ def begin(
     value = jnp.asarray(value)
     if not linesearch.keeps_grad:
         return Evaluation(value, conj(grad), None)
-    return Evaluation(value, eqx.combine(conj(grad), blank_like(whole.params)), aux)
+    return Evaluation(value, eqx.combine(conj(grad), zeros_exactly_like(whole.params)), aux)
 
 
 def begin_line(
     linesearch: AbstractLinesearch[Search],
     state: LinesearchState[LinesearchInfo],
-    whole: Whole,
+    whole: FullProblem,
     start: Evaluation[Any],
     direction: Updates,
 ) -> Line[Search]:
@@ -265,9 +265,9 @@ def begin_line(
         linesearch.start(origin),
         jnp.where(going, TRY, FAIL),
         jnp.where(going, step, state.learning_rate),
-        select(going, updates, blank_like(updates)),
+        select(going, updates, zeros_exactly_like(updates)),
         trial,
-        trial if linesearch.returns else None,
+        trial if linesearch.may_return_to_best else None,
         origin,
         LinesearchInfo(jnp.zeros((), np.int32), unknown, unknown, result),
     )
@@ -276,7 +276,7 @@ def begin_line(
 def advance(
     linesearch: AbstractLinesearch[Search],
     line: Line[Search],
-    whole: Whole,
+    whole: FullProblem,
     direction: Updates,
     evaluation: Evaluation[Any],
     stop: Bool[Array, ""] | None = None,
@@ -294,12 +294,12 @@ def advance(
     verdict = jnp.where(line.verdict == FAIL, FAIL, answer.verdict)
     step = answer.step
     if stop is not None:
-        stop = stop & answer.fine
+        stop = stop & answer.not_worse
         verdict = jnp.where(stop, ACCEPT, verdict)
         step = jnp.where(stop, line.step, step)
     failed = verdict == FAIL
     trial = scaled(direction, step, whole.params)
-    updates = select(failed, blank_like(trial), trial)
+    updates = select(failed, zeros_exactly_like(trial), trial)
     kept = None
     if line.kept is not None:
         kept = select(answer.keep, evaluation, line.kept)
@@ -332,7 +332,7 @@ def outcome(line: Line[Any], start: Evaluation[Any]) -> Evaluation[Any]:
 def finish(
     linesearch: AbstractLinesearch[Any],
     state: LinesearchState[LinesearchInfo],
-    whole: Whole,
+    whole: FullProblem,
     start: Evaluation[Any],
     line: Line[Any],
     *,
@@ -341,10 +341,10 @@ def finish(
     """The state after a search; `known` says whether `start` is to be trusted."""
     cache = state.cache
     if cache is not None and whole.objective is not None:
-        point = moved(whole.params, line.updates)
+        point = add_updates(whole.params, line.updates)
         sure = known | (line.verdict != FAIL)
         cache = filled(cache, whole.objective, point, outcome(line, start), sure)
-    if linesearch.reports:
+    if linesearch.is_verbose:
         _print(type(linesearch).__name__, line)
     return LinesearchState(line.step, line.origin.scale, cache, line.info)
 

@@ -100,11 +100,11 @@ class ScaleByHagerZhangLinesearch(AbstractLinesearch[_HagerZhang]):
         return True
 
     @property
-    def returns(self) -> bool:
+    def may_return_to_best(self) -> bool:
         return True
 
     @property
-    def reports(self) -> bool:
+    def is_verbose(self) -> bool:
         return self.verbose
 
     def first_step(self, learning_rate: Float[Array, ""]) -> Float[Array, ""]:
@@ -154,7 +154,12 @@ class ScaleByHagerZhangLinesearch(AbstractLinesearch[_HagerZhang]):
         taken = jnp.where(verdict == RETURN, best.step, following)
         taken = jnp.where(verdict == FAIL, failed, jnp.where(verdict == ACCEPT, step, taken))
         answer = Answer(
-            verdict, taken, keep=keep, fine=fine, decrease_error=decrease, curvature_error=curvature
+            verdict,
+            taken,
+            keep=keep,
+            not_worse=fine,
+            decrease_error=decrease,
+            curvature_error=curvature,
         )
         search = _HagerZhang(origin, low, high, bisecting, phase, width, best, num_trials)
         return search, answer

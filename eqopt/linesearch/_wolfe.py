@@ -79,11 +79,11 @@ class ScaleByWolfeLinesearch(AbstractLinesearch[_Wolfe]):
         return True
 
     @property
-    def returns(self) -> bool:
+    def may_return_to_best(self) -> bool:
         return True
 
     @property
-    def reports(self) -> bool:
+    def is_verbose(self) -> bool:
         return self.verbose
 
     def first_step(self, learning_rate: Float[Array, ""]) -> Float[Array, ""]:
@@ -154,7 +154,7 @@ class ScaleByWolfeLinesearch(AbstractLinesearch[_Wolfe]):
             verdict,
             jnp.where(accepted | (verdict == FAIL), step, taken),
             keep=keep,
-            fine=fine,
+            not_worse=fine,
             decrease_error=jnp.where(finite, jnp.where(low_enough, 0.0, excess), jnp.inf),
             curvature_error=jnp.where(
                 finite, jnp.maximum(curv_rtol * origin.slope - trial.slope, 0), jnp.inf

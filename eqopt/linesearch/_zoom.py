@@ -101,11 +101,11 @@ class ScaleByZoomLinesearch(AbstractLinesearch[_Zoom]):
         return True
 
     @property
-    def returns(self) -> bool:
+    def may_return_to_best(self) -> bool:
         return True
 
     @property
-    def reports(self) -> bool:
+    def is_verbose(self) -> bool:
         return self.verbose
 
     def first_step(self, learning_rate: Float[Array, ""]) -> Float[Array, ""]:
@@ -166,7 +166,7 @@ class ScaleByZoomLinesearch(AbstractLinesearch[_Zoom]):
             verdict,
             taken,
             keep=safe | lower,
-            fine=jnp.isfinite(decrease) & (trial.value <= origin.value + self._floor(origin)),
+            not_worse=jnp.isfinite(decrease) & (trial.value <= origin.value + self._floor(origin)),
             decrease_error=jnp.where(decrease <= tol, 0, decrease),
             curvature_error=jnp.where(curvature <= tol, 0, curvature),
         )

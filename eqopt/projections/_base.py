@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
 from .._base.arithmetic import cast, is_complex, real_dtype, wider
-from .._base.converters import float_dtype, prettily, real, settle
+from .._base.converters import canonicalize, float_dtype, module_pdoc, real
 from .._base.trees import narrowed, placed_like
 from .._base.types import Model, Params
 from .._jit import compiled_call
@@ -47,10 +47,10 @@ class AbstractProjection(eqx.Module):
     def __call__(self, tree: Model) -> Model:
         """Gives the nearest model in the set, each number rounded once, to its dtype."""
         trained, rest = eqx.partition(tree, checks.is_inexact)
-        return eqx.combine(compiled_call.call(nearest, settle(self), trained), rest)
+        return eqx.combine(compiled_call.call(nearest, canonicalize(self), trained), rest)
 
     def __pdoc__(self, **kwargs: Any) -> wl.AbstractDoc:
-        return prettily(self, **kwargs)
+        return module_pdoc(self, **kwargs)
 
 
 class AbstractBox(AbstractProjection):

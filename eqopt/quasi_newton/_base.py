@@ -199,7 +199,7 @@ class DiagonalMatrix(AbstractInitialMatrix[DiagonalMatrixState]):
         )
 
 
-def change(
+def secant_pair(
     secant: AbstractSecant,
     points: tuple[PyTree, PyTree],
     grads: tuple[PyTree, PyTree],

@@ -13,19 +13,27 @@ from .._base.arithmetic import is_complex
 from .._base.checks import typed
 from .._base.converters import flag, float_dtype, real
 from .._base.trees import (
+    fill_missing,
     increment,
-    or_else,
+    mask_like,
     placed_like,
     replicated,
     round_like,
-    where_given,
     zero_count,
     zeros_like,
 )
 from .._base.types import Count, Params, Scalar, Updates
-from .._objective.objective import Context, need_params
+from .._objective.objective import Context, require_params
 from .._transformation.base import AbstractTransformation
-from ._base import AbstractSecant, change, first_scale, ModifiedSecant, Pair, safeguarded, value_of
+from ._base import (
+    AbstractSecant,
+    first_scale,
+    ModifiedSecant,
+    Pair,
+    safeguarded,
+    secant_pair,
+    value_of,
+)
 
 
 @typed
@@ -97,11 +105,11 @@ class ScaleByBFGS(AbstractTransformation[ScaleByBFGSState]):
     def transform(
         self, updates: Updates, state: ScaleByBFGSState, params: Params | None, context: Context
     ) -> tuple[Updates, ScaleByBFGSState]:
-        params = need_params(params, self, context)
-        grad = or_else(updates, zeros_like(params))
-        latest = or_else(updates, state.updates)
+        params = require_params(params, self, context)
+        grad = fill_missing(updates, zeros_like(params))
+        latest = fill_missing(updates, state.updates)
         value, eps = value_of(context)
-        pair, good = change(
+        pair, good = secant_pair(
             self.secant, (state.params, params), (state.updates, latest), (state.value, value), eps
         )
         learned = (state.count > 0) & good
@@ -120,7 +128,7 @@ class ScaleByBFGS(AbstractTransformation[ScaleByBFGSState]):
         num_pairs = jnp.where(used, num_pairs, 0)
         past = round_like(params, state.params)
         state = ScaleByBFGSState(increment(state.count), num_pairs, past, latest, value, matrix)
-        return where_given(updates, direction), state
+        return mask_like(updates, direction), state
 
 
 def _update(matrix: Float[Array, "n n"], pair: Pair, first: Array) -> Float[Array, "n n"]:

@@ -12,10 +12,10 @@ from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
 from .._base.arithmetic import cast, minus, safe_sqrt, times, wider
-from .._base.converters import prettily, real
-from .._base.trees import increment, inner, where_given, zero_count, zeros_like
+from .._base.converters import module_pdoc, real
+from .._base.trees import increment, inner, mask_like, zero_count, zeros_like
 from .._base.types import Count, Params, Scalar, Updates
-from .._objective.objective import Context, need_params
+from .._objective.objective import Context, require_params
 from .._transformation import leafwise
 from .._transformation.base import AbstractTransformation
 from .._transformation.leafwise import Rule
@@ -57,7 +57,7 @@ class AbstractConjugacy(eqx.Module):
         """Gives the factor. Where it is not finite, the direction is restarted."""
 
     def __pdoc__(self, **kwargs: Any) -> wl.AbstractDoc:
-        return prettily(self, **kwargs)
+        return module_pdoc(self, **kwargs)
 
 
 def _ratio(a: Array, b: Array) -> Array:
@@ -236,7 +236,7 @@ class ScaleByNonlinearCG(AbstractTransformation[ScaleByNonlinearCGState]):
         params: Params | None,
         context: Context,
     ) -> tuple[Updates, ScaleByNonlinearCGState]:
-        params = need_params(params, self, context)
+        params = require_params(params, self, context)
         p, moved = _measure(updates, state, params)
         length = _ratio(moved, p.direction_direction)
         beta = self.method.beta(p)
@@ -289,9 +289,9 @@ def _measure(
     grad: Updates, state: ScaleByNonlinearCGState, params: Params
 ) -> tuple[ConjugacyProducts, Float[Array, ""]]:
     """The products, and the one of the last direction and how far the parameters have moved."""
-    last, d = where_given(grad, state.updates), where_given(grad, state.direction)
+    last, d = mask_like(grad, state.updates), mask_like(grad, state.direction)
     y = jax.tree.map(_change, grad, last)
-    step = jax.tree.map(_change, where_given(grad, params), where_given(grad, state.params))
+    step = jax.tree.map(_change, mask_like(grad, params), mask_like(grad, state.params))
     products = ConjugacyProducts(
         inner(grad, grad),
         inner(last, last),

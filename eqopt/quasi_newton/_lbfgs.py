@@ -13,29 +13,29 @@ from .._base.arithmetic import cast
 from .._base.checks import typed
 from .._base.converters import flag, float_dtype, inexact_dtype, real, size
 from .._base.trees import (
+    fill_missing,
     increment,
     inner,
-    or_else,
+    mask_like,
     round_like,
     select,
     stack_like,
-    where_given,
     zero_count,
     zeros_like,
 )
 from .._base.types import Count, Params, Scalar, Updates
-from .._objective.objective import Context, need_params
+from .._objective.objective import Context, require_params
 from .._transformation.base import AbstractTransformation
 from ._base import (
     AbstractInitialMatrix,
     AbstractSecant,
-    change,
     DiagonalMatrix,
     first_scale,
     IdentityMatrix,
     ModifiedSecant,
     safeguarded,
     scaled,
+    secant_pair,
     value_of,
 )
 
@@ -139,17 +139,17 @@ class ScaleByLBFGS(AbstractTransformation[ScaleByLBFGSState]):
     def transform(
         self, updates: Updates, state: ScaleByLBFGSState, params: Params | None, context: Context
     ) -> tuple[Updates, ScaleByLBFGSState]:
-        params = need_params(params, self, context)
+        params = require_params(params, self, context)
         # Missing gradients are zeros here: the memory has a place for every parameter.
-        grad = or_else(updates, zeros_like(params))
-        state = self._remember(or_else(updates, state.updates), state, params, context)
+        grad = fill_missing(updates, zeros_like(params))
+        state = self._remember(fill_missing(updates, state.updates), state, params, context)
         direction, used = safeguarded(
             grad,
             self._direction(grad, state),
             first_scale(grad, params, self.first_step_rtol, self.scale_init_precond),
             state.num_pairs > 0,
         )
-        return where_given(updates, direction), _forget(state, ~used)
+        return mask_like(updates, direction), _forget(state, ~used)
 
     def _matrix(self) -> AbstractInitialMatrix[Any]:
         return self.init_matrix if self.scale_init_precond else IdentityMatrix()
@@ -159,7 +159,7 @@ class ScaleByLBFGS(AbstractTransformation[ScaleByLBFGSState]):
     ) -> ScaleByLBFGSState:
         """The state with the step that has led here."""
         value, eps = value_of(context)
-        pair, good = change(
+        pair, good = secant_pair(
             self.secant, (state.params, params), (state.updates, grad), (state.value, value), eps
         )
         stored = (state.count > 0) & good

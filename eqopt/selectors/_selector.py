@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 
 from .._base import checks
 from .._base.compat import Tracer
-from .._base.converters import flag, optional, prettily, size
+from .._base.converters import flag, module_pdoc, optional, size
 from .._base.types import TreeDef
 from . import _path_pattern
 
@@ -41,7 +41,7 @@ class AbstractSelector(eqx.Module):
         return Not(self)
 
     def __pdoc__(self, **kwargs: Any) -> wl.AbstractDoc:
-        return prettily(self, **kwargs)
+        return module_pdoc(self, **kwargs)
 
 
 def _map(choose: Callable[[Any, Any], bool], params: PyTree) -> PyTree[bool]:
