@@ -29,19 +29,19 @@ COMPILED = {
 PROCESSES = ("-n", "2", "--dist", "loadgroup")
 
 # What another Python with another JAX is most likely to break: the laws of these rows, and files.
-LAWS = ("test_laws.py", "test_laws_states.py", "test_laws_numbers.py", "test_laws_copies.py")
+LAWS = ("laws/test_models.py", "laws/test_states.py", "laws/test_numbers.py", "laws/test_copies.py")
 ROWS = "AdamW or LBFGS or Muon or MultiSteps or Partition"
 LEAN = (
-    "test_compile_counts.py",
-    "test_docs.py",
-    "test_door.py",
-    "test_fit.py",
-    "test_flatten.py",
-    "test_house.py",
-    "test_matrices.py",
-    "test_minimize.py",
-    "test_names.py",
-    "test_value_and_grad_axes.py",
+    "jit/test_compile_counts.py",
+    "repo/test_docs.py",
+    "jit/test_compiled_call.py",
+    "train/test_fit.py",
+    "wrapper/test_flatten.py",
+    "repo/test_house.py",
+    "transform/test_matrices.py",
+    "minimize/test_minimize.py",
+    "repo/test_optax_names.py",
+    "objective/test_value_and_grad_axes.py",
 )
 
 
@@ -107,7 +107,7 @@ def docs(session: nox.Session) -> None:
     if session.posargs:
         session.run("mkdocs", *session.posargs)
         return
-    pytest(session, "tests/test_docs.py", x64=False)
+    pytest(session, "tests/repo/test_docs.py", x64=False)
     session.run("python", "examples/float16.py")
     session.run(
         "mkdocs",
@@ -136,7 +136,7 @@ def matrix(session: nox.Session) -> None:
     """Tests every wrapper around every wrapper around each optimizer: a quarter of an hour."""
     install(session, "tests")
     env = {**COMPILED, "EQOPT_MATRIX": "all"}
-    session.run("python", "-m", "pytest", *PROCESSES, "tests/test_matrix.py", env=env)
+    session.run("python", "-m", "pytest", *PROCESSES, "tests/laws/test_matrix.py", env=env)
 
 
 @nox.session(python=NEWEST)
