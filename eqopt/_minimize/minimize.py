@@ -176,15 +176,12 @@ def _checked(solution: Solution[Any, Any, Any]) -> Solution[Any, Any, Any]:
         # Not with PRNG keys, which cannot be handed to the callback that raises.
         arrays, rest = eqx.partition(solution, checks.is_array)
         return eqx.combine(result.error_if(arrays, failed), rest)
-    if not np.any(failed):
+    if not failed:
         return solution
-    first = np.unravel_index(np.argmax(failed), np.shape(failed))
-    one = jax.tree.map(lambda x: x[first], (result, solution.num_steps, solution.value))
-    lanes = f" in {np.sum(failed)} of {np.size(failed)} lanes" if np.shape(failed) else ""
     raise RuntimeError(
-        f"`minimize` has not converged{lanes}: {MinimizeResult[one[0]]}\n"
-        f"It ended after {one[1]} steps with the value {one[2]:.6g}. With `throw=False` it returns "
-        "what it has reached"
+        f"`minimize` has not converged: {MinimizeResult[result]}\n"
+        f"It ended after {solution.num_steps} steps with the value {solution.value:.6g}. With "
+        "`throw=False` it returns what it has reached"
     )
 
 
