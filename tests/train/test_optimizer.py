@@ -12,7 +12,7 @@ from jaxtyping import Array
 import eqopt
 from eqopt import ByPath, Optimizer
 from tests.support.evaluations import Calls
-from tests.support.toolbox import assert_close, FLOAT, same, tree, values, Zoo
+from tests.support.toolbox import assert_close, complaint, FLOAT, same, tree, values, Zoo
 
 MODEL = eqx.nn.MLP(3, 1, 4, 1, dtype=FLOAT, key=jax.random.key(0))
 X, Y = values((5, 3), 0), values((5, 1), 1)
@@ -33,12 +33,6 @@ def quadratic(params: Any) -> Array:
 
 def arrays(x: Any) -> Any:
     return eqx.filter(x, eqx.is_array)
-
-
-def complaint(kind: type[Exception], fn: Any, *args: Any, **kwargs: Any) -> str:
-    with pytest.raises(kind) as caught:
-        fn(*args, **kwargs)
-    return str(caught.value)
 
 
 # The same as with the parts
