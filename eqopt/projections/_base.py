@@ -140,7 +140,7 @@ def spreadable(name: str, *, finite: bool = True, real_only: bool = True) -> Cal
     one = real(name, finite=finite)
 
     def convert(value: Any) -> Any:
-        if _is_number(value) and np.shape(value) == () and not jnp.iscomplexobj(value):
+        if _is_number(value) and np.shape(value) == () and not np.iscomplexobj(value):
             return one(value)
         # Strings, and whatever else is a leaf, have become holes.
         tree = jax.tree.map(leaf, value)
