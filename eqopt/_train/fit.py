@@ -239,7 +239,7 @@ def _make(
         rate = learning_rate(optimizer, state)
         args = batch.unpack()
         model, state, evaluation = step(optimizer, fn, model, state, args, kwargs, has_aux)
-        # Lest the squares be one with those of the optimizer, and kept until it wants them.
+        # A barrier: otherwise XLA shares these squares with the optimizer and keeps them alive.
         norm = global_norm(jax.lax.optimization_barrier(evaluation.grad))
         model = _after(norm, model)
         metrics = Metrics.of(evaluation.value, norm, rate, evaluation.aux)

@@ -134,7 +134,7 @@ class ApplyIfFinite(AbstractTransformation[ApplyIfFiniteState[State]], Generic[S
         out, inner_state = apply_when(
             given | accepted, self.inner, updates, state.inner_state, params, context
         )
-        # Of what has been skipped this is true.
+        # True for a skipped step: its updates are zero, and its state is unchanged.
         sound = all_finite(out) & _stays_finite(state.inner_state, inner_state)
         finite = given & sound
         accepted = accepted | self.on_give_up(exhausted & given & ~sound)

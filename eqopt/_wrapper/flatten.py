@@ -141,7 +141,7 @@ class Flatten(AbstractTransformation[FlattenState[State]], Generic[State]):
         either, such as a mask for weight decay, belongs outside:
         `Chain(Flatten(ScaleByAdam()), AddDecayedWeights(0.1, mask), ...)`.
 
-    Of what has no gradient, the state stays as it is.
+    The state of a parameter without a gradient stays as it is.
 
     A part of the state is as large as all parameters of its dtype. In explicit sharding mode it is
     whole on every device.

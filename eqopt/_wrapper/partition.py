@@ -58,9 +58,9 @@ class Partition(AbstractTransformation[PartitionState]):
 
     - `transforms`: the transformations by label. Without `param_labels`, by selector, with `...`
         for what no selector chooses; their labels are 0, 1, ... then, in order.
-    - `param_labels`: the label of each parameter: a tree of labels, possibly a prefix (a Module
-        that holds labels is such a tree, also a callable one); a function from the parameters to
-        one; labels by selector, with `...` for what no selector chooses; or a selector, for the
+    - `param_labels`: the label of each parameter: a tree of labels, possibly a prefix (also a
+        Module that holds labels, callable or not); a function from the parameters to such a tree;
+        labels by selector, with `...` for what no selector chooses; or a selector, for the
         labels `True` and `False`. They must be the same at each step.
     - `mask_compatible_extra_args`: whether of extra arguments that are trees like the parameters
         each transformation sees its own group only.

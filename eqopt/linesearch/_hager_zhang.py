@@ -16,7 +16,7 @@ from ._interpolation import secant
 # has moved, or the middle.
 _SECANT, _SECOND, _MIDDLE = (np.int32(i) for i in range(3))
 
-# How much narrower the secants must make the interval, lest it be bisected: the paper's gamma.
+# If the secants leave more than this part of the interval, it is bisected: the paper's gamma.
 _SHRINK = 0.66
 
 
