@@ -132,7 +132,7 @@ def recall(
     ) -> tuple[Any, Any, Evaluation[Any], PyTree]:
         hit, trips, _, point = carry
         evaluation = traced.evaluate(point)
-        # If the point did not seem to change, the compiler would take the evaluation out of the loop.
+        # The point must seem to change, or the compiler takes the evaluation out of the loop.
         never = evaluation.value > np.inf
         point = jax.tree.map(lambda x: jnp.where(never, jnp.zeros_like(x), x), point)
         return hit, trips + 1, evaluation, point

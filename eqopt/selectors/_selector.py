@@ -330,7 +330,7 @@ class TreeSelector(AbstractSelector):
 
 def _boolean(tree: PyTree, index: int, x: Any) -> bool | None:
     # Leaves that are no booleans may only stand where the model has no parameter either: a mask
-    # made by mapping over a whole model still has its activation functions. `None` counts as a leaf here.
+    # made by mapping over a whole model still has its activation functions, and `None`.
     if isinstance(x, Tracer):
         raise TypeError(f"`{checks.paths('mask', tree)[index]}` is traced; masks are static")
     if isinstance(x, bool | np.bool_):
