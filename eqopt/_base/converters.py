@@ -81,6 +81,21 @@ def real(
     return convert
 
 
+def non_negative(name: str) -> Callable[[ScalarLike], Scalar]:
+    """Makes the converter of a finite number that is at least 0."""
+    return real(name, at_least=0)
+
+
+def positive(name: str) -> Callable[[ScalarLike], Scalar]:
+    """Makes the converter of a finite number above 0."""
+    return real(name, above=0)
+
+
+def decay(name: str) -> Callable[[ScalarLike], Scalar]:
+    """Makes the converter of the decay of an average, a number in [0, 1)."""
+    return real(name, at_least=0, below=1)
+
+
 def steps(name: str, *, at_least: int | None = 0) -> Callable[[StepsLike], Steps]:
     """Makes the converter of a number of steps, a leaf stored as int32 like the counts.
 
@@ -141,7 +156,7 @@ def flag(name: str) -> Callable[[bool], bool]:
     return convert
 
 
-def inexact_dtype(name: str) -> Callable[[Any], np.dtype | None]:
+def to_dtype(name: str) -> Callable[[Any], np.dtype | None]:
     """Makes the converter of an optional floating-point dtype, which is static."""
 
     def convert(value: Any) -> np.dtype | None:

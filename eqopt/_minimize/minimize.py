@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from .._base import checks
 from .._base.compat import Tracer
-from .._base.converters import canonicalize, module_pdoc, optional, real, steps
+from .._base.converters import canonicalize, module_pdoc, non_negative, optional, steps
 from .._base.models import split
 from .._base.progress import AbstractProgress, as_progress, NoProgress
 from .._base.types import Aux, Function, Model, State, Tree
@@ -115,9 +115,9 @@ def minimize(
         raise TypeError(f"`args` must be a tuple; got {checks.describe(args)}")
     limit = np.iinfo(np.int32).max if max_evals is None else max_evals
     tolerances = Tolerances(
-        optional(real("gtol", at_least=0))(gtol),
-        real("ftol", at_least=0)(ftol),
-        real("xtol", at_least=0)(xtol),
+        optional(non_negative("gtol"))(gtol),
+        non_negative("ftol")(ftol),
+        non_negative("xtol")(xtol),
         steps("max_steps")(max_steps),
         steps("max_evals", at_least=1)(limit),
     )

@@ -2,9 +2,9 @@
 
 import equinox as eqx
 
-from .._base.converters import optional, real
+from .._base.converters import decay, non_negative, optional, positive
 from .._base.types import Scalar
-from .._schedule.base import AbstractSchedule, scheduled_real
+from .._schedule.base import AbstractSchedule, rate
 from .._transform.adadelta import ScaleByAdadelta, ScaleByAdadeltaState
 from .._transform.decay import AddDecayedWeights
 from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
@@ -37,12 +37,10 @@ class Adadelta(AbstractOptimizer[_State]):
         tree of booleans; `None` is everything.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(
-        converter=scheduled_real("learning_rate", at_least=0), default=1.0
-    )
-    rho: Scalar = eqx.field(converter=real("rho", at_least=0, below=1), default=0.9)
-    eps: Scalar = eqx.field(converter=real("eps", above=0), default=1e-6)
-    weight_decay: Scalar = eqx.field(converter=real("weight_decay", at_least=0), default=0.0)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=rate, default=1.0)
+    rho: Scalar = eqx.field(converter=decay("rho"), default=0.9)
+    eps: Scalar = eqx.field(converter=positive("eps"), default=1e-6)
+    weight_decay: Scalar = eqx.field(converter=non_negative("weight_decay"), default=0.0)
     weight_decay_mask: AbstractSelector | None = eqx.field(
         converter=optional(as_selector), default=None
     )

@@ -3,9 +3,9 @@
 import equinox as eqx
 import numpy as np
 
-from .._base.converters import flag, inexact_dtype, optional, real
+from .._base.converters import decay, flag, non_negative, optional, to_dtype
 from .._base.types import Scalar
-from .._schedule.base import AbstractSchedule, scheduled_real
+from .._schedule.base import AbstractSchedule, rate
 from .._transform.adam import ScaleByAdam, ScaleByAdamState
 from .._transform.decay import AddDecayedWeights
 from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
@@ -34,16 +34,12 @@ class Adam(AbstractOptimizer[_AdamState]):
     - `nesterov`: whether to look ahead, as Nesterov's momentum does.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(
-        converter=scheduled_real("learning_rate", at_least=0)
-    )
-    b1: Scalar = eqx.field(converter=real("b1", at_least=0, below=1), default=0.9)
-    b2: Scalar = eqx.field(converter=real("b2", at_least=0, below=1), default=0.999)
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-8)
-    eps_root: Scalar = eqx.field(converter=real("eps_root", at_least=0), default=0.0)
-    mu_dtype: np.dtype | None = eqx.field(
-        converter=inexact_dtype("mu_dtype"), static=True, default=None
-    )
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=rate)
+    b1: Scalar = eqx.field(converter=decay("b1"), default=0.9)
+    b2: Scalar = eqx.field(converter=decay("b2"), default=0.999)
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
+    eps_root: Scalar = eqx.field(converter=non_negative("eps_root"), default=0.0)
+    mu_dtype: np.dtype | None = eqx.field(converter=to_dtype("mu_dtype"), static=True, default=None)
     nesterov: bool = eqx.field(converter=flag("nesterov"), static=True, default=False)
 
     def compose(self) -> AbstractTransformation[_AdamState]:
@@ -74,17 +70,13 @@ class AdamW(AbstractOptimizer[_AdamWState]):
     - `nesterov`: whether to look ahead, as Nesterov's momentum does.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(
-        converter=scheduled_real("learning_rate", at_least=0)
-    )
-    b1: Scalar = eqx.field(converter=real("b1", at_least=0, below=1), default=0.9)
-    b2: Scalar = eqx.field(converter=real("b2", at_least=0, below=1), default=0.999)
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-8)
-    eps_root: Scalar = eqx.field(converter=real("eps_root", at_least=0), default=0.0)
-    mu_dtype: np.dtype | None = eqx.field(
-        converter=inexact_dtype("mu_dtype"), static=True, default=None
-    )
-    weight_decay: Scalar = eqx.field(converter=real("weight_decay", at_least=0), default=1e-4)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=rate)
+    b1: Scalar = eqx.field(converter=decay("b1"), default=0.9)
+    b2: Scalar = eqx.field(converter=decay("b2"), default=0.999)
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
+    eps_root: Scalar = eqx.field(converter=non_negative("eps_root"), default=0.0)
+    mu_dtype: np.dtype | None = eqx.field(converter=to_dtype("mu_dtype"), static=True, default=None)
+    weight_decay: Scalar = eqx.field(converter=non_negative("weight_decay"), default=1e-4)
     mask: AbstractSelector | None = eqx.field(converter=optional(as_selector), default=None)
     nesterov: bool = eqx.field(converter=flag("nesterov"), static=True, default=False)
 
@@ -113,16 +105,12 @@ class NAdam(AbstractOptimizer[_AdamState]):
     - `nesterov`: whether to look ahead, as Nesterov's momentum does.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(
-        converter=scheduled_real("learning_rate", at_least=0)
-    )
-    b1: Scalar = eqx.field(converter=real("b1", at_least=0, below=1), default=0.9)
-    b2: Scalar = eqx.field(converter=real("b2", at_least=0, below=1), default=0.999)
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-8)
-    eps_root: Scalar = eqx.field(converter=real("eps_root", at_least=0), default=0.0)
-    mu_dtype: np.dtype | None = eqx.field(
-        converter=inexact_dtype("mu_dtype"), static=True, default=None
-    )
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=rate)
+    b1: Scalar = eqx.field(converter=decay("b1"), default=0.9)
+    b2: Scalar = eqx.field(converter=decay("b2"), default=0.999)
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
+    eps_root: Scalar = eqx.field(converter=non_negative("eps_root"), default=0.0)
+    mu_dtype: np.dtype | None = eqx.field(converter=to_dtype("mu_dtype"), static=True, default=None)
     nesterov: bool = eqx.field(converter=flag("nesterov"), static=True, default=True)
 
     def compose(self) -> AbstractTransformation[_AdamState]:
@@ -153,17 +141,13 @@ class NAdamW(AbstractOptimizer[_AdamWState]):
     - `nesterov`: whether to look ahead, as Nesterov's momentum does.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(
-        converter=scheduled_real("learning_rate", at_least=0)
-    )
-    b1: Scalar = eqx.field(converter=real("b1", at_least=0, below=1), default=0.9)
-    b2: Scalar = eqx.field(converter=real("b2", at_least=0, below=1), default=0.999)
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-8)
-    eps_root: Scalar = eqx.field(converter=real("eps_root", at_least=0), default=0.0)
-    mu_dtype: np.dtype | None = eqx.field(
-        converter=inexact_dtype("mu_dtype"), static=True, default=None
-    )
-    weight_decay: Scalar = eqx.field(converter=real("weight_decay", at_least=0), default=1e-4)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=rate)
+    b1: Scalar = eqx.field(converter=decay("b1"), default=0.9)
+    b2: Scalar = eqx.field(converter=decay("b2"), default=0.999)
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
+    eps_root: Scalar = eqx.field(converter=non_negative("eps_root"), default=0.0)
+    mu_dtype: np.dtype | None = eqx.field(converter=to_dtype("mu_dtype"), static=True, default=None)
+    weight_decay: Scalar = eqx.field(converter=non_negative("weight_decay"), default=1e-4)
     mask: AbstractSelector | None = eqx.field(converter=optional(as_selector), default=None)
     nesterov: bool = eqx.field(converter=flag("nesterov"), static=True, default=True)
 

@@ -2,9 +2,9 @@
 
 import equinox as eqx
 
-from .._base.converters import optional, real
+from .._base.converters import non_negative, optional, positive
 from .._base.types import Scalar
-from .._schedule.base import AbstractSchedule, scheduled_real
+from .._schedule.base import AbstractSchedule, rate
 from .._transform.basic import Identity
 from .._transform.decay import AddDecayedWeights
 from .._transform.dog import (
@@ -47,13 +47,11 @@ class DoG(AbstractOptimizer[_DoGState]):
         booleans; `None` is everything.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(
-        converter=scheduled_real("learning_rate", at_least=0), default=1.0
-    )
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=rate, default=1.0)
     init_step: AbstractInitialStep = eqx.field(converter=initial_step, default=("heuristic", 1e-6))
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-8)
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
     weight_decay: Scalar | None = eqx.field(
-        converter=optional(real("weight_decay", at_least=0)), default=None
+        converter=optional(non_negative("weight_decay")), default=None
     )
     mask: AbstractSelector | None = eqx.field(converter=optional(as_selector), default=None)
 
@@ -81,15 +79,13 @@ class DoWG(AbstractOptimizer[_DoWGState]):
         booleans; `None` is everything.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(
-        converter=scheduled_real("learning_rate", at_least=0), default=1.0
-    )
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=rate, default=1.0)
     init_estim_sq_dist: Scalar | None = eqx.field(
-        converter=optional(real("init_estim_sq_dist", above=0)), default=None
+        converter=optional(positive("init_estim_sq_dist")), default=None
     )
-    eps: Scalar = eqx.field(converter=real("eps", above=0), default=1e-4)
+    eps: Scalar = eqx.field(converter=positive("eps"), default=1e-4)
     weight_decay: Scalar | None = eqx.field(
-        converter=optional(real("weight_decay", at_least=0)), default=None
+        converter=optional(non_negative("weight_decay")), default=None
     )
     mask: AbstractSelector | None = eqx.field(converter=optional(as_selector), default=None)
 

@@ -11,12 +11,12 @@ from jaxtyping import Array, Bool, Float, Inexact, PyTree
 
 from .._base import checks
 from .._base.arithmetic import cast, real_dtype, times, wider
-from .._base.converters import optional, real, size, steps
+from .._base.converters import non_negative, optional, size, steps
 from .._base.trees import increment, zero_count, zeros_like
 from .._base.types import Count, Params, Scalar, Steps, Updates
 from .._matrix.matrices import AbstractDimensions, adjoint, as_dimensions, Form, forms_of, Groups
 from .._objective.objective import Context
-from .._schedule.base import AbstractSchedule, scheduled_real
+from .._schedule.base import AbstractSchedule, rate
 from .._transform.adam import ScaleByAdam
 from .._transform.decay import AddDecayedWeights
 from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
@@ -242,7 +242,7 @@ class ScaleByGaLore(AbstractTransformation[ScaleByGaLoreState]):
 
     rank: int = eqx.field(converter=size("rank"), static=True, default=128)
     update_proj_gap: Steps = eqx.field(converter=steps("update_proj_gap", at_least=1), default=200)
-    scale: Scalar = eqx.field(converter=real("scale", at_least=0), default=1.0)
+    scale: Scalar = eqx.field(converter=non_negative("scale"), default=1.0)
     base_optimizer: AbstractTransformation[Any] | None = eqx.field(
         converter=optional(_transformation), default=None
     )
@@ -320,16 +320,14 @@ class GaLore(AbstractOptimizer[_State]):
         parameters to one. `None` is for parameters with two axes.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(
-        converter=scheduled_real("learning_rate", at_least=0)
-    )
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=rate)
     rank: int = eqx.field(converter=size("rank"), static=True, default=128)
     update_proj_gap: Steps = eqx.field(converter=steps("update_proj_gap", at_least=1), default=200)
-    scale: Scalar = eqx.field(converter=real("scale", at_least=0), default=1.0)
+    scale: Scalar = eqx.field(converter=non_negative("scale"), default=1.0)
     base_optimizer: AbstractTransformation[Any] | None = eqx.field(
         converter=optional(_transformation), default=None
     )
-    weight_decay: Scalar = eqx.field(converter=real("weight_decay", at_least=0), default=0.0)
+    weight_decay: Scalar = eqx.field(converter=non_negative("weight_decay"), default=0.0)
     mask: AbstractSelector | None = eqx.field(converter=optional(as_selector), default=None)
     weight_dimension_numbers: AbstractDimensions | None = eqx.field(
         converter=optional(as_dimensions), default=None

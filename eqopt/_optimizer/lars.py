@@ -4,9 +4,9 @@ from typing import Any
 
 import equinox as eqx
 
-from .._base.converters import flag, optional, real
+from .._base.converters import flag, non_negative, optional, real
 from .._base.types import Scalar
-from .._schedule.base import AbstractSchedule, scheduled_real
+from .._schedule.base import AbstractSchedule, rate
 from .._transform.average import Trace, TraceState
 from .._transform.block import ScaleByTrustRatio
 from .._transform.decay import AddDecayedWeights
@@ -49,17 +49,13 @@ class LARS(AbstractOptimizer[_State]):
         algorithm 1 (arXiv 1708.03888).
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(
-        converter=scheduled_real("learning_rate", at_least=0)
-    )
-    weight_decay: Scalar = eqx.field(converter=real("weight_decay", at_least=0), default=0.0)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=rate)
+    weight_decay: Scalar = eqx.field(converter=non_negative("weight_decay"), default=0.0)
     weight_decay_mask: AbstractSelector | None = eqx.field(
         converter=optional(as_selector), default=None
     )
-    trust_coefficient: Scalar = eqx.field(
-        converter=real("trust_coefficient", at_least=0), default=1e-3
-    )
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=0.0)
+    trust_coefficient: Scalar = eqx.field(converter=non_negative("trust_coefficient"), default=1e-3)
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=0.0)
     trust_ratio_mask: AbstractSelector | None = eqx.field(
         converter=optional(as_selector), default=None
     )

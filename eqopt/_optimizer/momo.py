@@ -2,9 +2,9 @@
 
 import equinox as eqx
 
-from .._base.converters import flag, real
+from .._base.converters import decay, flag, non_negative, positive, real
 from .._base.types import Scalar
-from .._schedule.base import AbstractSchedule, scheduled_real
+from .._schedule.base import AbstractSchedule, rate
 from .._transform.basic import Scale
 from .._transform.momo import ScaleByMoMo, ScaleByMoMoAdam, ScaleByMoMoAdamState, ScaleByMoMoState
 from .._transformation.base import AbstractOptimizer, AbstractTransformation, EmptyState
@@ -31,12 +31,10 @@ class MoMo(AbstractOptimizer[_MoMoState]):
     Its `update` needs `value`; `step` passes it.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(
-        converter=scheduled_real("learning_rate", at_least=0), default=1.0
-    )
-    beta: Scalar = eqx.field(converter=real("beta", at_least=0, below=1), default=0.9)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=rate, default=1.0)
+    beta: Scalar = eqx.field(converter=decay("beta"), default=0.9)
     lower_bound: Scalar = eqx.field(converter=real("lower_bound"), default=0.0)
-    weight_decay: Scalar = eqx.field(converter=real("weight_decay", at_least=0), default=0.0)
+    weight_decay: Scalar = eqx.field(converter=non_negative("weight_decay"), default=0.0)
     adapt_lower_bound: bool = eqx.field(
         converter=flag("adapt_lower_bound"), static=True, default=False
     )
@@ -71,14 +69,12 @@ class MoMoAdam(AbstractOptimizer[_MoMoAdamState]):
     Its `update` needs `value`; `step` passes it.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(
-        converter=scheduled_real("learning_rate", at_least=0), default=1e-2
-    )
-    b1: Scalar = eqx.field(converter=real("b1", at_least=0, below=1), default=0.9)
-    b2: Scalar = eqx.field(converter=real("b2", at_least=0, below=1), default=0.999)
-    eps: Scalar = eqx.field(converter=real("eps", above=0), default=1e-8)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=rate, default=1e-2)
+    b1: Scalar = eqx.field(converter=decay("b1"), default=0.9)
+    b2: Scalar = eqx.field(converter=decay("b2"), default=0.999)
+    eps: Scalar = eqx.field(converter=positive("eps"), default=1e-8)
     lower_bound: Scalar = eqx.field(converter=real("lower_bound"), default=0.0)
-    weight_decay: Scalar = eqx.field(converter=real("weight_decay", at_least=0), default=0.0)
+    weight_decay: Scalar = eqx.field(converter=non_negative("weight_decay"), default=0.0)
     adapt_lower_bound: bool = eqx.field(
         converter=flag("adapt_lower_bound"), static=True, default=False
     )

@@ -2,7 +2,7 @@
 
 import equinox as eqx
 
-from .._base.converters import real
+from .._base.converters import non_negative, positive, real
 from .._base.types import Scalar
 from .._schedule.base import AbstractSchedule, scheduled_real
 from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
@@ -36,12 +36,12 @@ class PolyakSGD(AbstractOptimizer[_State]):
     Its `update` needs `value`; `step` passes it.
     """
 
-    max_learning_rate: Scalar = eqx.field(converter=real("max_learning_rate", above=0), default=1.0)
+    max_learning_rate: Scalar = eqx.field(converter=positive("max_learning_rate"), default=1.0)
     scaling: Scalar | AbstractSchedule = eqx.field(
         converter=scheduled_real("scaling", at_least=0), default=1.0
     )
     f_min: Scalar = eqx.field(converter=real("f_min"), default=0.0)
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=0.0)
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=0.0)
     variant: str = eqx.field(converter=variant, static=True, default="sps")
 
     def compose(self) -> AbstractTransformation[_State]:

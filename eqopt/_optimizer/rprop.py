@@ -2,7 +2,7 @@
 
 import equinox as eqx
 
-from .._base.converters import real
+from .._base.converters import non_negative, positive, real
 from .._base.types import Scalar
 from .._transform.basic import Scale
 from .._transform.rprop import check_limits, ScaleByRprop, ScaleByRpropState
@@ -27,11 +27,11 @@ class Rprop(AbstractOptimizer[_State]):
     - `max_step_size`: the largest step size, positive.
     """
 
-    learning_rate: Scalar = eqx.field(converter=real("learning_rate", above=0))
+    learning_rate: Scalar = eqx.field(converter=positive("learning_rate"))
     eta_minus: Scalar = eqx.field(converter=real("eta_minus", above=0, below=1), default=0.5)
     eta_plus: Scalar = eqx.field(converter=real("eta_plus", above=1), default=1.2)
-    min_step_size: Scalar = eqx.field(converter=real("min_step_size", at_least=0), default=1e-6)
-    max_step_size: Scalar = eqx.field(converter=real("max_step_size", above=0), default=50.0)
+    min_step_size: Scalar = eqx.field(converter=non_negative("min_step_size"), default=1e-6)
+    max_step_size: Scalar = eqx.field(converter=positive("max_step_size"), default=50.0)
 
     def __check_init__(self) -> None:
         check_limits(self.min_step_size, self.max_step_size)

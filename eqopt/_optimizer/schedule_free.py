@@ -4,7 +4,7 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
-from .._base.converters import inexact_dtype, optional, real, steps
+from .._base.converters import decay, non_negative, optional, steps, to_dtype
 from .._base.types import Scalar, Steps
 from .._schedule.base import AbstractSchedule, as_real, as_steps
 from .._schedule.warmup import WarmupConstant
@@ -52,15 +52,15 @@ class ScheduleFreeSGD(AbstractOptimizer[_SGDState]):
         precision.
     """
 
-    learning_rate: Scalar = eqx.field(converter=real("learning_rate", at_least=0), default=1.0)
+    learning_rate: Scalar = eqx.field(converter=non_negative("learning_rate"), default=1.0)
     warmup_steps: Steps | None = eqx.field(converter=optional(steps("warmup_steps")), default=None)
-    b1: Scalar = eqx.field(converter=real("b1", at_least=0, below=1), default=0.9)
+    b1: Scalar = eqx.field(converter=decay("b1"), default=0.9)
     weight_decay: Scalar | None = eqx.field(
-        converter=optional(real("weight_decay", at_least=0)), default=None
+        converter=optional(non_negative("weight_decay")), default=None
     )
-    weight_lr_power: Scalar = eqx.field(converter=real("weight_lr_power", at_least=0), default=2.0)
+    weight_lr_power: Scalar = eqx.field(converter=non_negative("weight_lr_power"), default=2.0)
     state_dtype: np.dtype | None = eqx.field(
-        converter=inexact_dtype("state_dtype"), static=True, default=None
+        converter=to_dtype("state_dtype"), static=True, default=None
     )
 
     def compose(self) -> AbstractTransformation[_SGDState]:
@@ -96,15 +96,15 @@ class ScheduleFreeAdamW(AbstractOptimizer[_AdamWState]):
         half precision.
     """
 
-    learning_rate: Scalar = eqx.field(converter=real("learning_rate", at_least=0), default=0.0025)
+    learning_rate: Scalar = eqx.field(converter=non_negative("learning_rate"), default=0.0025)
     warmup_steps: Steps | None = eqx.field(converter=optional(steps("warmup_steps")), default=None)
-    b1: Scalar = eqx.field(converter=real("b1", at_least=0, below=1), default=0.9)
-    b2: Scalar = eqx.field(converter=real("b2", at_least=0, below=1), default=0.999)
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-8)
-    weight_decay: Scalar = eqx.field(converter=real("weight_decay", at_least=0), default=0.0)
-    weight_lr_power: Scalar = eqx.field(converter=real("weight_lr_power", at_least=0), default=2.0)
+    b1: Scalar = eqx.field(converter=decay("b1"), default=0.9)
+    b2: Scalar = eqx.field(converter=decay("b2"), default=0.999)
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
+    weight_decay: Scalar = eqx.field(converter=non_negative("weight_decay"), default=0.0)
+    weight_lr_power: Scalar = eqx.field(converter=non_negative("weight_lr_power"), default=2.0)
     state_dtype: np.dtype | None = eqx.field(
-        converter=inexact_dtype("state_dtype"), static=True, default=None
+        converter=to_dtype("state_dtype"), static=True, default=None
     )
 
     def compose(self) -> AbstractTransformation[_AdamWState]:

@@ -5,9 +5,9 @@ from typing import Any
 import equinox as eqx
 import numpy as np
 
-from .._base.converters import inexact_dtype, optional, real, steps
+from .._base.converters import decay, non_negative, optional, positive, steps, to_dtype
 from .._base.types import Scalar, Steps
-from .._schedule.base import AbstractSchedule, scheduled_real
+from .._schedule.base import AbstractSchedule, rate
 from .._transform.decay import AddDecayedWeights
 from .._transform.hutchinson import (
     HutchinsonEstimatorDiagHessian,
@@ -52,27 +52,23 @@ class Sophia(AbstractOptimizer[_State]):
         precision.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(
-        converter=scheduled_real("learning_rate", at_least=0)
-    )
-    b1: Scalar = eqx.field(converter=real("b1", at_least=0, below=1), default=0.965)
-    b2: Scalar = eqx.field(converter=real("b2", at_least=0, below=1), default=0.99)
-    eps: Scalar = eqx.field(converter=real("eps", above=0), default=1e-8)
-    weight_decay: Scalar = eqx.field(converter=real("weight_decay", at_least=0), default=1e-4)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=rate)
+    b1: Scalar = eqx.field(converter=decay("b1"), default=0.965)
+    b2: Scalar = eqx.field(converter=decay("b2"), default=0.99)
+    eps: Scalar = eqx.field(converter=positive("eps"), default=1e-8)
+    weight_decay: Scalar = eqx.field(converter=non_negative("weight_decay"), default=1e-4)
     weight_decay_mask: AbstractSelector | None = eqx.field(
         converter=optional(as_selector), default=None
     )
-    gamma: Scalar = eqx.field(converter=real("gamma", above=0), default=0.01)
+    gamma: Scalar = eqx.field(converter=positive("gamma"), default=0.01)
     clip_threshold: Scalar | None = eqx.field(
-        converter=optional(real("clip_threshold", above=0)), default=1.0
+        converter=optional(positive("clip_threshold")), default=1.0
     )
     update_interval: Steps = eqx.field(converter=steps("update_interval", at_least=1), default=10)
     hessian_diagonal_fn: AbstractTransformation[Any] = eqx.field(
         default_factory=HutchinsonEstimatorDiagHessian
     )
-    mu_dtype: np.dtype | None = eqx.field(
-        converter=inexact_dtype("mu_dtype"), static=True, default=None
-    )
+    mu_dtype: np.dtype | None = eqx.field(converter=to_dtype("mu_dtype"), static=True, default=None)
 
     def __check_init__(self) -> None:
         check_transformation("hessian_diagonal_fn", self.hessian_diagonal_fn)

@@ -13,7 +13,7 @@ import wadler_lindig as wl
 from jaxtyping import Array, Float, Int
 
 from .._base.checks import call_traced, describe, is_array, typed
-from .._base.converters import canonicalize, float_dtype, module_pdoc, real
+from .._base.converters import canonicalize, float_dtype, module_pdoc, optional, real
 from .._base.types import Function, Scalar, ScalarLike
 from .._jit import compiled_call
 
@@ -100,6 +100,11 @@ def scheduled_real(
         return convert(value)
 
     return convert_either
+
+
+# The converters of most learning rates: of one that is required, and of one that may be `None`.
+rate = scheduled_real("learning_rate", at_least=0)
+maybe_rate = optional(rate)
 
 
 def _evaluate(schedule: AbstractSchedule, counts: Any) -> Array:

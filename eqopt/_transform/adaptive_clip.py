@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Inexact
 
 from .._base import checks
 from .._base.arithmetic import norm, times
-from .._base.converters import real
+from .._base.converters import non_negative
 from .._base.types import Params, Scalar
 from .._objective.objective import Context, require_params
 from .._transformation.base import AbstractLeafwise, EmptyState
@@ -100,8 +100,8 @@ class AdaptiveGradClip(AbstractLeafwise[EmptyState]):
         Normalization*, ICML 2021, equation 3 (arXiv 2102.06171).
     """
 
-    clipping: Scalar = eqx.field(converter=real("clipping", at_least=0))
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-3)
+    clipping: Scalar = eqx.field(converter=non_negative("clipping"))
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-3)
     axis: _Axis | None = eqx.field(converter=_axis, static=True, default=None)
 
     def init_state(self, params: Params, context: Context) -> EmptyState:

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
 from .._base.arithmetic import abs_sq, divide, ema, over_root, plus, times
-from .._base.converters import inexact_dtype, real
+from .._base.converters import decay, non_negative, to_dtype
 from .._base.trees import (
     bias_correction,
     increment,
@@ -102,19 +102,17 @@ class ScaleByAdEMAMix(AbstractLeafwise[ScaleByAdEMAMixState]):
         algorithm 1 (arXiv 2409.03137).
     """
 
-    b1: Scalar = eqx.field(converter=real("b1", at_least=0, below=1), default=0.9)
-    b2: Scalar = eqx.field(converter=real("b2", at_least=0, below=1), default=0.999)
+    b1: Scalar = eqx.field(converter=decay("b1"), default=0.9)
+    b2: Scalar = eqx.field(converter=decay("b2"), default=0.999)
     b3: Scalar | AbstractSchedule = eqx.field(
         converter=scheduled_real("b3", at_least=0, below=1), default=0.9999
     )
     alpha: Scalar | AbstractSchedule = eqx.field(
         converter=scheduled_real("alpha", at_least=0), default=6.0
     )
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-8)
-    eps_root: Scalar = eqx.field(converter=real("eps_root", at_least=0), default=0.0)
-    mu_dtype: np.dtype | None = eqx.field(
-        converter=inexact_dtype("mu_dtype"), static=True, default=None
-    )
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
+    eps_root: Scalar = eqx.field(converter=non_negative("eps_root"), default=0.0)
+    mu_dtype: np.dtype | None = eqx.field(converter=to_dtype("mu_dtype"), static=True, default=None)
 
     def init_state(self, params: Params, context: Context) -> ScaleByAdEMAMixState:
         return ScaleByAdEMAMixState(
@@ -207,13 +205,13 @@ class ScaleBySimplifiedAdEMAMix(AbstractLeafwise[ScaleBySimplifiedAdEMAMixState]
         and Accelerated SGD Variants*, 2025 (arXiv 2502.02431).
     """
 
-    b1: Scalar = eqx.field(converter=real("b1", at_least=0, below=1), default=0.99)
-    b2: Scalar = eqx.field(converter=real("b2", at_least=0, below=1), default=0.95)
+    b1: Scalar = eqx.field(converter=decay("b1"), default=0.99)
+    b2: Scalar = eqx.field(converter=decay("b2"), default=0.95)
     alpha: Scalar | AbstractSchedule = eqx.field(
         converter=scheduled_real("alpha", at_least=0), default=0.0
     )
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-8)
-    eps_root: Scalar = eqx.field(converter=real("eps_root", at_least=0), default=0.0)
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
+    eps_root: Scalar = eqx.field(converter=non_negative("eps_root"), default=0.0)
 
     def init_state(self, params: Params, context: Context) -> ScaleBySimplifiedAdEMAMixState:
         return ScaleBySimplifiedAdEMAMixState(

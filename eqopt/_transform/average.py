@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
 from .._base.arithmetic import divide, ema as ema_of, plus, times
-from .._base.converters import flag, inexact_dtype, real
+from .._base.converters import decay, flag, real, to_dtype
 from .._base.trees import bias_correction, increment, one_minus, zero_count, zeros_like
 from .._base.types import Count, Params, Scalar
 from .._objective.objective import Context
@@ -58,7 +58,7 @@ class Trace(AbstractLeafwise[TraceState]):
     decay: Scalar = eqx.field(converter=real("decay", at_least=0, at_most=1))
     nesterov: bool = eqx.field(converter=flag("nesterov"), static=True, default=False)
     accumulator_dtype: np.dtype | None = eqx.field(
-        converter=inexact_dtype("accumulator_dtype"), static=True, default=None
+        converter=to_dtype("accumulator_dtype"), static=True, default=None
     )
 
     def init_state(self, params: Params, context: Context) -> TraceState:
@@ -109,10 +109,10 @@ class EMA(AbstractLeafwise[EMAState]):
         precision.
     """
 
-    decay: Scalar = eqx.field(converter=real("decay", at_least=0, below=1))
+    decay: Scalar = eqx.field(converter=decay("decay"))
     debias: bool = eqx.field(converter=flag("debias"), static=True, default=True)
     accumulator_dtype: np.dtype | None = eqx.field(
-        converter=inexact_dtype("accumulator_dtype"), static=True, default=None
+        converter=to_dtype("accumulator_dtype"), static=True, default=None
     )
 
     def init_state(self, params: Params, context: Context) -> EMAState:

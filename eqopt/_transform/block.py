@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Inexact
 
 from .._base import checks
 from .._base.arithmetic import norm, plus, rms, times
-from .._base.converters import flag, optional, real
+from .._base.converters import flag, non_negative, optional
 from .._base.types import Params, Scalar
 from .._objective.objective import Context, require_params
 from .._transformation.base import AbstractLeafwise, EmptyState
@@ -71,13 +71,11 @@ class ScaleByTrustRatio(AbstractLeafwise[EmptyState]):
         (arXiv 1708.03888).
     """
 
-    min_norm: Scalar = eqx.field(converter=real("min_norm", at_least=0), default=0.0)
-    trust_coefficient: Scalar = eqx.field(
-        converter=real("trust_coefficient", at_least=0), default=1.0
-    )
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=0.0)
+    min_norm: Scalar = eqx.field(converter=non_negative("min_norm"), default=0.0)
+    trust_coefficient: Scalar = eqx.field(converter=non_negative("trust_coefficient"), default=1.0)
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=0.0)
     weight_decay: Scalar | None = eqx.field(
-        converter=optional(real("weight_decay", at_least=0)), default=None
+        converter=optional(non_negative("weight_decay")), default=None
     )
     zeros_move: bool = eqx.field(converter=flag("zeros_move"), static=True, default=True)
 
@@ -115,7 +113,7 @@ class ScaleByParamBlockNorm(AbstractLeafwise[EmptyState]):
     Raises a `ValueError` if `update` is given no parameters.
     """
 
-    min_scale: Scalar = eqx.field(converter=real("min_scale", at_least=0), default=1e-3)
+    min_scale: Scalar = eqx.field(converter=non_negative("min_scale"), default=1e-3)
 
     def init_state(self, params: Params, context: Context) -> EmptyState:
         return EmptyState()
@@ -151,7 +149,7 @@ class ScaleByParamBlockRMS(AbstractLeafwise[EmptyState]):
         2018, section 8 (arXiv 1804.04235).
     """
 
-    min_scale: Scalar = eqx.field(converter=real("min_scale", at_least=0), default=1e-3)
+    min_scale: Scalar = eqx.field(converter=non_negative("min_scale"), default=1e-3)
 
     def init_state(self, params: Params, context: Context) -> EmptyState:
         return EmptyState()

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Inexact
 
 from .._base import checks
 from .._base.arithmetic import clipped, over_where, rms, times, within
-from .._base.converters import real
+from .._base.converters import non_negative, real
 from .._base.norms import global_norm
 from .._base.types import Params, Scalar, Updates
 from .._objective.objective import Context
@@ -36,7 +36,7 @@ class Clip(AbstractLeafwise[EmptyState]):
     - `max_delta`: the limit $\Delta \ge 0$.
     """
 
-    max_delta: Scalar = eqx.field(converter=real("max_delta", at_least=0))
+    max_delta: Scalar = eqx.field(converter=non_negative("max_delta"))
 
     def init_state(self, params: Params, context: Context) -> EmptyState:
         return EmptyState()
@@ -80,7 +80,7 @@ class ClipByBlockRMS(AbstractLeafwise[EmptyState]):
         2018, section 6 (arXiv 1804.04235).
     """
 
-    threshold: Scalar = eqx.field(converter=real("threshold", at_least=0))
+    threshold: Scalar = eqx.field(converter=non_negative("threshold"))
 
     def init_state(self, params: Params, context: Context) -> EmptyState:
         return EmptyState()
@@ -112,7 +112,7 @@ class ClipByGlobalNorm(AbstractTransformation[EmptyState]):
         ICML 2013, algorithm 1 (arXiv 1211.5063).
     """
 
-    max_norm: Scalar = eqx.field(converter=real("max_norm", at_least=0))
+    max_norm: Scalar = eqx.field(converter=non_negative("max_norm"))
 
     def init_state(self, params: Params, context: Context) -> EmptyState:
         return EmptyState()
@@ -165,7 +165,7 @@ class NormalizeByUpdateNorm(AbstractTransformation[EmptyState]):
     """
 
     scale_factor: Scalar = eqx.field(converter=real("scale_factor"), default=1.0)
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-6)
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-6)
 
     def init_state(self, params: Params, context: Context) -> EmptyState:
         return EmptyState()

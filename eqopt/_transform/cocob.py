@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
 from .._base.arithmetic import divide, is_complex, minus, plus, times
-from .._base.converters import real
+from .._base.converters import non_negative, positive
 from .._base.trees import copies, full_like, zeros_like
 from .._base.types import Params, Scalar
 from .._objective.objective import Context, require_params
@@ -115,8 +115,8 @@ class ScaleByCOCOB(AbstractLeafwise[ScaleByCOCOBState]):
         NIPS 2017, algorithm 2 (arXiv 1705.07795).
     """
 
-    alpha: Scalar = eqx.field(converter=real("alpha", at_least=0), default=100.0)
-    eps: Scalar = eqx.field(converter=real("eps", above=0), default=1e-8)
+    alpha: Scalar = eqx.field(converter=non_negative("alpha"), default=100.0)
+    eps: Scalar = eqx.field(converter=positive("eps"), default=1e-8)
 
     def init_state(self, params: Params, context: Context) -> ScaleByCOCOBState:
         return ScaleByCOCOBState(

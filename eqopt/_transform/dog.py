@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
 from .._base.arithmetic import abs_sq, cast, minus, norm, safe_sqrt, times
-from .._base.converters import float_dtype, inexact_dtype, optional, real
+from .._base.converters import float_dtype, non_negative, optional, positive, real, to_dtype
 from .._base.norms import global_norm
 from .._base.trees import copies, differences, increment, widened, zero_count
 from .._base.types import Count, Params, Scalar, Updates
@@ -53,7 +53,7 @@ class InitialDistance(AbstractInitialStep):
     - `value`: the distance, positive. It should be small: it only has to get the parameters going.
     """
 
-    value: Scalar = eqx.field(converter=real("value", above=0))
+    value: Scalar = eqx.field(converter=positive("value"))
 
     def distance(self, params: Params) -> Float[Array, ""]:
         return jnp.asarray(self.value)
@@ -71,7 +71,7 @@ class InitialDistanceHeuristic(AbstractInitialStep):
         with batch normalization.
     """
 
-    value: Scalar = eqx.field(converter=real("value", above=0))
+    value: Scalar = eqx.field(converter=positive("value"))
 
     def distance(self, params: Params) -> Float[Array, ""]:
         value = jnp.asarray(self.value)
@@ -89,7 +89,7 @@ class InitialLearningRate(AbstractInitialStep):
     - `value`: the size of the first step, as a factor of the gradient; positive.
     """
 
-    value: Scalar = eqx.field(converter=real("value", above=0))
+    value: Scalar = eqx.field(converter=positive("value"))
 
     def distance(self, params: Params) -> Float[Array, ""]:
         return jnp.zeros((), float_dtype())
@@ -176,7 +176,7 @@ class ScaleByDoG(AbstractTransformation[ScaleByDoGState]):
     """
 
     init_step: AbstractInitialStep = eqx.field(converter=initial_step)
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-8)
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
 
     def init_state(self, params: Params, context: Context) -> ScaleByDoGState:
         return ScaleByDoGState(
@@ -240,9 +240,9 @@ class ScaleByDoWG(AbstractTransformation[ScaleByDoWGState]):
     """
 
     init_estim_sq_dist: Scalar | None = eqx.field(
-        converter=optional(real("init_estim_sq_dist", above=0)), default=None
+        converter=optional(positive("init_estim_sq_dist")), default=None
     )
-    eps: Scalar = eqx.field(converter=real("eps", above=0), default=1e-4)
+    eps: Scalar = eqx.field(converter=positive("eps"), default=1e-4)
 
     def init_state(self, params: Params, context: Context) -> ScaleByDoWGState:
         start = self.eps if self.init_estim_sq_dist is None else self.init_estim_sq_dist
@@ -329,10 +329,10 @@ class ScaleByDistanceOverGradients(AbstractLeafwise[ScaleByDistanceOverGradients
         Schedule*, ICML 2023, as L-DoG (arXiv 2302.12022).
     """
 
-    reps_rel: Scalar = eqx.field(converter=real("reps_rel", above=0), default=1e-6)
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-8)
+    reps_rel: Scalar = eqx.field(converter=positive("reps_rel"), default=1e-6)
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
     param_dtype: np.dtype | None = eqx.field(
-        converter=inexact_dtype("param_dtype"), static=True, default=np.float32
+        converter=to_dtype("param_dtype"), static=True, default=np.float32
     )
     global_scale: Scalar = eqx.field(converter=real("global_scale"), default=1.0)
 

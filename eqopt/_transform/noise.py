@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Inexact
 
 from .._base import checks
 from .._base.arithmetic import cast, plus, real_dtype, safe_sqrt, times, wider
-from .._base.converters import prng_key, real
+from .._base.converters import non_negative, prng_key
 from .._base.prng import advance, KeyWords, PRNGKey, words_of
 from .._base.trace_sharing import map_leaves
 from .._base.trees import increment, placed_like, zero_count
@@ -64,8 +64,8 @@ class AddNoise(AbstractTransformation[AddNoiseState]):
         Improves Learning for Very Deep Networks*, 2015, section 3 (arXiv 1511.06807).
     """
 
-    eta: Scalar = eqx.field(converter=real("eta", at_least=0))
-    gamma: Scalar = eqx.field(converter=real("gamma", at_least=0))
+    eta: Scalar = eqx.field(converter=non_negative("eta"))
+    gamma: Scalar = eqx.field(converter=non_negative("gamma"))
     key: PRNGKey = eqx.field(converter=prng_key("key"))
 
     def init_state(self, params: Params, context: Context) -> AddNoiseState:

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Inexact
 
 from .._base import checks
 from .._base.arithmetic import cast, times
-from .._base.converters import real
+from .._base.converters import non_negative, positive, real
 from .._base.norms import global_norm
 from .._base.types import Params, Scalar, Updates
 from .._objective.objective import Context
@@ -65,8 +65,8 @@ class ScaleByPolyak(AbstractTransformation[EmptyState]):
     """
 
     f_min: Scalar = eqx.field(converter=real("f_min"), default=0.0)
-    max_learning_rate: Scalar = eqx.field(converter=real("max_learning_rate", above=0), default=1.0)
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=0.0)
+    max_learning_rate: Scalar = eqx.field(converter=positive("max_learning_rate"), default=1.0)
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=0.0)
     variant: str = eqx.field(converter=variant, static=True, default="sps")
 
     def init_state(self, params: Params, context: Context) -> EmptyState:

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Inexact, Int
 
 from .._base import checks
 from .._base.arithmetic import times
-from .._base.converters import float_dtype, real, steps
+from .._base.converters import float_dtype, non_negative, real, steps
 from .._base.trees import increment, zero_count
 from .._base.types import Params, Scalar, Steps
 from .._objective.objective import Context
@@ -77,7 +77,7 @@ class ReduceOnPlateau(AbstractLeafwise[ReduceOnPlateauState]):
     factor: Scalar = eqx.field(converter=real("factor", above=0, below=1), default=0.1)
     patience: Steps = eqx.field(converter=steps("patience", at_least=1), default=10)
     rtol: Scalar = eqx.field(converter=real("rtol", at_least=0, at_most=1), default=1e-4)
-    atol: Scalar = eqx.field(converter=real("atol", at_least=0), default=0.0)
+    atol: Scalar = eqx.field(converter=non_negative("atol"), default=0.0)
     cooldown: Steps = eqx.field(converter=steps("cooldown"), default=0)
     accumulation_size: Steps = eqx.field(
         converter=steps("accumulation_size", at_least=1), default=1

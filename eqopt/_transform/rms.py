@@ -5,7 +5,7 @@ from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
 from .._base.arithmetic import abs_sq, divide, ema, minus, plus, safe_sqrt
-from .._base.converters import flag, real
+from .._base.converters import decay, flag, non_negative
 from .._base.trees import bias_correction, full_like, increment, one_minus, zero_count, zeros_like
 from .._base.types import Count, Params, Scalar
 from .._objective.objective import Context
@@ -67,9 +67,9 @@ class ScaleByRMS(AbstractLeafwise[ScaleByRMSState]):
         Hinton, *Neural Networks for Machine Learning*, lecture 6e, 2012.
     """
 
-    decay: Scalar = eqx.field(converter=real("decay", at_least=0, below=1), default=0.9)
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-8)
-    initial_scale: Scalar = eqx.field(converter=real("initial_scale", at_least=0), default=0.0)
+    decay: Scalar = eqx.field(converter=decay("decay"), default=0.9)
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
+    initial_scale: Scalar = eqx.field(converter=non_negative("initial_scale"), default=0.0)
     eps_in_sqrt: bool = eqx.field(converter=flag("eps_in_sqrt"), static=True, default=True)
     bias_correction: bool = eqx.field(converter=flag("bias_correction"), static=True, default=False)
 
@@ -145,9 +145,9 @@ class ScaleByStddev(AbstractLeafwise[ScaleByStddevState]):
         (arXiv 1308.0850).
     """
 
-    decay: Scalar = eqx.field(converter=real("decay", at_least=0, below=1), default=0.9)
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-8)
-    initial_scale: Scalar = eqx.field(converter=real("initial_scale", at_least=0), default=0.0)
+    decay: Scalar = eqx.field(converter=decay("decay"), default=0.9)
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
+    initial_scale: Scalar = eqx.field(converter=non_negative("initial_scale"), default=0.0)
     eps_in_sqrt: bool = eqx.field(converter=flag("eps_in_sqrt"), static=True, default=True)
     bias_correction: bool = eqx.field(converter=flag("bias_correction"), static=True, default=False)
 

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
 from .._base.arithmetic import abs_sq, divide, plus, safe_sqrt
-from .._base.converters import flag, real
+from .._base.converters import flag, non_negative
 from .._base.trees import full_like
 from .._base.types import Params, Scalar
 from .._objective.objective import Context
@@ -63,9 +63,9 @@ class ScaleByRSS(AbstractLeafwise[ScaleByRSSState]):
     """
 
     initial_accumulator_value: Scalar = eqx.field(
-        converter=real("initial_accumulator_value", at_least=0), default=0.1
+        converter=non_negative("initial_accumulator_value"), default=0.1
     )
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-7)
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-7)
     eps_in_sqrt: bool = eqx.field(converter=flag("eps_in_sqrt"), static=True, default=True)
 
     def init_state(self, params: Params, context: Context) -> ScaleByRSSState:

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool
 
 from .._base import checks
-from .._base.converters import float_dtype, inexact_dtype
+from .._base.converters import float_dtype, to_dtype
 from .._base.key_data import kept, unkept
 from .._base.trees import increment, zero_count
 from .._base.types import Count, Function, Params, Scalar, State, Steps, Updates
@@ -119,7 +119,7 @@ class InjectedHyperparams(AbstractConstrained[InjectHyperparamsState[State]], Ge
     arguments: dict[str, Any] = eqx.field(default_factory=dict)
     static_arguments: tuple[tuple[str, Any], ...] = eqx.field(static=True, default=())
     hyperparam_dtype: np.dtype | None = eqx.field(
-        converter=inexact_dtype("hyperparam_dtype"), static=True, default=None
+        converter=to_dtype("hyperparam_dtype"), static=True, default=None
     )
 
     def __check_init__(self) -> None:
@@ -243,7 +243,7 @@ class InjectHyperparams(eqx.Module, Generic[State]):
         default=(),
     )
     hyperparam_dtype: np.dtype | None = eqx.field(
-        converter=inexact_dtype("hyperparam_dtype"), static=True, default=None
+        converter=to_dtype("hyperparam_dtype"), static=True, default=None
     )
 
     def __check_init__(self) -> None:

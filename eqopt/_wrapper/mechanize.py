@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Inexact, PyTree
 from .._base import checks
 from .._base.arithmetic import cast, divide, minus, real_dtype, safe_sqrt, times, wider
 from .._base.checks import typed
-from .._base.converters import float_dtype, real, size
+from .._base.converters import float_dtype, non_negative, positive, size
 from .._base.norms import global_norm
 from .._base.trees import copies, increment, inner, mask_like, round_like, select, zero_count
 from .._base.types import Count, Params, Scalar, State, Updates
@@ -75,9 +75,9 @@ class Mechanize(AbstractConstrained[MechanizeState[State]], Generic[State]):
     """
 
     base_optimizer: AbstractTransformation[State]
-    weight_decay: Scalar = eqx.field(converter=real("weight_decay", at_least=0), default=1e-2)
-    eps: Scalar = eqx.field(converter=real("eps", above=0), default=1e-8)
-    s_init: Scalar = eqx.field(converter=real("s_init", above=0), default=1e-6)
+    weight_decay: Scalar = eqx.field(converter=non_negative("weight_decay"), default=1e-2)
+    eps: Scalar = eqx.field(converter=positive("eps"), default=1e-8)
+    s_init: Scalar = eqx.field(converter=positive("s_init"), default=1e-6)
     num_betas: int = eqx.field(converter=size("num_betas"), static=True, default=6)
 
     def __check_init__(self) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from .._base import checks
-from .._base.converters import flag, inexact_dtype, real
+from .._base.converters import decay, flag, to_dtype
 from .._base.trees import widened, zeros_exactly_like
 from .._base.types import Params, Scalar, State, Updates
 from .._objective.objective import as_arrays, Context
@@ -50,10 +50,10 @@ class MeasureWithEMA(AbstractMeasure[EMAState]):
     """
 
     measure: Measure
-    decay: Scalar = eqx.field(converter=real("decay", at_least=0, below=1))
+    decay: Scalar = eqx.field(converter=decay("decay"))
     debias: bool = eqx.field(converter=flag("debias"), static=True, default=True)
     accumulator_dtype: np.dtype | None = eqx.field(
-        converter=inexact_dtype("accumulator_dtype"), static=True, default=None
+        converter=to_dtype("accumulator_dtype"), static=True, default=None
     )
 
     def __check_init__(self) -> None:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Inexact, PyTree
 
 from .._base import checks
 from .._base.arithmetic import divide, minus, plus
-from .._base.converters import flag, float_dtype, inexact_dtype, steps
+from .._base.converters import flag, float_dtype, steps, to_dtype
 from .._base.trees import all_finite, increment, inner, zero_count, zeros_like
 from .._base.types import Count, Function, Params, State, Steps, Updates
 from .._objective.objective import as_arrays, Context
@@ -166,7 +166,7 @@ class MultiSteps(AbstractConstrained[MultiStepsState[State]], Generic[State]):
     use_grad_mean: bool = eqx.field(converter=flag("use_grad_mean"), static=True, default=True)
     should_skip_update_fn: ShouldSkipUpdateFunction | None = None
     accumulator_dtype: np.dtype | None = eqx.field(
-        converter=inexact_dtype("accumulator_dtype"), static=True, default=None
+        converter=to_dtype("accumulator_dtype"), static=True, default=None
     )
 
     def __check_init__(self) -> None:

@@ -22,7 +22,7 @@ from .._base.arithmetic import (
     times,
     wider,
 )
-from .._base.converters import optional, real
+from .._base.converters import non_negative, optional, positive
 from .._base.trees import add_updates, conj, round_like
 from .._base.types import Params, Scalar, State, Updates
 from .._objective.objective import Context, FullProblem, Objective, require_params
@@ -158,8 +158,8 @@ class WeightNorm(AbstractConstrained[WeightNormState[State]], Generic[State]):
     """
 
     inner: AbstractTransformation[State]
-    decay: Scalar = eqx.field(converter=real("decay", at_least=0), default=0.0)
-    eps: Scalar = eqx.field(converter=real("eps", above=0), default=1e-8)
+    decay: Scalar = eqx.field(converter=non_negative("decay"), default=0.0)
+    eps: Scalar = eqx.field(converter=positive("eps"), default=1e-8)
     axis: int = eqx.field(converter=_axis, static=True, default=0)
     mask: AbstractSelector | None = eqx.field(converter=optional(as_selector), default=None)
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import equinox as eqx
 
-from .._base.converters import real
+from .._base.converters import non_negative, positive
 from .._base.types import Scalar
 from .._transformation.base import AbstractTransformation
 from .._wrapper.weight_norm import WeightNorm as _WeightNorm, WeightNormState
@@ -31,8 +31,8 @@ class WeightNorm(AbstractOptimizerDef[_State]):
     """
 
     wrapped_optimizer: AbstractTransformation[Any]
-    wn_decay: Scalar = eqx.field(converter=real("wn_decay", at_least=0), default=0.0)
-    wn_eps: Scalar = eqx.field(converter=real("wn_eps", above=0), default=1e-8)
+    wn_decay: Scalar = eqx.field(converter=non_negative("wn_decay"), default=0.0)
+    wn_eps: Scalar = eqx.field(converter=positive("wn_eps"), default=1e-8)
 
     def __check_init__(self) -> None:
         self.compose()

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from .._base.converters import flag, optional, real, steps
+from .._base.converters import flag, non_negative, optional, positive, real, steps
 from .._base.trees import select
 from .._base.types import Scalar, Steps
 from ._base import AbstractLinesearch, ACCEPT, Answer, FAIL, Origin, RETURN, Trial, TRY
@@ -86,12 +86,12 @@ class ScaleByHagerZhangLinesearch(AbstractLinesearch[_HagerZhang]):
         converter=steps("max_linesearch_steps", at_least=1), default=30
     )
     max_learning_rate: Scalar | None = eqx.field(
-        converter=optional(real("max_learning_rate", above=0)), default=None
+        converter=optional(positive("max_learning_rate")), default=None
     )
     increase_factor: Scalar = eqx.field(converter=real("increase_factor", above=1), default=5.0)
     slope_rtol: Scalar = eqx.field(converter=real("slope_rtol", above=0, below=0.5), default=0.1)
     curv_rtol: Scalar = eqx.field(converter=real("curv_rtol", above=0, below=1), default=0.9)
-    approx_dec_rtol: Scalar = eqx.field(converter=real("approx_dec_rtol", at_least=0), default=1e-6)
+    approx_dec_rtol: Scalar = eqx.field(converter=non_negative("approx_dec_rtol"), default=1e-6)
     initial_guess_strategy: Guess = eqx.field(converter=guess, static=True, default=double_step)
     verbose: bool = eqx.field(converter=flag("verbose"), static=True, default=False)
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from .._base.converters import flag, real, steps
+from .._base.converters import flag, non_negative, real, steps
 from .._base.trees import select
 from .._base.types import Scalar, Steps
 from ._base import AbstractLinesearch, ACCEPT, Answer, FAIL, Origin, RETURN, Trial, TRY
@@ -71,7 +71,7 @@ class ScaleByWolfeLinesearch(AbstractLinesearch[_Wolfe]):
     )
     slope_rtol: Scalar = eqx.field(converter=real("slope_rtol", above=0, below=1), default=1e-4)
     curv_rtol: Scalar = eqx.field(converter=real("curv_rtol", above=0, below=1), default=0.9)
-    approx_dec_rtol: Scalar = eqx.field(converter=real("approx_dec_rtol", at_least=0), default=1e-6)
+    approx_dec_rtol: Scalar = eqx.field(converter=non_negative("approx_dec_rtol"), default=1e-6)
     verbose: bool = eqx.field(converter=flag("verbose"), static=True, default=False)
 
     @property

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from .._base.converters import flag, optional, real, steps
+from .._base.converters import decay, flag, non_negative, optional, positive, real, steps
 from .._base.trees import select
 from .._base.types import Scalar, Steps
 from ._base import AbstractLinesearch, ACCEPT, Answer, FAIL, Origin, RETURN, Trial, TRY
@@ -79,19 +79,19 @@ class ScaleByZoomLinesearch(AbstractLinesearch[_Zoom]):
 
     max_linesearch_steps: Steps = eqx.field(converter=steps("max_linesearch_steps", at_least=1))
     max_learning_rate: Scalar | None = eqx.field(
-        converter=optional(real("max_learning_rate", above=0)), default=None
+        converter=optional(positive("max_learning_rate")), default=None
     )
-    tol: Scalar = eqx.field(converter=real("tol", at_least=0), default=0.0)
+    tol: Scalar = eqx.field(converter=non_negative("tol"), default=0.0)
     increase_factor: Scalar = eqx.field(converter=real("increase_factor", above=1), default=2.0)
-    slope_rtol: Scalar = eqx.field(converter=real("slope_rtol", at_least=0, below=1), default=1e-4)
+    slope_rtol: Scalar = eqx.field(converter=decay("slope_rtol"), default=1e-4)
     curv_rtol: Scalar = eqx.field(
         converter=real("curv_rtol", at_least=0, finite=False), default=0.9
     )
     approx_dec_rtol: Scalar | None = eqx.field(
-        converter=optional(real("approx_dec_rtol", at_least=0)), default=1e-6
+        converter=optional(non_negative("approx_dec_rtol")), default=1e-6
     )
     stepsize_precision: Scalar = eqx.field(
-        converter=real("stepsize_precision", at_least=0), default=1e-5
+        converter=non_negative("stepsize_precision"), default=1e-5
     )
     initial_guess_strategy: Guess = eqx.field(converter=guess, static=True, default=keep_step)
     verbose: bool = eqx.field(converter=flag("verbose"), static=True, default=False)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PyTree
 
 from .._base.arithmetic import is_complex
 from .._base.checks import typed
-from .._base.converters import flag, float_dtype, real
+from .._base.converters import flag, float_dtype, non_negative
 from .._base.trees import (
     fill_missing,
     increment,
@@ -87,7 +87,7 @@ class ScaleByBFGS(AbstractTransformation[ScaleByBFGSState]):
         converter=flag("scale_init_precond"), static=True, default=True
     )
     first_step_rtol: Scalar = eqx.field(
-        converter=real("first_step_rtol", at_least=0), default=0.01, kw_only=True
+        converter=non_negative("first_step_rtol"), default=0.01, kw_only=True
     )
     secant: AbstractSecant = eqx.field(default_factory=ModifiedSecant, kw_only=True)
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
 from .._base.arithmetic import cast, minus, safe_sqrt, times, wider
-from .._base.converters import module_pdoc, real
+from .._base.converters import module_pdoc, non_negative, real
 from .._base.trees import increment, inner, mask_like, zero_count, zeros_like
 from .._base.types import Count, Params, Scalar, Updates
 from .._objective.objective import Context, require_params
@@ -87,7 +87,7 @@ class HagerZhang(AbstractConjugacy):
         method*, SIAM Journal on Optimization 23, 2013.
     """
 
-    eta: Scalar = eqx.field(converter=real("eta", at_least=0), default=0.4)
+    eta: Scalar = eqx.field(converter=non_negative("eta"), default=0.4)
     theta: Scalar = eqx.field(converter=real("theta", above=0.25), default=1.0)
 
     def beta(self, products: ConjugacyProducts) -> Float[Array, ""]:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PyTree
 
 from .._base.arithmetic import cast
 from .._base.checks import typed
-from .._base.converters import flag, float_dtype, inexact_dtype, real, size
+from .._base.converters import flag, float_dtype, non_negative, size, to_dtype
 from .._base.trees import (
     fill_missing,
     increment,
@@ -112,14 +112,14 @@ class ScaleByLBFGS(AbstractTransformation[ScaleByLBFGSState]):
         converter=flag("scale_init_precond"), static=True, default=True
     )
     first_step_rtol: Scalar = eqx.field(
-        converter=real("first_step_rtol", at_least=0), default=0.01, kw_only=True
+        converter=non_negative("first_step_rtol"), default=0.01, kw_only=True
     )
     init_matrix: AbstractInitialMatrix[Any] = eqx.field(
         default_factory=DiagonalMatrix, kw_only=True
     )
     secant: AbstractSecant = eqx.field(default_factory=ModifiedSecant, kw_only=True)
     memory_dtype: np.dtype | None = eqx.field(
-        converter=inexact_dtype("memory_dtype"), static=True, default=None, kw_only=True
+        converter=to_dtype("memory_dtype"), static=True, default=None, kw_only=True
     )
 
     def init_state(self, params: Params, context: Context) -> ScaleByLBFGSState:
