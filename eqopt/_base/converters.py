@@ -91,7 +91,7 @@ def positive(name: str) -> Callable[[ScalarLike], Scalar]:
     return real(name, above=0)
 
 
-def decay(name: str) -> Callable[[ScalarLike], Scalar]:
+def decay_factor(name: str) -> Callable[[ScalarLike], Scalar]:
     """Makes the converter of the decay of an average, a number in [0, 1)."""
     return real(name, at_least=0, below=1)
 

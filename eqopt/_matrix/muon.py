@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
 from .._base.arithmetic import cast, debiased, ema, real_dtype, times
-from .._base.converters import decay, flag, non_negative, optional, size, to_dtype
+from .._base.converters import decay_factor, flag, non_negative, optional, size, to_dtype
 from .._base.trace_sharing import map_leaves
 from .._base.trees import bias_correction, increment, one_minus, zero_count, zeros_like
 from .._base.types import Count, Params, Scalar, Updates
@@ -118,7 +118,7 @@ class ScaleByMuon(AbstractTransformation[ScaleByMuonState]):
 
     ns_coeffs: Coefficients = eqx.field(converter=coefficients, default=STANDARD)
     ns_steps: int = eqx.field(converter=size("ns_steps"), static=True, default=5)
-    beta: Scalar = eqx.field(converter=decay("beta"), default=0.95)
+    beta: Scalar = eqx.field(converter=decay_factor("beta"), default=0.95)
     eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
     mu_dtype: np.dtype | None = eqx.field(converter=to_dtype("mu_dtype"), static=True, default=None)
     nesterov: bool = eqx.field(converter=flag("nesterov"), static=True, default=True)

@@ -2,9 +2,9 @@
 
 import equinox as eqx
 
-from .._base.converters import decay, flag, non_negative
+from .._base.converters import decay_factor, flag, non_negative
 from .._base.types import Scalar
-from .._schedule.base import AbstractSchedule, rate
+from .._schedule.base import AbstractSchedule, as_rate
 from .._transform.belief import ScaleByBelief, ScaleByBeliefState
 from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
 from .._transformation.base import AbstractOptimizer, AbstractTransformation
@@ -28,9 +28,9 @@ class AdaBelief(AbstractOptimizer[_State]):
     - `nesterov`: whether to look ahead, as Nesterov's momentum does.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=rate)
-    b1: Scalar = eqx.field(converter=decay("b1"), default=0.9)
-    b2: Scalar = eqx.field(converter=decay("b2"), default=0.999)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.9)
+    b2: Scalar = eqx.field(converter=decay_factor("b2"), default=0.999)
     eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-16)
     eps_root: Scalar = eqx.field(converter=non_negative("eps_root"), default=1e-16)
     nesterov: bool = eqx.field(converter=flag("nesterov"), static=True, default=False)

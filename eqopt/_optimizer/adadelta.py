@@ -2,9 +2,9 @@
 
 import equinox as eqx
 
-from .._base.converters import decay, non_negative, optional, positive
+from .._base.converters import decay_factor, non_negative, optional, positive
 from .._base.types import Scalar
-from .._schedule.base import AbstractSchedule, rate
+from .._schedule.base import AbstractSchedule, as_rate
 from .._transform.adadelta import ScaleByAdadelta, ScaleByAdadeltaState
 from .._transform.decay import AddDecayedWeights
 from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
@@ -37,8 +37,8 @@ class Adadelta(AbstractOptimizer[_State]):
         tree of booleans; `None` is everything.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=rate, default=1.0)
-    rho: Scalar = eqx.field(converter=decay("rho"), default=0.9)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate, default=1.0)
+    rho: Scalar = eqx.field(converter=decay_factor("rho"), default=0.9)
     eps: Scalar = eqx.field(converter=positive("eps"), default=1e-6)
     weight_decay: Scalar = eqx.field(converter=non_negative("weight_decay"), default=0.0)
     weight_decay_mask: AbstractSelector | None = eqx.field(

@@ -5,7 +5,16 @@ from typing import Any
 import equinox as eqx
 import numpy as np
 
-from .._base.converters import decay, flag, non_negative, optional, positive, size, steps, to_dtype
+from .._base.converters import (
+    decay_factor,
+    flag,
+    non_negative,
+    optional,
+    positive,
+    size,
+    steps,
+    to_dtype,
+)
 from .._base.types import Scalar, Steps
 from .._schedule.base import AbstractSchedule, maybe_rate
 from .._transform.average import EMA
@@ -72,7 +81,7 @@ class Adafactor(AbstractOptimizer[_State]):
     clipping_threshold: Scalar | None = eqx.field(
         converter=optional(non_negative("clipping_threshold")), default=1.0
     )
-    momentum: Scalar | None = eqx.field(converter=optional(decay("momentum")), default=None)
+    momentum: Scalar | None = eqx.field(converter=optional(decay_factor("momentum")), default=None)
     dtype_momentum: np.dtype | None = eqx.field(
         converter=to_dtype("dtype_momentum"), static=True, default=np.float32
     )

@@ -4,7 +4,7 @@ import equinox as eqx
 
 from .._base.converters import non_negative
 from .._base.types import Scalar
-from .._schedule.base import AbstractSchedule, rate
+from .._schedule.base import AbstractSchedule, as_rate
 from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
 from .._transform.rss import ScaleByRSS, ScaleByRSSState
 from .._transformation.base import AbstractOptimizer, AbstractTransformation
@@ -26,7 +26,7 @@ class Adagrad(AbstractOptimizer[_State]):
     - `eps`: added to the sum under the root, not negative.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=rate)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)
     initial_accumulator_value: Scalar = eqx.field(
         converter=non_negative("initial_accumulator_value"), default=0.1
     )

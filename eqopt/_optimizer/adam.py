@@ -3,9 +3,9 @@
 import equinox as eqx
 import numpy as np
 
-from .._base.converters import decay, flag, non_negative, optional, to_dtype
+from .._base.converters import decay_factor, flag, non_negative, optional, to_dtype
 from .._base.types import Scalar
-from .._schedule.base import AbstractSchedule, rate
+from .._schedule.base import AbstractSchedule, as_rate
 from .._transform.adam import ScaleByAdam, ScaleByAdamState
 from .._transform.decay import AddDecayedWeights
 from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
@@ -34,9 +34,9 @@ class Adam(AbstractOptimizer[_AdamState]):
     - `nesterov`: whether to look ahead, as Nesterov's momentum does.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=rate)
-    b1: Scalar = eqx.field(converter=decay("b1"), default=0.9)
-    b2: Scalar = eqx.field(converter=decay("b2"), default=0.999)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.9)
+    b2: Scalar = eqx.field(converter=decay_factor("b2"), default=0.999)
     eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
     eps_root: Scalar = eqx.field(converter=non_negative("eps_root"), default=0.0)
     mu_dtype: np.dtype | None = eqx.field(converter=to_dtype("mu_dtype"), static=True, default=None)
@@ -70,9 +70,9 @@ class AdamW(AbstractOptimizer[_AdamWState]):
     - `nesterov`: whether to look ahead, as Nesterov's momentum does.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=rate)
-    b1: Scalar = eqx.field(converter=decay("b1"), default=0.9)
-    b2: Scalar = eqx.field(converter=decay("b2"), default=0.999)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.9)
+    b2: Scalar = eqx.field(converter=decay_factor("b2"), default=0.999)
     eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
     eps_root: Scalar = eqx.field(converter=non_negative("eps_root"), default=0.0)
     mu_dtype: np.dtype | None = eqx.field(converter=to_dtype("mu_dtype"), static=True, default=None)
@@ -105,9 +105,9 @@ class NAdam(AbstractOptimizer[_AdamState]):
     - `nesterov`: whether to look ahead, as Nesterov's momentum does.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=rate)
-    b1: Scalar = eqx.field(converter=decay("b1"), default=0.9)
-    b2: Scalar = eqx.field(converter=decay("b2"), default=0.999)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.9)
+    b2: Scalar = eqx.field(converter=decay_factor("b2"), default=0.999)
     eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
     eps_root: Scalar = eqx.field(converter=non_negative("eps_root"), default=0.0)
     mu_dtype: np.dtype | None = eqx.field(converter=to_dtype("mu_dtype"), static=True, default=None)
@@ -141,9 +141,9 @@ class NAdamW(AbstractOptimizer[_AdamWState]):
     - `nesterov`: whether to look ahead, as Nesterov's momentum does.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=rate)
-    b1: Scalar = eqx.field(converter=decay("b1"), default=0.9)
-    b2: Scalar = eqx.field(converter=decay("b2"), default=0.999)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.9)
+    b2: Scalar = eqx.field(converter=decay_factor("b2"), default=0.999)
     eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
     eps_root: Scalar = eqx.field(converter=non_negative("eps_root"), default=0.0)
     mu_dtype: np.dtype | None = eqx.field(converter=to_dtype("mu_dtype"), static=True, default=None)

@@ -2,9 +2,9 @@
 
 import equinox as eqx
 
-from .._base.converters import decay, non_negative, optional
+from .._base.converters import decay_factor, non_negative, optional
 from .._base.types import Scalar
-from .._schedule.base import AbstractSchedule, rate
+from .._schedule.base import AbstractSchedule, as_rate
 from .._transform.adamax import ScaleByAdamax, ScaleByAdamaxState
 from .._transform.decay import AddDecayedWeights
 from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
@@ -29,9 +29,9 @@ class Adamax(AbstractOptimizer[_AdamaxState]):
     - `eps`: added to the modulus of each gradient, not negative.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=rate)
-    b1: Scalar = eqx.field(converter=decay("b1"), default=0.9)
-    b2: Scalar = eqx.field(converter=decay("b2"), default=0.999)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.9)
+    b2: Scalar = eqx.field(converter=decay_factor("b2"), default=0.999)
     eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
 
     def compose(self) -> AbstractTransformation[_AdamaxState]:
@@ -58,9 +58,9 @@ class AdamaxW(AbstractOptimizer[_AdamaxWState]):
         booleans; `None` is everything.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=rate)
-    b1: Scalar = eqx.field(converter=decay("b1"), default=0.9)
-    b2: Scalar = eqx.field(converter=decay("b2"), default=0.999)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.9)
+    b2: Scalar = eqx.field(converter=decay_factor("b2"), default=0.999)
     eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
     weight_decay: Scalar = eqx.field(converter=non_negative("weight_decay"), default=1e-4)
     mask: AbstractSelector | None = eqx.field(converter=optional(as_selector), default=None)

@@ -2,9 +2,9 @@
 
 import equinox as eqx
 
-from .._base.converters import decay, non_negative, optional
+from .._base.converters import decay_factor, non_negative, optional
 from .._base.types import Scalar
-from .._schedule.base import AbstractSchedule, rate
+from .._schedule.base import AbstractSchedule, as_rate
 from .._transform.adan import ScaleByAdan, ScaleByAdanState
 from .._transform.decay import AddDecayedWeights
 from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
@@ -38,10 +38,10 @@ class Adan(AbstractOptimizer[_State]):
         booleans; `None` is everything.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=rate)
-    b1: Scalar = eqx.field(converter=decay("b1"), default=0.98)
-    b2: Scalar = eqx.field(converter=decay("b2"), default=0.92)
-    b3: Scalar = eqx.field(converter=decay("b3"), default=0.99)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.98)
+    b2: Scalar = eqx.field(converter=decay_factor("b2"), default=0.92)
+    b3: Scalar = eqx.field(converter=decay_factor("b3"), default=0.99)
     eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
     eps_root: Scalar = eqx.field(converter=non_negative("eps_root"), default=1e-8)
     weight_decay: Scalar = eqx.field(converter=non_negative("weight_decay"), default=0.0)

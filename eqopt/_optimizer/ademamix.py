@@ -3,9 +3,9 @@
 import equinox as eqx
 import numpy as np
 
-from .._base.converters import decay, non_negative, optional, to_dtype
+from .._base.converters import decay_factor, non_negative, optional, to_dtype
 from .._base.types import Scalar
-from .._schedule.base import AbstractSchedule, rate, scheduled_real
+from .._schedule.base import AbstractSchedule, as_rate, scheduled_real
 from .._transform.ademamix import (
     ScaleByAdEMAMix,
     ScaleByAdEMAMixState,
@@ -47,9 +47,9 @@ class AdEMAMix(AbstractOptimizer[_State]):
         booleans; `None` is everything.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=rate)
-    b1: Scalar = eqx.field(converter=decay("b1"), default=0.9)
-    b2: Scalar = eqx.field(converter=decay("b2"), default=0.999)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.9)
+    b2: Scalar = eqx.field(converter=decay_factor("b2"), default=0.999)
     b3: Scalar | AbstractSchedule = eqx.field(
         converter=scheduled_real("b3", at_least=0, below=1), default=0.9999
     )
@@ -92,9 +92,9 @@ class SimplifiedAdEMAMix(AbstractOptimizer[_SimplifiedState]):
         booleans; `None` is everything.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=rate)
-    b1: Scalar = eqx.field(converter=decay("b1"), default=0.99)
-    b2: Scalar = eqx.field(converter=decay("b2"), default=0.95)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.99)
+    b2: Scalar = eqx.field(converter=decay_factor("b2"), default=0.95)
     alpha: Scalar | AbstractSchedule = eqx.field(
         converter=scheduled_real("alpha", at_least=0), default=0.0
     )

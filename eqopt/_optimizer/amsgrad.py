@@ -3,9 +3,9 @@
 import equinox as eqx
 import numpy as np
 
-from .._base.converters import decay, flag, non_negative, to_dtype
+from .._base.converters import decay_factor, flag, non_negative, to_dtype
 from .._base.types import Scalar
-from .._schedule.base import AbstractSchedule, rate
+from .._schedule.base import AbstractSchedule, as_rate
 from .._transform.amsgrad import ScaleByAMSGrad, ScaleByAMSGradState
 from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
 from .._transformation.base import AbstractOptimizer, AbstractTransformation
@@ -33,9 +33,9 @@ class AMSGrad(AbstractOptimizer[_State]):
         taken.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=rate)
-    b1: Scalar = eqx.field(converter=decay("b1"), default=0.9)
-    b2: Scalar = eqx.field(converter=decay("b2"), default=0.999)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.9)
+    b2: Scalar = eqx.field(converter=decay_factor("b2"), default=0.999)
     eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
     eps_root: Scalar = eqx.field(converter=non_negative("eps_root"), default=0.0)
     mu_dtype: np.dtype | None = eqx.field(converter=to_dtype("mu_dtype"), static=True, default=None)

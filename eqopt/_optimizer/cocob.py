@@ -4,7 +4,7 @@ import equinox as eqx
 
 from .._base.converters import non_negative, optional, positive
 from .._base.types import Scalar
-from .._schedule.base import AbstractSchedule, rate
+from .._schedule.base import AbstractSchedule, as_rate
 from .._transform.cocob import ScaleByCOCOB, ScaleByCOCOBState
 from .._transform.decay import AddDecayedWeights
 from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
@@ -32,7 +32,7 @@ class COCOB(AbstractOptimizer[_State]):
         booleans; `None` is everything.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=rate, default=1.0)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate, default=1.0)
     alpha: Scalar = eqx.field(converter=non_negative("alpha"), default=100.0)
     eps: Scalar = eqx.field(converter=positive("eps"), default=1e-8)
     weight_decay: Scalar = eqx.field(converter=non_negative("weight_decay"), default=0.0)

@@ -2,9 +2,9 @@
 
 import equinox as eqx
 
-from .._base.converters import decay, flag, non_negative, optional, positive
+from .._base.converters import decay_factor, flag, non_negative, optional, positive
 from .._base.types import Scalar
-from .._schedule.base import AbstractSchedule, rate
+from .._schedule.base import AbstractSchedule, as_rate
 from .._transform.basic import Scale
 from .._transform.dadapt import (
     both_betas,
@@ -36,7 +36,7 @@ class DAdaptAdamW(AbstractOptimizer[_DAdaptState]):
     - `weight_decay`: the decay, in proportion to the rate that is found, not negative.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=rate, default=1.0)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate, default=1.0)
     betas: tuple[Scalar, Scalar] = eqx.field(converter=both_betas, default=(0.9, 0.999))
     eps: Scalar = eqx.field(converter=positive("eps"), default=1e-8)
     estim_lr0: Scalar = eqx.field(converter=positive("estim_lr0"), default=1e-6)
@@ -70,9 +70,9 @@ class Prodigy(AbstractOptimizer[_ProdigyState]):
     - `safeguard_warmup`: whether a long warm-up is kept from making the estimate too large.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=rate, default=1.0)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate, default=1.0)
     betas: tuple[Scalar, Scalar] = eqx.field(converter=both_betas, default=(0.9, 0.999))
-    beta3: Scalar | None = eqx.field(converter=optional(decay("beta3")), default=None)
+    beta3: Scalar | None = eqx.field(converter=optional(decay_factor("beta3")), default=None)
     eps: Scalar = eqx.field(converter=positive("eps"), default=1e-8)
     estim_lr0: Scalar = eqx.field(converter=positive("estim_lr0"), default=1e-6)
     estim_lr_coef: Scalar = eqx.field(converter=positive("estim_lr_coef"), default=1.0)

@@ -4,7 +4,7 @@ import equinox as eqx
 
 from .._base.converters import non_negative, optional, positive
 from .._base.types import Scalar
-from .._schedule.base import AbstractSchedule, rate
+from .._schedule.base import AbstractSchedule, as_rate
 from .._transform.basic import Identity
 from .._transform.decay import AddDecayedWeights
 from .._transform.dog import (
@@ -47,7 +47,7 @@ class DoG(AbstractOptimizer[_DoGState]):
         booleans; `None` is everything.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=rate, default=1.0)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate, default=1.0)
     init_step: AbstractInitialStep = eqx.field(converter=initial_step, default=("heuristic", 1e-6))
     eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
     weight_decay: Scalar | None = eqx.field(
@@ -79,7 +79,7 @@ class DoWG(AbstractOptimizer[_DoWGState]):
         booleans; `None` is everything.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=rate, default=1.0)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate, default=1.0)
     init_estim_sq_dist: Scalar | None = eqx.field(
         converter=optional(positive("init_estim_sq_dist")), default=None
     )

@@ -7,7 +7,7 @@ import equinox as eqx
 from .._base.converters import flag, non_negative, optional, prng_key, real
 from .._base.prng import PRNGKey
 from .._base.types import Scalar
-from .._schedule.base import AbstractSchedule, rate
+from .._schedule.base import AbstractSchedule, as_rate
 from .._transform.average import Trace, TraceState
 from .._transform.basic import Identity
 from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
@@ -58,7 +58,7 @@ class DPSGD(AbstractOptimizer[_State]):
     - `nesterov`: whether the momentum is Nesterov's.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=rate)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)
     l2_norm_clip: Scalar = eqx.field(converter=non_negative("l2_norm_clip"))
     noise_multiplier: Scalar = eqx.field(converter=non_negative("noise_multiplier"))
     key: PRNGKey = eqx.field(converter=prng_key("key"))

@@ -16,7 +16,7 @@ from .._base.trees import increment, zero_count, zeros_like
 from .._base.types import Count, Params, Scalar, Steps, Updates
 from .._matrix.matrices import AbstractDimensions, adjoint, as_dimensions, Form, forms_of, Groups
 from .._objective.objective import Context
-from .._schedule.base import AbstractSchedule, rate
+from .._schedule.base import AbstractSchedule, as_rate
 from .._transform.adam import ScaleByAdam
 from .._transform.decay import AddDecayedWeights
 from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
@@ -320,7 +320,7 @@ class GaLore(AbstractOptimizer[_State]):
         parameters to one. `None` is for parameters with two axes.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=rate)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)
     rank: int = eqx.field(converter=size("rank"), static=True, default=128)
     update_proj_gap: Steps = eqx.field(converter=steps("update_proj_gap", at_least=1), default=200)
     scale: Scalar = eqx.field(converter=non_negative("scale"), default=1.0)

@@ -2,9 +2,9 @@
 
 import equinox as eqx
 
-from .._base.converters import decay, non_negative, optional
+from .._base.converters import decay_factor, non_negative, optional
 from .._base.types import Scalar
-from .._schedule.base import AbstractSchedule, rate
+from .._schedule.base import AbstractSchedule, as_rate
 from .._transform.adam import ScaleByAdam, ScaleByAdamState
 from .._transform.block import ScaleByTrustRatio
 from .._transform.decay import AddDecayedWeights
@@ -40,9 +40,9 @@ class LAMB(AbstractOptimizer[_State]):
         (arXiv 1904.00962).
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=rate)
-    b1: Scalar = eqx.field(converter=decay("b1"), default=0.9)
-    b2: Scalar = eqx.field(converter=decay("b2"), default=0.999)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.9)
+    b2: Scalar = eqx.field(converter=decay_factor("b2"), default=0.999)
     eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-6)
     eps_root: Scalar = eqx.field(converter=non_negative("eps_root"), default=0.0)
     weight_decay: Scalar = eqx.field(converter=non_negative("weight_decay"), default=0.0)

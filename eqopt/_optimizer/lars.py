@@ -6,7 +6,7 @@ import equinox as eqx
 
 from .._base.converters import flag, non_negative, optional, real
 from .._base.types import Scalar
-from .._schedule.base import AbstractSchedule, rate
+from .._schedule.base import AbstractSchedule, as_rate
 from .._transform.average import Trace, TraceState
 from .._transform.block import ScaleByTrustRatio
 from .._transform.decay import AddDecayedWeights
@@ -49,7 +49,7 @@ class LARS(AbstractOptimizer[_State]):
         algorithm 1 (arXiv 1708.03888).
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=rate)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)
     weight_decay: Scalar = eqx.field(converter=non_negative("weight_decay"), default=0.0)
     weight_decay_mask: AbstractSelector | None = eqx.field(
         converter=optional(as_selector), default=None

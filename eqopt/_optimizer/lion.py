@@ -3,9 +3,9 @@
 import equinox as eqx
 import numpy as np
 
-from .._base.converters import decay, non_negative, optional, to_dtype
+from .._base.converters import decay_factor, non_negative, optional, to_dtype
 from .._base.types import Scalar
-from .._schedule.base import AbstractSchedule, rate
+from .._schedule.base import AbstractSchedule, as_rate
 from .._transform.decay import AddDecayedWeights
 from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
 from .._transform.lion import ScaleByLion, ScaleByLionState
@@ -35,9 +35,9 @@ class Lion(AbstractOptimizer[_State]):
         booleans; `None` is everything.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=rate)
-    b1: Scalar = eqx.field(converter=decay("b1"), default=0.9)
-    b2: Scalar = eqx.field(converter=decay("b2"), default=0.99)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.9)
+    b2: Scalar = eqx.field(converter=decay_factor("b2"), default=0.99)
     mu_dtype: np.dtype | None = eqx.field(converter=to_dtype("mu_dtype"), static=True, default=None)
     weight_decay: Scalar = eqx.field(converter=non_negative("weight_decay"), default=1e-3)
     mask: AbstractSelector | None = eqx.field(converter=optional(as_selector), default=None)

@@ -2,9 +2,9 @@
 
 import equinox as eqx
 
-from .._base.converters import decay, flag, non_negative, positive, real
+from .._base.converters import decay_factor, flag, non_negative, positive, real
 from .._base.types import Scalar
-from .._schedule.base import AbstractSchedule, rate
+from .._schedule.base import AbstractSchedule, as_rate
 from .._transform.basic import Scale
 from .._transform.momo import ScaleByMoMo, ScaleByMoMoAdam, ScaleByMoMoAdamState, ScaleByMoMoState
 from .._transformation.base import AbstractOptimizer, AbstractTransformation, EmptyState
@@ -31,8 +31,8 @@ class MoMo(AbstractOptimizer[_MoMoState]):
     Its `update` needs `value`; `step` passes it.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=rate, default=1.0)
-    beta: Scalar = eqx.field(converter=decay("beta"), default=0.9)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate, default=1.0)
+    beta: Scalar = eqx.field(converter=decay_factor("beta"), default=0.9)
     lower_bound: Scalar = eqx.field(converter=real("lower_bound"), default=0.0)
     weight_decay: Scalar = eqx.field(converter=non_negative("weight_decay"), default=0.0)
     adapt_lower_bound: bool = eqx.field(
@@ -69,9 +69,9 @@ class MoMoAdam(AbstractOptimizer[_MoMoAdamState]):
     Its `update` needs `value`; `step` passes it.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=rate, default=1e-2)
-    b1: Scalar = eqx.field(converter=decay("b1"), default=0.9)
-    b2: Scalar = eqx.field(converter=decay("b2"), default=0.999)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate, default=1e-2)
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.9)
+    b2: Scalar = eqx.field(converter=decay_factor("b2"), default=0.999)
     eps: Scalar = eqx.field(converter=positive("eps"), default=1e-8)
     lower_bound: Scalar = eqx.field(converter=real("lower_bound"), default=0.0)
     weight_decay: Scalar = eqx.field(converter=non_negative("weight_decay"), default=0.0)

@@ -3,7 +3,7 @@
 import equinox as eqx
 import numpy as np
 
-from .._base.converters import decay, flag, non_negative, optional, size, to_dtype
+from .._base.converters import decay_factor, flag, non_negative, optional, size, to_dtype
 from .._base.types import Scalar
 from .._matrix.matrices import AbstractDimensions, as_dimensions, HasDimensions
 from .._matrix.muon import ScaleByMuon, ScaleByShape
@@ -15,7 +15,7 @@ from .._matrix.newton_schulz import (
     preconditioning,
     STANDARD,
 )
-from .._schedule.base import AbstractSchedule, rate, scheduled_real
+from .._schedule.base import AbstractSchedule, as_rate, scheduled_real
 from .._transform.adam import ScaleByAdam
 from .._transform.decay import AddDecayedWeights
 from .._transform.learning_rate import ScaleByLearningRate
@@ -71,10 +71,10 @@ class Muon(AbstractOptimizer[PartitionState]):
         not negative; `None` scales them as [`eqopt.ScaleByShape`][] does by default.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=rate)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)
     ns_coeffs: Coefficients = eqx.field(converter=coefficients, default=STANDARD)
     ns_steps: int = eqx.field(converter=size("ns_steps"), static=True, default=5)
-    beta: Scalar = eqx.field(converter=decay("beta"), default=0.95)
+    beta: Scalar = eqx.field(converter=decay_factor("beta"), default=0.95)
     eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
     weight_decay: Scalar = eqx.field(converter=non_negative("weight_decay"), default=0.0)
     weight_decay_mask: AbstractSelector | None = eqx.field(
@@ -86,8 +86,8 @@ class Muon(AbstractOptimizer[PartitionState]):
     preconditioning: Preconditioning = eqx.field(
         converter=preconditioning, static=True, default=muon_frobenius
     )
-    adam_b1: Scalar = eqx.field(converter=decay("adam_b1"), default=0.9)
-    adam_b2: Scalar = eqx.field(converter=decay("adam_b2"), default=0.999)
+    adam_b1: Scalar = eqx.field(converter=decay_factor("adam_b1"), default=0.9)
+    adam_b2: Scalar = eqx.field(converter=decay_factor("adam_b2"), default=0.999)
     adam_eps_root: Scalar = eqx.field(converter=non_negative("adam_eps_root"), default=0.0)
     adam_weight_decay: Scalar = eqx.field(converter=non_negative("adam_weight_decay"), default=0.0)
     adam_learning_rate: Scalar | AbstractSchedule | None = eqx.field(

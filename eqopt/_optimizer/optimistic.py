@@ -4,7 +4,7 @@ import equinox as eqx
 
 from .._base.converters import non_negative
 from .._base.types import Scalar
-from .._schedule.base import AbstractSchedule, rate
+from .._schedule.base import AbstractSchedule, as_rate
 from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
 from .._transform.optimistic import ScaleByOptimisticGradient, ScaleByOptimisticGradientState
 from .._transformation.base import AbstractOptimizer, AbstractTransformation
@@ -25,7 +25,7 @@ class OptimisticGradientDescent(AbstractOptimizer[_State]):
     - `beta`: the factor of its change, not negative.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=rate)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)
     alpha: Scalar = eqx.field(converter=non_negative("alpha"), default=1.0)
     beta: Scalar = eqx.field(converter=non_negative("beta"), default=1.0)
 

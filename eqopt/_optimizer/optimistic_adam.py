@@ -3,9 +3,9 @@
 import equinox as eqx
 import numpy as np
 
-from .._base.converters import decay, flag, non_negative, to_dtype
+from .._base.converters import decay_factor, flag, non_negative, to_dtype
 from .._base.types import Scalar
-from .._schedule.base import AbstractSchedule, rate
+from .._schedule.base import AbstractSchedule, as_rate
 from .._transform.adam import ScaleByAdam, ScaleByAdamState
 from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
 from .._transform.optimistic import ScaleByOptimisticGradient, ScaleByOptimisticGradientState
@@ -41,11 +41,11 @@ class OptimisticAdamV2(AbstractOptimizer[_State]):
         algorithm 1 (arXiv 1711.00141), where both factors are 1.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=rate)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)
     alpha: Scalar = eqx.field(converter=non_negative("alpha"), default=1.0)
     beta: Scalar = eqx.field(converter=non_negative("beta"), default=1.0)
-    b1: Scalar = eqx.field(converter=decay("b1"), default=0.9)
-    b2: Scalar = eqx.field(converter=decay("b2"), default=0.999)
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.9)
+    b2: Scalar = eqx.field(converter=decay_factor("b2"), default=0.999)
     eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
     eps_root: Scalar = eqx.field(converter=non_negative("eps_root"), default=0.0)
     mu_dtype: np.dtype | None = eqx.field(converter=to_dtype("mu_dtype"), static=True, default=None)

@@ -4,9 +4,9 @@ from typing import Any
 
 import equinox as eqx
 
-from .._base.converters import decay, flag, non_negative, optional, real
+from .._base.converters import decay_factor, flag, non_negative, optional, real
 from .._base.types import Scalar
-from .._schedule.base import AbstractSchedule, rate
+from .._schedule.base import AbstractSchedule, as_rate
 from .._transform.average import Trace, TraceState
 from .._transform.basic import Identity
 from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
@@ -41,8 +41,8 @@ class RMSProp(AbstractOptimizer[_State]):
     - `bias_correction`: whether the averages are debiased.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=rate)
-    decay: Scalar = eqx.field(converter=decay("decay"), default=0.9)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)
+    decay: Scalar = eqx.field(converter=decay_factor("decay"), default=0.9)
     eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
     initial_scale: Scalar = eqx.field(converter=non_negative("initial_scale"), default=0.0)
     eps_in_sqrt: bool = eqx.field(converter=flag("eps_in_sqrt"), static=True, default=True)

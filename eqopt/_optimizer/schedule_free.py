@@ -4,7 +4,7 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
-from .._base.converters import decay, non_negative, optional, steps, to_dtype
+from .._base.converters import decay_factor, non_negative, optional, steps, to_dtype
 from .._base.types import Scalar, Steps
 from .._schedule.base import AbstractSchedule, as_real, as_steps
 from .._schedule.warmup import WarmupConstant
@@ -54,7 +54,7 @@ class ScheduleFreeSGD(AbstractOptimizer[_SGDState]):
 
     learning_rate: Scalar = eqx.field(converter=non_negative("learning_rate"), default=1.0)
     warmup_steps: Steps | None = eqx.field(converter=optional(steps("warmup_steps")), default=None)
-    b1: Scalar = eqx.field(converter=decay("b1"), default=0.9)
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.9)
     weight_decay: Scalar | None = eqx.field(
         converter=optional(non_negative("weight_decay")), default=None
     )
@@ -98,8 +98,8 @@ class ScheduleFreeAdamW(AbstractOptimizer[_AdamWState]):
 
     learning_rate: Scalar = eqx.field(converter=non_negative("learning_rate"), default=0.0025)
     warmup_steps: Steps | None = eqx.field(converter=optional(steps("warmup_steps")), default=None)
-    b1: Scalar = eqx.field(converter=decay("b1"), default=0.9)
-    b2: Scalar = eqx.field(converter=decay("b2"), default=0.999)
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.9)
+    b2: Scalar = eqx.field(converter=decay_factor("b2"), default=0.999)
     eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
     weight_decay: Scalar = eqx.field(converter=non_negative("weight_decay"), default=0.0)
     weight_lr_power: Scalar = eqx.field(converter=non_negative("weight_lr_power"), default=2.0)

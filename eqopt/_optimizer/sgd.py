@@ -7,7 +7,7 @@ import numpy as np
 
 from .._base.converters import flag, optional, real, to_dtype
 from .._base.types import Scalar
-from .._schedule.base import AbstractSchedule, rate
+from .._schedule.base import AbstractSchedule, as_rate
 from .._transform.average import Trace, TraceState
 from .._transform.basic import Identity
 from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
@@ -32,7 +32,7 @@ class SGD(AbstractOptimizer[_State]):
         half precision.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=rate)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)
     momentum: Scalar | None = eqx.field(
         converter=optional(real("momentum", at_least=0, at_most=1)), default=None
     )

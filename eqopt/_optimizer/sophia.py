@@ -5,9 +5,9 @@ from typing import Any
 import equinox as eqx
 import numpy as np
 
-from .._base.converters import decay, non_negative, optional, positive, steps, to_dtype
+from .._base.converters import decay_factor, non_negative, optional, positive, steps, to_dtype
 from .._base.types import Scalar, Steps
-from .._schedule.base import AbstractSchedule, rate
+from .._schedule.base import AbstractSchedule, as_rate
 from .._transform.decay import AddDecayedWeights
 from .._transform.hutchinson import (
     HutchinsonEstimatorDiagHessian,
@@ -52,9 +52,9 @@ class Sophia(AbstractOptimizer[_State]):
         precision.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=rate)
-    b1: Scalar = eqx.field(converter=decay("b1"), default=0.965)
-    b2: Scalar = eqx.field(converter=decay("b2"), default=0.99)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.965)
+    b2: Scalar = eqx.field(converter=decay_factor("b2"), default=0.99)
     eps: Scalar = eqx.field(converter=positive("eps"), default=1e-8)
     weight_decay: Scalar = eqx.field(converter=non_negative("weight_decay"), default=1e-4)
     weight_decay_mask: AbstractSelector | None = eqx.field(

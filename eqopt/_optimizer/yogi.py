@@ -2,9 +2,9 @@
 
 import equinox as eqx
 
-from .._base.converters import decay, non_negative
+from .._base.converters import decay_factor, non_negative
 from .._base.types import Scalar
-from .._schedule.base import AbstractSchedule, rate
+from .._schedule.base import AbstractSchedule, as_rate
 from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
 from .._transform.yogi import ScaleByYogi, ScaleByYogiState
 from .._transformation.base import AbstractOptimizer, AbstractTransformation
@@ -26,9 +26,9 @@ class Yogi(AbstractOptimizer[_State]):
     - `eps`: added to the root of what follows them, not negative.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=rate)
-    b1: Scalar = eqx.field(converter=decay("b1"), default=0.9)
-    b2: Scalar = eqx.field(converter=decay("b2"), default=0.999)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.9)
+    b2: Scalar = eqx.field(converter=decay_factor("b2"), default=0.999)
     eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-3)
 
     def compose(self) -> AbstractTransformation[_State]:

@@ -103,8 +103,8 @@ def scheduled_real(
 
 
 # The converters of most learning rates: of one that is required, and of one that may be `None`.
-rate = scheduled_real("learning_rate", at_least=0)
-maybe_rate = optional(rate)
+as_rate = scheduled_real("learning_rate", at_least=0)
+maybe_rate = optional(as_rate)
 
 
 def _evaluate(schedule: AbstractSchedule, counts: Any) -> Array:

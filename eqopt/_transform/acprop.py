@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
 from .._base.arithmetic import abs_sq, divide, ema, minus, over_root, plus, where_positive
-from .._base.converters import decay, non_negative
+from .._base.converters import decay_factor, non_negative
 from .._base.trees import bias_correction, increment, one_minus, zero_count, zeros_like
 from .._base.types import Count, Params, Scalar
 from .._objective.objective import Context
@@ -81,8 +81,8 @@ class ScaleByACProp(AbstractLeafwise[ScaleByACPropState]):
         Update for Adaptive Gradient Methods*, NeurIPS 2021 (arXiv 2110.05454).
     """
 
-    b1: Scalar = eqx.field(converter=decay("b1"), default=0.9)
-    b2: Scalar = eqx.field(converter=decay("b2"), default=0.999)
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.9)
+    b2: Scalar = eqx.field(converter=decay_factor("b2"), default=0.999)
     eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-16)
     eps_root: Scalar = eqx.field(converter=non_negative("eps_root"), default=1e-16)
 

@@ -5,7 +5,7 @@ from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
 from .._base.arithmetic import abs_sq, divide, ema, plus, safe_sqrt, times
-from .._base.converters import decay, positive
+from .._base.converters import decay_factor, positive
 from .._base.trees import one_minus, zeros_like
 from .._base.types import Params, Scalar
 from .._objective.objective import Context
@@ -67,7 +67,7 @@ class ScaleByAdadelta(AbstractLeafwise[ScaleByAdadeltaState]):
         Zeiler, *ADADELTA: An Adaptive Learning Rate Method*, 2012, algorithm 1 (arXiv 1212.5701).
     """
 
-    rho: Scalar = eqx.field(converter=decay("rho"), default=0.9)
+    rho: Scalar = eqx.field(converter=decay_factor("rho"), default=0.9)
     eps: Scalar = eqx.field(converter=positive("eps"), default=1e-6)
 
     def init_state(self, params: Params, context: Context) -> ScaleByAdadeltaState:

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
 from .._base.arithmetic import abs_sq, debiased, divide, ema, over_root
-from .._base.converters import decay, flag, non_negative, to_dtype
+from .._base.converters import decay_factor, flag, non_negative, to_dtype
 from .._base.trees import increment, moment_weights, one_minus, zero_count, zeros_like
 from .._base.types import Count, Params, Scalar
 from .._objective.objective import Context
@@ -81,8 +81,8 @@ class ScaleByAdam(AbstractLeafwise[ScaleByAdamState]):
         (arXiv 1412.6980). Dozat, *Incorporating Nesterov Momentum into Adam*, ICLR workshop 2016.
     """
 
-    b1: Scalar = eqx.field(converter=decay("b1"), default=0.9)
-    b2: Scalar = eqx.field(converter=decay("b2"), default=0.999)
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.9)
+    b2: Scalar = eqx.field(converter=decay_factor("b2"), default=0.999)
     eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
     eps_root: Scalar = eqx.field(converter=non_negative("eps_root"), default=0.0)
     mu_dtype: np.dtype | None = eqx.field(converter=to_dtype("mu_dtype"), static=True, default=None)

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
 from .._base.arithmetic import divide, ema, plus, times
-from .._base.converters import decay, non_negative
+from .._base.converters import decay_factor, non_negative
 from .._base.trees import bias_correction, increment, one_minus, zero_count, zeros_like
 from .._base.types import Count, Params, Scalar
 from .._objective.objective import Context
@@ -66,8 +66,8 @@ class ScaleByAdamax(AbstractLeafwise[ScaleByAdamaxState]):
         (arXiv 1412.6980).
     """
 
-    b1: Scalar = eqx.field(converter=decay("b1"), default=0.9)
-    b2: Scalar = eqx.field(converter=decay("b2"), default=0.999)
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.9)
+    b2: Scalar = eqx.field(converter=decay_factor("b2"), default=0.999)
     eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
 
     def init_state(self, params: Params, context: Context) -> ScaleByAdamaxState:

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
 from .._base.arithmetic import abs_sq, divide, ema, minus, over_root, plus, times, where_positive
-from .._base.converters import decay, non_negative
+from .._base.converters import decay_factor, non_negative
 from .._base.trees import bias_correction, increment, one_minus, zero_count, zeros_like
 from .._base.types import Count, Params, Scalar
 from .._objective.objective import Context
@@ -102,9 +102,9 @@ class ScaleByAdan(AbstractLeafwise[ScaleByAdanState]):
         Optimizing Deep Models*, 2022, algorithm 1 (arXiv 2208.06677).
     """
 
-    b1: Scalar = eqx.field(converter=decay("b1"), default=0.98)
-    b2: Scalar = eqx.field(converter=decay("b2"), default=0.92)
-    b3: Scalar = eqx.field(converter=decay("b3"), default=0.99)
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.98)
+    b2: Scalar = eqx.field(converter=decay_factor("b2"), default=0.92)
+    b3: Scalar = eqx.field(converter=decay_factor("b3"), default=0.99)
     eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
     eps_root: Scalar = eqx.field(converter=non_negative("eps_root"), default=0.0)
 

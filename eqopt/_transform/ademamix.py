@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
 from .._base.arithmetic import abs_sq, divide, ema, over_root, plus, times
-from .._base.converters import decay, non_negative, to_dtype
+from .._base.converters import decay_factor, non_negative, to_dtype
 from .._base.trees import (
     bias_correction,
     increment,
@@ -102,8 +102,8 @@ class ScaleByAdEMAMix(AbstractLeafwise[ScaleByAdEMAMixState]):
         algorithm 1 (arXiv 2409.03137).
     """
 
-    b1: Scalar = eqx.field(converter=decay("b1"), default=0.9)
-    b2: Scalar = eqx.field(converter=decay("b2"), default=0.999)
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.9)
+    b2: Scalar = eqx.field(converter=decay_factor("b2"), default=0.999)
     b3: Scalar | AbstractSchedule = eqx.field(
         converter=scheduled_real("b3", at_least=0, below=1), default=0.9999
     )
@@ -205,8 +205,8 @@ class ScaleBySimplifiedAdEMAMix(AbstractLeafwise[ScaleBySimplifiedAdEMAMixState]
         and Accelerated SGD Variants*, 2025 (arXiv 2502.02431).
     """
 
-    b1: Scalar = eqx.field(converter=decay("b1"), default=0.99)
-    b2: Scalar = eqx.field(converter=decay("b2"), default=0.95)
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.99)
+    b2: Scalar = eqx.field(converter=decay_factor("b2"), default=0.95)
     alpha: Scalar | AbstractSchedule = eqx.field(
         converter=scheduled_real("alpha", at_least=0), default=0.0
     )

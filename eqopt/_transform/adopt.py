@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
 from .._base.arithmetic import abs_sq, clipped, divide, ema, safe_sqrt, where_positive
-from .._base.converters import decay, flag, float_dtype, non_negative, to_dtype
+from .._base.converters import decay_factor, flag, float_dtype, non_negative, to_dtype
 from .._base.trees import increment, one_minus, zero_count, zeros_like
 from .._base.types import Count, Params, Scalar
 from .._objective.objective import Context
@@ -99,8 +99,8 @@ class ScaleByADOPT(AbstractLeafwise[ScaleByADOPTState]):
         Rate*, NeurIPS 2024 (arXiv 2411.02853).
     """
 
-    b1: Scalar = eqx.field(converter=decay("b1"), default=0.9)
-    b2: Scalar = eqx.field(converter=decay("b2"), default=0.9999)
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.9)
+    b2: Scalar = eqx.field(converter=decay_factor("b2"), default=0.9999)
     eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-6)
     mu_dtype: np.dtype | None = eqx.field(converter=to_dtype("mu_dtype"), static=True, default=None)
     nesterov: bool = eqx.field(converter=flag("nesterov"), static=True, default=False)

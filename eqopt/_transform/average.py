@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
 from .._base.arithmetic import divide, ema as ema_of, plus, times
-from .._base.converters import decay, flag, real, to_dtype
+from .._base.converters import decay_factor, flag, real, to_dtype
 from .._base.trees import bias_correction, increment, one_minus, zero_count, zeros_like
 from .._base.types import Count, Params, Scalar
 from .._objective.objective import Context
@@ -109,7 +109,7 @@ class EMA(AbstractLeafwise[EMAState]):
         precision.
     """
 
-    decay: Scalar = eqx.field(converter=decay("decay"))
+    decay: Scalar = eqx.field(converter=decay_factor("decay"))
     debias: bool = eqx.field(converter=flag("debias"), static=True, default=True)
     accumulator_dtype: np.dtype | None = eqx.field(
         converter=to_dtype("accumulator_dtype"), static=True, default=None

@@ -5,7 +5,7 @@ from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
 from .._base.arithmetic import abs_sq, debiased, divide, ema, minus, over_root, plus
-from .._base.converters import decay, flag, non_negative
+from .._base.converters import decay_factor, flag, non_negative
 from .._base.trees import increment, moment_weights, one_minus, zero_count, zeros_like
 from .._base.types import Count, Params, Scalar
 from .._objective.objective import Context
@@ -83,8 +83,8 @@ class ScaleByBelief(AbstractLeafwise[ScaleByBeliefState]):
         (arXiv 2010.07468).
     """
 
-    b1: Scalar = eqx.field(converter=decay("b1"), default=0.9)
-    b2: Scalar = eqx.field(converter=decay("b2"), default=0.999)
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.9)
+    b2: Scalar = eqx.field(converter=decay_factor("b2"), default=0.999)
     eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-16)
     eps_root: Scalar = eqx.field(converter=non_negative("eps_root"), default=1e-16)
     nesterov: bool = eqx.field(converter=flag("nesterov"), static=True, default=False)

@@ -9,7 +9,15 @@ from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
 from .._base.arithmetic import abs_sq, divide, ema, plus, safe_sqrt, times, wider
-from .._base.converters import decay, flag, float_dtype, non_negative, optional, positive, real
+from .._base.converters import (
+    decay_factor,
+    flag,
+    float_dtype,
+    non_negative,
+    optional,
+    positive,
+    real,
+)
 from .._base.trees import (
     bias_correction,
     copies,
@@ -24,7 +32,7 @@ from .._base.trees import (
 )
 from .._base.types import Count, Params, Scalar, Updates
 from .._objective.objective import Context, require_params
-from .._schedule.base import AbstractSchedule, rate, value_at
+from .._schedule.base import AbstractSchedule, as_rate, value_at
 from .._transformation import leafwise
 from .._transformation.base import AbstractTransformation
 from .._transformation.eval_params import check_like
@@ -190,7 +198,7 @@ class ScaleByDAdaptAdam(AbstractTransformation[ScaleByDAdaptAdamState]):
         variant of Adam (arXiv 2301.07733).
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=rate, default=1.0)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate, default=1.0)
     betas: tuple[Scalar, Scalar] = eqx.field(converter=both_betas, default=(0.9, 0.999))
     eps: Scalar = eqx.field(converter=positive("eps"), default=1e-8)
     estim_lr0: Scalar = eqx.field(converter=positive("estim_lr0"), default=1e-6)
@@ -306,9 +314,9 @@ class ScaleByProdigy(AbstractTransformation[ScaleByProdigyState]):
         2024, the variant of Adam, with its corrections of bias (arXiv 2306.06101).
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=rate, default=1.0)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate, default=1.0)
     betas: tuple[Scalar, Scalar] = eqx.field(converter=both_betas, default=(0.9, 0.999))
-    beta3: Scalar | None = eqx.field(converter=optional(decay("beta3")), default=None)
+    beta3: Scalar | None = eqx.field(converter=optional(decay_factor("beta3")), default=None)
     eps: Scalar = eqx.field(converter=positive("eps"), default=1e-8)
     estim_lr0: Scalar = eqx.field(converter=positive("estim_lr0"), default=1e-6)
     estim_lr_coef: Scalar = eqx.field(converter=positive("estim_lr_coef"), default=1.0)

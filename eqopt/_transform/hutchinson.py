@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
 from .._base.arithmetic import cast, divide, ema, is_complex, times, wider
-from .._base.converters import decay, optional, positive, prng_key, steps, to_dtype
+from .._base.converters import decay_factor, optional, positive, prng_key, steps, to_dtype
 from .._base.prng import advance, KeyWords, PRNGKey, signs_like, words_of
 from .._base.trees import (
     bias_correction,
@@ -228,8 +228,8 @@ class ScaleBySophia(AbstractTransformation[ScaleBySophiaState[State]], Generic[S
         Language Model Pre-training*, ICLR 2024, algorithm 3 (arXiv 2305.14342).
     """
 
-    b1: Scalar = eqx.field(converter=decay("b1"), default=0.965)
-    b2: Scalar = eqx.field(converter=decay("b2"), default=0.99)
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.965)
+    b2: Scalar = eqx.field(converter=decay_factor("b2"), default=0.99)
     eps: Scalar = eqx.field(converter=positive("eps"), default=1e-8)
     gamma: Scalar = eqx.field(converter=positive("gamma"), default=0.01)
     clip_threshold: Scalar | None = eqx.field(

@@ -9,7 +9,7 @@ from .._base.converters import flag
 from .._base.trees import increment, zero_count
 from .._base.types import Count, Params, Scalar
 from .._objective.objective import Context
-from .._schedule.base import AbstractSchedule, as_schedule, rate, value_at
+from .._schedule.base import AbstractSchedule, as_rate, as_schedule, value_at
 from .._transformation.base import AbstractLeafwise
 from .._transformation.leafwise import Rule
 
@@ -45,7 +45,7 @@ class ScaleByLearningRate(AbstractLeafwise[ScaleByLearningRateState]):
     - `flip_sign`: whether to flip the sign; `False` goes uphill.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=rate)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)
     flip_sign: bool = eqx.field(converter=flag("flip_sign"), static=True, default=True)
 
     def init_state(self, params: Params, context: Context) -> ScaleByLearningRateState:

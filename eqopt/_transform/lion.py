@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
 from .._base.arithmetic import ema, times
-from .._base.converters import decay, positive, to_dtype
+from .._base.converters import decay_factor, positive, to_dtype
 from .._base.trees import increment, one_minus, zero_count, zeros_like
 from .._base.types import Count, Params, Scalar
 from .._objective.objective import Context
@@ -120,8 +120,8 @@ class ScaleByLion(AbstractLeafwise[ScaleByLionState]):
         (arXiv 2302.06675).
     """
 
-    b1: Scalar = eqx.field(converter=decay("b1"), default=0.9)
-    b2: Scalar = eqx.field(converter=decay("b2"), default=0.99)
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.9)
+    b2: Scalar = eqx.field(converter=decay_factor("b2"), default=0.99)
     mu_dtype: np.dtype | None = eqx.field(converter=to_dtype("mu_dtype"), static=True, default=None)
     mode: Callable[[Array, Array], Array] = eqx.field(
         converter=_mode, static=True, default=lion_hard

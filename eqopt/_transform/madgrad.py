@@ -8,11 +8,11 @@ from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
 from .._base.arithmetic import abs_sq, cast, divide, minus, plus, times
-from .._base.converters import decay, non_negative
+from .._base.converters import decay_factor, non_negative
 from .._base.trees import copies, increment, one_minus, zero_count, zeros_like
 from .._base.types import Count, Params, Scalar
 from .._objective.objective import Context, require_params
-from .._schedule.base import AbstractSchedule, rate, value_at
+from .._schedule.base import AbstractSchedule, as_rate, value_at
 from .._transformation.base import AbstractLeafwise
 from .._transformation.leafwise import Rule
 
@@ -103,8 +103,8 @@ class ScaleByMADGRAD(AbstractLeafwise[ScaleByMADGRADState]):
         Gradient Method for Stochastic Optimization*, JMLR 23, 2022, algorithm 1 (arXiv 2101.11075).
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=rate)
-    momentum: Scalar = eqx.field(converter=decay("momentum"), default=0.9)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)
+    momentum: Scalar = eqx.field(converter=decay_factor("momentum"), default=0.9)
     eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-6)
 
     def init_state(self, params: Params, context: Context) -> ScaleByMADGRADState:

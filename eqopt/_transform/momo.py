@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
 from .._base.arithmetic import abs_sq, divide, ema, plus, safe_sqrt, times
-from .._base.converters import decay, flag, float_dtype, non_negative, positive, real
+from .._base.converters import decay_factor, flag, float_dtype, non_negative, positive, real
 from .._base.trees import (
     bias_correction,
     copies,
@@ -22,7 +22,7 @@ from .._base.trees import (
 )
 from .._base.types import Count, Params, Scalar, Updates
 from .._objective.objective import Context, require_params
-from .._schedule.base import AbstractSchedule, rate, value_at
+from .._schedule.base import AbstractSchedule, as_rate, value_at
 from .._transformation import leafwise
 from .._transformation.base import AbstractTransformation
 from .._transformation.leafwise import Rule
@@ -190,8 +190,8 @@ class ScaleByMoMo(AbstractTransformation[ScaleByMoMoState]):
         Rates*, ICML 2024 (arXiv 2305.07583).
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=rate, default=1.0)
-    beta: Scalar = eqx.field(converter=decay("beta"), default=0.9)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate, default=1.0)
+    beta: Scalar = eqx.field(converter=decay_factor("beta"), default=0.9)
     lower_bound: Scalar = eqx.field(converter=real("lower_bound"), default=0.0)
     weight_decay: Scalar = eqx.field(converter=non_negative("weight_decay"), default=0.0)
     adapt_lower_bound: bool = eqx.field(
@@ -286,9 +286,9 @@ class ScaleByMoMoAdam(AbstractTransformation[ScaleByMoMoAdamState]):
         Rates*, ICML 2024, MoMo-Adam (arXiv 2305.07583).
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=rate, default=1e-2)
-    b1: Scalar = eqx.field(converter=decay("b1"), default=0.9)
-    b2: Scalar = eqx.field(converter=decay("b2"), default=0.999)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate, default=1e-2)
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.9)
+    b2: Scalar = eqx.field(converter=decay_factor("b2"), default=0.999)
     eps: Scalar = eqx.field(converter=positive("eps"), default=1e-8)
     lower_bound: Scalar = eqx.field(converter=real("lower_bound"), default=0.0)
     weight_decay: Scalar = eqx.field(converter=non_negative("weight_decay"), default=0.0)

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
 from .._base.arithmetic import abs_sq, ema, over_root, plus, times
-from .._base.converters import decay, non_negative, to_dtype
+from .._base.converters import decay_factor, non_negative, to_dtype
 from .._base.trees import increment, one_minus, zero_count, zeros_like
 from .._base.types import Count, Params, Scalar
 from .._objective.objective import Context, require_params
@@ -88,8 +88,8 @@ class ScaleByNovoGrad(AbstractLeafwise[ScaleByNovoGradState]):
         of Deep Networks*, 2019, algorithm 1 (arXiv 1905.11286).
     """
 
-    b1: Scalar = eqx.field(converter=decay("b1"), default=0.9)
-    b2: Scalar = eqx.field(converter=decay("b2"), default=0.25)
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.9)
+    b2: Scalar = eqx.field(converter=decay_factor("b2"), default=0.25)
     eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
     eps_root: Scalar = eqx.field(converter=non_negative("eps_root"), default=0.0)
     weight_decay: Scalar = eqx.field(converter=non_negative("weight_decay"), default=0.0)

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
 from .._base.arithmetic import abs_sq, debiased, divide, ema, over_root, times, where_positive
-from .._base.converters import decay, flag, non_negative
+from .._base.converters import decay_factor, flag, non_negative
 from .._base.trees import increment, moment_weights, one_minus, zero_count, zeros_like
 from .._base.types import Count, Params, Scalar
 from .._objective.objective import Context
@@ -127,8 +127,8 @@ class ScaleByRAdam(AbstractLeafwise[ScaleByRAdamState]):
         Beyond*, ICLR 2020, algorithm 2 (arXiv 1908.03265).
     """
 
-    b1: Scalar = eqx.field(converter=decay("b1"), default=0.9)
-    b2: Scalar = eqx.field(converter=decay("b2"), default=0.999)
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.9)
+    b2: Scalar = eqx.field(converter=decay_factor("b2"), default=0.999)
     eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
     eps_root: Scalar = eqx.field(converter=non_negative("eps_root"), default=0.0)
     threshold: Scalar = eqx.field(converter=non_negative("threshold"), default=5.0)

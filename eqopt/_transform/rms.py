@@ -5,7 +5,7 @@ from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
 from .._base.arithmetic import abs_sq, divide, ema, minus, plus, safe_sqrt
-from .._base.converters import decay, flag, non_negative
+from .._base.converters import decay_factor, flag, non_negative
 from .._base.trees import bias_correction, full_like, increment, one_minus, zero_count, zeros_like
 from .._base.types import Count, Params, Scalar
 from .._objective.objective import Context
@@ -67,7 +67,7 @@ class ScaleByRMS(AbstractLeafwise[ScaleByRMSState]):
         Hinton, *Neural Networks for Machine Learning*, lecture 6e, 2012.
     """
 
-    decay: Scalar = eqx.field(converter=decay("decay"), default=0.9)
+    decay: Scalar = eqx.field(converter=decay_factor("decay"), default=0.9)
     eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
     initial_scale: Scalar = eqx.field(converter=non_negative("initial_scale"), default=0.0)
     eps_in_sqrt: bool = eqx.field(converter=flag("eps_in_sqrt"), static=True, default=True)
@@ -145,7 +145,7 @@ class ScaleByStddev(AbstractLeafwise[ScaleByStddevState]):
         (arXiv 1308.0850).
     """
 
-    decay: Scalar = eqx.field(converter=decay("decay"), default=0.9)
+    decay: Scalar = eqx.field(converter=decay_factor("decay"), default=0.9)
     eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
     initial_scale: Scalar = eqx.field(converter=non_negative("initial_scale"), default=0.0)
     eps_in_sqrt: bool = eqx.field(converter=flag("eps_in_sqrt"), static=True, default=True)

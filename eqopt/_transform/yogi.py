@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
 from .._base.arithmetic import abs_sq, divide, ema, minus, over_root, times
-from .._base.converters import decay, non_negative
+from .._base.converters import decay_factor, non_negative
 from .._base.trees import full_like, increment, moment_weights, one_minus, zero_count
 from .._base.types import Count, Params, Scalar
 from .._objective.objective import Context
@@ -79,8 +79,8 @@ class ScaleByYogi(AbstractLeafwise[ScaleByYogiState]):
         NeurIPS 2018, algorithm 2.
     """
 
-    b1: Scalar = eqx.field(converter=decay("b1"), default=0.9)
-    b2: Scalar = eqx.field(converter=decay("b2"), default=0.999)
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.9)
+    b2: Scalar = eqx.field(converter=decay_factor("b2"), default=0.999)
     eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-3)
     eps_root: Scalar = eqx.field(converter=non_negative("eps_root"), default=0.0)
     initial_accumulator_value: Scalar = eqx.field(

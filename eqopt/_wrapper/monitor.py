@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from .._base import checks
-from .._base.converters import decay, flag, to_dtype
+from .._base.converters import decay_factor, flag, to_dtype
 from .._base.trees import widened, zeros_exactly_like
 from .._base.types import Params, Scalar, State, Updates
 from .._objective.objective import as_arrays, Context
@@ -50,7 +50,7 @@ class MeasureWithEMA(AbstractMeasure[EMAState]):
     """
 
     measure: Measure
-    decay: Scalar = eqx.field(converter=decay("decay"))
+    decay: Scalar = eqx.field(converter=decay_factor("decay"))
     debias: bool = eqx.field(converter=flag("debias"), static=True, default=True)
     accumulator_dtype: np.dtype | None = eqx.field(
         converter=to_dtype("accumulator_dtype"), static=True, default=None

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
 from .._base.arithmetic import cast, minus, plus, times
-from .._base.converters import decay, flag, to_dtype
+from .._base.converters import decay_factor, flag, to_dtype
 from .._base.trees import add, bias_correction, copies, increment, one_minus, zero_count
 from .._base.types import Count, Params, Scalar, State, Updates
 from .._objective.objective import Context, require_params
@@ -83,7 +83,7 @@ class ParamEMA(AbstractConstrained[ParamEMAState[State]], Generic[State]):
     """
 
     inner: AbstractTransformation[State]
-    decay: Scalar = eqx.field(converter=decay("decay"))
+    decay: Scalar = eqx.field(converter=decay_factor("decay"))
     debias: bool = eqx.field(converter=flag("debias"), static=True, default=True)
     accumulator_dtype: np.dtype | None = eqx.field(
         converter=to_dtype("accumulator_dtype"), static=True, default=None

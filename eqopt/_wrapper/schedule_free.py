@@ -10,11 +10,11 @@ from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
 from .._base.arithmetic import cast, minus, plus, real_dtype, times, wider
-from .._base.converters import decay, non_negative, to_dtype
+from .._base.converters import decay_factor, non_negative, to_dtype
 from .._base.trees import increment, zero_count, zeros_like
 from .._base.types import Count, Params, Scalar, State, Updates
 from .._objective.objective import Context
-from .._schedule.base import AbstractSchedule, as_real, rate, value_at
+from .._schedule.base import AbstractSchedule, as_rate, as_real, value_at
 from .._transformation import leafwise
 from .._transformation.base import AbstractTransformation, check_state, check_transformation
 from .._transformation.eval_params import AbstractEvalState, check_like
@@ -114,8 +114,8 @@ class ScheduleFree(AbstractConstrained[ScheduleFreeState[State]], Generic[State]
     """
 
     base_optimizer: AbstractTransformation[State]
-    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=rate)
-    b1: Scalar = eqx.field(converter=decay("b1"), default=0.9)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.9)
     weight_lr_power: Scalar = eqx.field(converter=non_negative("weight_lr_power"), default=2.0)
     state_dtype: np.dtype | None = eqx.field(
         converter=to_dtype("state_dtype"), static=True, default=None

@@ -5,7 +5,16 @@ from typing import Any
 import equinox as eqx
 import numpy as np
 
-from .._base.converters import decay, flag, non_negative, optional, positive, size, steps, to_dtype
+from .._base.converters import (
+    decay_factor,
+    flag,
+    non_negative,
+    optional,
+    positive,
+    size,
+    steps,
+    to_dtype,
+)
 from .._base.types import Scalar, Steps
 from .._schedule.base import AbstractSchedule, maybe_rate
 from .._transform.average import EMA
@@ -55,7 +64,7 @@ class Adafactor(AbstractOptimizerDef[_State]):
     multiply_by_parameter_scale: bool = eqx.field(
         converter=flag("multiply_by_parameter_scale"), static=True, default=True
     )
-    beta1: Scalar | None = eqx.field(converter=optional(decay("beta1")), default=None)
+    beta1: Scalar | None = eqx.field(converter=optional(decay_factor("beta1")), default=None)
     decay_rate: Scalar = eqx.field(converter=non_negative("decay_rate"), default=0.8)
     step_offset: Steps = eqx.field(converter=steps("step_offset", at_least=None), default=0)
     clipping_threshold: Scalar | None = eqx.field(

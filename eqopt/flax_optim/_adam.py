@@ -2,7 +2,7 @@
 
 import equinox as eqx
 
-from .._base.converters import decay, non_negative
+from .._base.converters import decay_factor, non_negative
 from .._base.types import Scalar
 from .._schedule.base import AbstractSchedule, maybe_rate
 from .._transform.adam import ScaleByAdam, ScaleByAdamState
@@ -37,8 +37,8 @@ class Adam(AbstractOptimizerDef[_AdamState]):
     """
 
     learning_rate: Scalar | AbstractSchedule | None = eqx.field(converter=maybe_rate, default=None)
-    beta1: Scalar = eqx.field(converter=decay("beta1"), default=0.9)
-    beta2: Scalar = eqx.field(converter=decay("beta2"), default=0.999)
+    beta1: Scalar = eqx.field(converter=decay_factor("beta1"), default=0.9)
+    beta2: Scalar = eqx.field(converter=decay_factor("beta2"), default=0.999)
     eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
     weight_decay: Scalar = eqx.field(converter=non_negative("weight_decay"), default=0.0)
 
@@ -68,8 +68,8 @@ class AdaBelief(AbstractOptimizerDef[_BeliefState]):
     """
 
     learning_rate: Scalar | AbstractSchedule | None = eqx.field(converter=maybe_rate, default=None)
-    beta1: Scalar = eqx.field(converter=decay("beta1"), default=0.9)
-    beta2: Scalar = eqx.field(converter=decay("beta2"), default=0.999)
+    beta1: Scalar = eqx.field(converter=decay_factor("beta1"), default=0.9)
+    beta2: Scalar = eqx.field(converter=decay_factor("beta2"), default=0.999)
     eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-16)
     weight_decay: Scalar = eqx.field(converter=non_negative("weight_decay"), default=0.0)
 
@@ -103,8 +103,8 @@ class LAMB(AbstractOptimizerDef[_LAMBState]):
     """
 
     learning_rate: Scalar | AbstractSchedule | None = eqx.field(converter=maybe_rate, default=None)
-    beta1: Scalar = eqx.field(converter=decay("beta1"), default=0.9)
-    beta2: Scalar = eqx.field(converter=decay("beta2"), default=0.999)
+    beta1: Scalar = eqx.field(converter=decay_factor("beta1"), default=0.9)
+    beta2: Scalar = eqx.field(converter=decay_factor("beta2"), default=0.999)
     weight_decay: Scalar = eqx.field(converter=non_negative("weight_decay"), default=0.0)
     eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-6)
 

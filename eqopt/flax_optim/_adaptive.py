@@ -4,7 +4,7 @@ from typing import Any
 
 import equinox as eqx
 
-from .._base.converters import decay, flag, non_negative, positive
+from .._base.converters import decay_factor, flag, non_negative, positive
 from .._base.types import Scalar
 from .._schedule.base import AbstractSchedule, maybe_rate
 from .._transform.adadelta import ScaleByAdadelta, ScaleByAdadeltaState
@@ -38,7 +38,7 @@ class Adadelta(AbstractOptimizerDef[_AdadeltaState]):
     """
 
     learning_rate: Scalar | AbstractSchedule | None = eqx.field(converter=maybe_rate, default=None)
-    rho: Scalar = eqx.field(converter=decay("rho"), default=0.9)
+    rho: Scalar = eqx.field(converter=decay_factor("rho"), default=0.9)
     eps: Scalar = eqx.field(converter=positive("eps"), default=1e-6)
     weight_decay: Scalar = eqx.field(converter=non_negative("weight_decay"), default=0.0)
 
@@ -91,7 +91,7 @@ class RMSProp(AbstractOptimizerDef[_RMSPropState]):
     """
 
     learning_rate: Scalar | AbstractSchedule | None = eqx.field(converter=maybe_rate, default=None)
-    beta2: Scalar = eqx.field(converter=decay("beta2"), default=0.9)
+    beta2: Scalar = eqx.field(converter=decay_factor("beta2"), default=0.9)
     eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
     centered: bool = eqx.field(converter=flag("centered"), static=True, default=False)
 

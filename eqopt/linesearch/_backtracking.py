@@ -4,7 +4,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from .._base.converters import decay, flag, non_negative, positive, real, steps
+from .._base.converters import decay_factor, flag, non_negative, positive, real, steps
 from .._base.types import Scalar, Steps
 from ._base import AbstractLinesearch, ACCEPT, Answer, FAIL, Origin, Trial, TRY
 
@@ -52,7 +52,7 @@ class ScaleByBacktrackingLinesearch(AbstractLinesearch[_Backtracking]):
     """
 
     max_backtracking_steps: Steps = eqx.field(converter=steps("max_backtracking_steps"))
-    slope_rtol: Scalar = eqx.field(converter=decay("slope_rtol"), default=1e-4)
+    slope_rtol: Scalar = eqx.field(converter=decay_factor("slope_rtol"), default=1e-4)
     decrease_factor: Scalar = eqx.field(
         converter=real("decrease_factor", above=0, below=1), default=0.8
     )

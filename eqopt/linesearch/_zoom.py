@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from .._base.converters import decay, flag, non_negative, optional, positive, real, steps
+from .._base.converters import decay_factor, flag, non_negative, optional, positive, real, steps
 from .._base.trees import select
 from .._base.types import Scalar, Steps
 from ._base import AbstractLinesearch, ACCEPT, Answer, FAIL, Origin, RETURN, Trial, TRY
@@ -83,7 +83,7 @@ class ScaleByZoomLinesearch(AbstractLinesearch[_Zoom]):
     )
     tol: Scalar = eqx.field(converter=non_negative("tol"), default=0.0)
     increase_factor: Scalar = eqx.field(converter=real("increase_factor", above=1), default=2.0)
-    slope_rtol: Scalar = eqx.field(converter=decay("slope_rtol"), default=1e-4)
+    slope_rtol: Scalar = eqx.field(converter=decay_factor("slope_rtol"), default=1e-4)
     curv_rtol: Scalar = eqx.field(
         converter=real("curv_rtol", at_least=0, finite=False), default=0.9
     )
