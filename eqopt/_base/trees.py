@@ -110,20 +110,14 @@ def sums(leaves: list[Any], updates: list[Any]) -> list[Any]:
 def add_updates(params: PyTree, updates: PyTree) -> PyTree:
     """The parameters after the updates, which may be of some of them only."""
     return jax.tree.map(
-        lambda x, u: x if x is None or u is None else add(x, u),
-        params,
-        updates,
-        is_leaf=_is_none,
+        lambda x, u: x if x is None or u is None else add(x, u), params, updates, is_leaf=_is_none
     )
 
 
 def round_like(updates: PyTree, reference: PyTree) -> PyTree:
     """Casts each update to the dtype of its leaf in `reference`."""
     return jax.tree.map(
-        lambda u, x: None if u is None else cast(u, x.dtype),
-        updates,
-        reference,
-        is_leaf=_is_none,
+        lambda u, x: None if u is None else cast(u, x.dtype), updates, reference, is_leaf=_is_none
     )
 
 

@@ -224,7 +224,9 @@ def form_of(shape: tuple[int, ...], axes: Axes, turned: bool) -> Form:
         raise ValueError(f"the axes {_shown(axes)} are not different ones")
     split = tuple(shape[axis] for axis in order)
     b, m, n = (math.prod(shape[axis] for axis in own) for own in (batch, rows, columns))
-    return Form(order, split, (b, m, n), turned and m > n, bool(batch))
+    return Form(
+        order=order, split=split, sizes=(b, m, n), turned=turned and m > n, batched=bool(batch)
+    )
 
 
 def _shown(axes: Axes) -> str:

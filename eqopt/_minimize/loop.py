@@ -138,21 +138,27 @@ def _descend(
     state = optimizer.init_state(params, Context(whole=FullProblem(params, traced)))
     blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shapes.value, shapes.aux))
     evaluation = Evaluation(blank[0].astype(dtype), zeros_exactly_like(params), blank[1])
-    task = Problem(traced, optimizer, tolerances, show, shapes.value.dtype)
+    task = Problem(
+        objective=traced,
+        optimizer=optimizer,
+        tolerances=tolerances,
+        show=show,
+        dtype=shapes.value.dtype,
+    )
     d = MinimizeCarry(
-        params,
-        evaluation,
-        state,
-        None,
-        zero,
-        zero,
-        zero,
-        jnp.full((), np.inf, dtype),
-        jnp.full((), np.inf, dtype),
-        zero,
-        jax.tree.map(jnp.asarray, MinimizeResult.successful),
-        jnp.asarray(False),
-        None if history is None else jnp.full(history + 1, np.inf, dtype),
+        params=params,
+        evaluation=evaluation,
+        state=state,
+        search=None,
+        num_steps=zero,
+        num_evals=zero,
+        num_failures=zero,
+        lowest=jnp.full((), np.inf, dtype),
+        best_grad_norm=jnp.full((), np.inf, dtype),
+        num_idle=zero,
+        result=jax.tree.map(jnp.asarray, MinimizeResult.successful),
+        done=jnp.asarray(False),
+        values=None if history is None else jnp.full(history + 1, np.inf, dtype),
     )
     linesearch = last_search(optimizer)
     if linesearch is None:
@@ -182,7 +188,14 @@ class Problem(eqx.Module):
     def context(self, params: Params, evaluation: Evaluation[Any]) -> Context:
         whole = FullProblem(params, self.objective, evaluation)
         value = evaluation.value.astype(self.dtype)
-        return Context(value, conj(evaluation.grad), self.objective, None, {}, whole)
+        return Context(
+            value=value,
+            grad=conj(evaluation.grad),
+            value_fn=self.objective,
+            key=None,
+            extra={},
+            whole=whole,
+        )
 
 
 def _step(task: Problem, d: MinimizeCarry) -> MinimizeCarry:
@@ -337,19 +350,19 @@ def _accept_and_check(
     if task.show is not None:
         jax.debug.callback(task.show, moved_on | first, num_steps, found.value, grad_norm)
     return MinimizeCarry(
-        params,
-        found,
-        d.state,
-        d.search,
-        num_steps,
-        d.num_evals,
-        num_failures,
-        lowest,
-        jnp.minimum(d.best_grad_norm, grad_norm),
-        num_idle,
-        result,
-        done,
-        values,
+        params=params,
+        evaluation=found,
+        state=d.state,
+        search=d.search,
+        num_steps=num_steps,
+        num_evals=d.num_evals,
+        num_failures=num_failures,
+        lowest=lowest,
+        best_grad_norm=jnp.minimum(d.best_grad_norm, grad_norm),
+        num_idle=num_idle,
+        result=result,
+        done=done,
+        values=values,
     )
 
 

@@ -65,7 +65,13 @@ def empty_cache(whole: FullProblem) -> Cache:
     value = jnp.full((), np.inf, float_dtype())
     evaluation = Evaluation(value, zeros_exactly_like(whole.params), aux)
     nothing = fingerprint(None)
-    return Cache(jnp.asarray(False), nothing, zeros_exactly_like(whole.params), evaluation, has_aux)
+    return Cache(
+        valid=jnp.asarray(False),
+        key=nothing,
+        point=zeros_exactly_like(whole.params),
+        evaluation=evaluation,
+        has_aux=has_aux,
+    )
 
 
 def filled(
@@ -75,7 +81,13 @@ def filled(
     finite = jnp.isfinite(evaluation.value) & all_finite(evaluation.grad)
     value = evaluation.value.astype(float_dtype())
     evaluation = Evaluation(value, evaluation.grad, evaluation.aux)
-    return Cache(finite & known, key_of(objective), point, evaluation, cache.has_aux)
+    return Cache(
+        valid=finite & known,
+        key=key_of(objective),
+        point=point,
+        evaluation=evaluation,
+        has_aux=cache.has_aux,
+    )
 
 
 def key_of(objective: Objective) -> Key:

@@ -99,7 +99,14 @@ def value_and_grad(
     if not isinstance(reduce_axes, tuple | list):
         reduce_axes = (reduce_axes,)
     axes = tuple(dict.fromkeys(reduce_axes))
-    wrapper = _ValueAndGrad(fun, argnums, has_aux, holomorphic, allow_int, axes)
+    wrapper = _ValueAndGrad(
+        fun=fun,
+        argnums=argnums,
+        has_aux=has_aux,
+        holomorphic=holomorphic,
+        allow_int=allow_int,
+        reduce_axes=axes,
+    )
     return eqx.module_update_wrapper(wrapper)
 
 

@@ -97,11 +97,11 @@ class Adafactor(AbstractOptimizer[_State]):
     def compose(self) -> AbstractTransformation[_State]:
         links: list[AbstractTransformation[Any]] = [
             ScaleByFactoredRMS(
-                self.factored,
-                self.decay_rate,
-                self.decay_offset,
-                self.min_dim_size_to_factor,
-                self.eps,
+                factored=self.factored,
+                decay_rate=self.decay_rate,
+                step_offset=self.decay_offset,
+                min_dim_size_to_factor=self.min_dim_size_to_factor,
+                epsilon=self.eps,
             )
         ]
         if self.clipping_threshold is not None:

@@ -4,6 +4,7 @@ import equinox as eqx
 import numpy as np
 
 from .._base.converters import decay_factor, flag, non_negative, optional, to_dtype
+from .._base.fields import from_fields
 from .._base.types import Scalar
 from .._schedule.base import AbstractSchedule, as_rate
 from .._transform.adam import ScaleByAdam, ScaleByAdamState
@@ -43,10 +44,7 @@ class Adam(AbstractOptimizer[_AdamState]):
     nesterov: bool = eqx.field(converter=flag("nesterov"), static=True, default=False)
 
     def compose(self) -> AbstractTransformation[_AdamState]:
-        return Chain(
-            ScaleByAdam(self.b1, self.b2, self.eps, self.eps_root, self.mu_dtype, self.nesterov),
-            ScaleByLearningRate(self.learning_rate),
-        )
+        return Chain(from_fields(ScaleByAdam, self), ScaleByLearningRate(self.learning_rate))
 
 
 class AdamW(AbstractOptimizer[_AdamWState]):
@@ -82,7 +80,7 @@ class AdamW(AbstractOptimizer[_AdamWState]):
 
     def compose(self) -> AbstractTransformation[_AdamWState]:
         return Chain(
-            ScaleByAdam(self.b1, self.b2, self.eps, self.eps_root, self.mu_dtype, self.nesterov),
+            from_fields(ScaleByAdam, self),
             AddDecayedWeights(self.weight_decay, self.mask),
             ScaleByLearningRate(self.learning_rate),
         )
@@ -114,10 +112,7 @@ class NAdam(AbstractOptimizer[_AdamState]):
     nesterov: bool = eqx.field(converter=flag("nesterov"), static=True, default=True)
 
     def compose(self) -> AbstractTransformation[_AdamState]:
-        return Chain(
-            ScaleByAdam(self.b1, self.b2, self.eps, self.eps_root, self.mu_dtype, self.nesterov),
-            ScaleByLearningRate(self.learning_rate),
-        )
+        return Chain(from_fields(ScaleByAdam, self), ScaleByLearningRate(self.learning_rate))
 
 
 class NAdamW(AbstractOptimizer[_AdamWState]):
@@ -153,7 +148,7 @@ class NAdamW(AbstractOptimizer[_AdamWState]):
 
     def compose(self) -> AbstractTransformation[_AdamWState]:
         return Chain(
-            ScaleByAdam(self.b1, self.b2, self.eps, self.eps_root, self.mu_dtype, self.nesterov),
+            from_fields(ScaleByAdam, self),
             AddDecayedWeights(self.weight_decay, self.mask),
             ScaleByLearningRate(self.learning_rate),
         )

@@ -36,8 +36,7 @@ class Adamax(AbstractOptimizer[_AdamaxState]):
 
     def compose(self) -> AbstractTransformation[_AdamaxState]:
         return Chain(
-            ScaleByAdamax(self.b1, self.b2, self.eps),
-            ScaleByLearningRate(self.learning_rate),
+            ScaleByAdamax(self.b1, self.b2, self.eps), ScaleByLearningRate(self.learning_rate)
         )
 
 

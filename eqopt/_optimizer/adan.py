@@ -3,6 +3,7 @@
 import equinox as eqx
 
 from .._base.converters import decay_factor, non_negative, optional
+from .._base.fields import from_fields
 from .._base.types import Scalar
 from .._schedule.base import AbstractSchedule, as_rate
 from .._transform.adan import ScaleByAdan, ScaleByAdanState
@@ -49,7 +50,7 @@ class Adan(AbstractOptimizer[_State]):
 
     def compose(self) -> AbstractTransformation[_State]:
         return Chain(
-            ScaleByAdan(self.b1, self.b2, self.b3, self.eps, self.eps_root),
+            from_fields(ScaleByAdan, self),
             AddDecayedWeights(self.weight_decay, self.mask),
             ScaleByLearningRate(self.learning_rate),
         )

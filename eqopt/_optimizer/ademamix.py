@@ -4,6 +4,7 @@ import equinox as eqx
 import numpy as np
 
 from .._base.converters import decay_factor, non_negative, optional, to_dtype
+from .._base.fields import from_fields
 from .._base.types import Scalar
 from .._schedule.base import AbstractSchedule, as_rate, scheduled_real
 from .._transform.ademamix import (
@@ -64,9 +65,7 @@ class AdEMAMix(AbstractOptimizer[_State]):
 
     def compose(self) -> AbstractTransformation[_State]:
         return Chain(
-            ScaleByAdEMAMix(
-                self.b1, self.b2, self.b3, self.alpha, self.eps, self.eps_root, self.mu_dtype
-            ),
+            from_fields(ScaleByAdEMAMix, self),
             AddDecayedWeights(self.weight_decay, self.mask),
             ScaleByLearningRate(self.learning_rate),
         )
@@ -105,7 +104,7 @@ class SimplifiedAdEMAMix(AbstractOptimizer[_SimplifiedState]):
 
     def compose(self) -> AbstractTransformation[_SimplifiedState]:
         return Chain(
-            ScaleBySimplifiedAdEMAMix(self.b1, self.b2, self.alpha, self.eps, self.eps_root),
+            from_fields(ScaleBySimplifiedAdEMAMix, self),
             AddDecayedWeights(self.weight_decay, self.mask),
             ScaleByLearningRate(self.learning_rate),
         )

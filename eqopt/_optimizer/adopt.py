@@ -4,6 +4,7 @@ import equinox as eqx
 import numpy as np
 
 from .._base.converters import decay_factor, flag, non_negative, to_dtype
+from .._base.fields import from_fields
 from .._base.types import Scalar
 from .._schedule.base import AbstractSchedule, as_rate, as_schedule
 from .._transform.adopt import clip_value_pow, ScaleByADOPT, ScaleByADOPTState
@@ -44,15 +45,4 @@ class ADOPT(AbstractOptimizer[_State]):
     )
 
     def compose(self) -> AbstractTransformation[_State]:
-        return Chain(
-            ScaleByADOPT(
-                self.b1,
-                self.b2,
-                self.eps,
-                self.mu_dtype,
-                self.nesterov,
-                self.use_clipping,
-                self.clip_value_fn,
-            ),
-            ScaleByLearningRate(self.learning_rate),
-        )
+        return Chain(from_fields(ScaleByADOPT, self), ScaleByLearningRate(self.learning_rate))

@@ -4,6 +4,7 @@ import equinox as eqx
 import numpy as np
 
 from .._base.converters import decay_factor, flag, non_negative, to_dtype
+from .._base.fields import from_fields
 from .._base.types import Scalar
 from .._schedule.base import AbstractSchedule, as_rate
 from .._transform.amsgrad import ScaleByAMSGrad, ScaleByAMSGradState
@@ -47,15 +48,4 @@ class AMSGrad(AbstractOptimizer[_State]):
     )
 
     def compose(self) -> AbstractTransformation[_State]:
-        return Chain(
-            ScaleByAMSGrad(
-                self.b1,
-                self.b2,
-                self.eps,
-                self.eps_root,
-                self.mu_dtype,
-                self.bias_correction_mu,
-                self.bias_correction_nu,
-            ),
-            ScaleByLearningRate(self.learning_rate),
-        )
+        return Chain(from_fields(ScaleByAMSGrad, self), ScaleByLearningRate(self.learning_rate))

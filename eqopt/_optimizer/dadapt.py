@@ -3,6 +3,7 @@
 import equinox as eqx
 
 from .._base.converters import decay_factor, flag, non_negative, optional, positive
+from .._base.fields import from_fields
 from .._base.types import Scalar
 from .._schedule.base import AbstractSchedule, as_rate
 from .._transform.basic import Scale
@@ -43,9 +44,7 @@ class DAdaptAdamW(AbstractOptimizer[_DAdaptState]):
     weight_decay: Scalar = eqx.field(converter=non_negative("weight_decay"), default=0.0)
 
     def compose(self) -> AbstractTransformation[_DAdaptState]:
-        adapted = ScaleByDAdaptAdam(
-            self.learning_rate, self.betas, self.eps, self.estim_lr0, self.weight_decay
-        )
+        adapted = from_fields(ScaleByDAdaptAdam, self)
         return Chain(adapted, Scale(-1.0))
 
 
@@ -82,14 +81,5 @@ class Prodigy(AbstractOptimizer[_ProdigyState]):
     )
 
     def compose(self) -> AbstractTransformation[_ProdigyState]:
-        adapted = ScaleByProdigy(
-            self.learning_rate,
-            self.betas,
-            self.beta3,
-            self.eps,
-            self.estim_lr0,
-            self.estim_lr_coef,
-            self.weight_decay,
-            self.safeguard_warmup,
-        )
+        adapted = from_fields(ScaleByProdigy, self)
         return Chain(adapted, Scale(-1.0))

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Inexact, PyTree
 from .._base import checks
 from .._base.arithmetic import cast, real_dtype, times, wider
 from .._base.converters import non_negative, optional, size, steps
+from .._base.fields import from_fields
 from .._base.trees import increment, zero_count, zeros_like
 from .._base.types import Count, Params, Scalar, Steps, Updates
 from .._matrix.matrices import AbstractDimensions, adjoint, as_dimensions, Form, forms_of, Groups
@@ -343,13 +344,7 @@ class GaLore(AbstractOptimizer[_State]):
 
     def compose(self) -> AbstractTransformation[_State]:
         return Chain(
-            ScaleByGaLore(
-                self.rank,
-                self.update_proj_gap,
-                self.scale,
-                self.base_optimizer,
-                self.weight_dimension_numbers,
-            ),
+            from_fields(ScaleByGaLore, self),
             AddDecayedWeights(self.weight_decay, self.mask),
             ScaleByLearningRate(self.learning_rate),
         )

@@ -3,6 +3,7 @@
 import equinox as eqx
 
 from .._base.converters import decay_factor, flag, non_negative, positive, real
+from .._base.fields import from_fields
 from .._base.types import Scalar
 from .._schedule.base import AbstractSchedule, as_rate
 from .._transform.basic import Scale
@@ -40,13 +41,7 @@ class MoMo(AbstractOptimizer[_MoMoState]):
     )
 
     def compose(self) -> AbstractTransformation[_MoMoState]:
-        momo = ScaleByMoMo(
-            self.learning_rate,
-            self.beta,
-            self.lower_bound,
-            self.weight_decay,
-            self.adapt_lower_bound,
-        )
+        momo = from_fields(ScaleByMoMo, self)
         return Chain(momo, Scale(-1.0))
 
 
@@ -80,13 +75,5 @@ class MoMoAdam(AbstractOptimizer[_MoMoAdamState]):
     )
 
     def compose(self) -> AbstractTransformation[_MoMoAdamState]:
-        momo = ScaleByMoMoAdam(
-            self.learning_rate,
-            self.b1,
-            self.b2,
-            self.eps,
-            self.lower_bound,
-            self.weight_decay,
-            self.adapt_lower_bound,
-        )
+        momo = from_fields(ScaleByMoMoAdam, self)
         return Chain(momo, Scale(-1.0))

@@ -105,15 +105,15 @@ class Muon(AbstractOptimizer[PartitionState]):
         matrices = ByNdim(2, 2) if dimensions is None else HasDimensions(dimensions)
         muon = Chain(
             ScaleByMuon(
-                self.ns_coeffs,
-                self.ns_steps,
-                self.beta,
-                self.eps,
-                self.mu_dtype,
-                self.nesterov,
-                self.adaptive,
-                self.preconditioning,
-                dimensions,
+                ns_coeffs=self.ns_coeffs,
+                ns_steps=self.ns_steps,
+                beta=self.beta,
+                eps=self.eps,
+                mu_dtype=self.mu_dtype,
+                nesterov=self.nesterov,
+                adaptive=self.adaptive,
+                preconditioning=self.preconditioning,
+                weight_dimension_numbers=dimensions,
             ),
             ScaleByShape(dimensions, self.consistent_rms),
             AddDecayedWeights(self.weight_decay, self.weight_decay_mask),
@@ -121,12 +121,12 @@ class Muon(AbstractOptimizer[PartitionState]):
         )
         adam = Chain(
             ScaleByAdam(
-                self.adam_b1,
-                self.adam_b2,
-                self.eps,
-                self.adam_eps_root,
-                self.mu_dtype,
-                self.nesterov,
+                b1=self.adam_b1,
+                b2=self.adam_b2,
+                eps=self.eps,
+                eps_root=self.adam_eps_root,
+                mu_dtype=self.mu_dtype,
+                nesterov=self.nesterov,
             ),
             AddDecayedWeights(self.adam_weight_decay),
             ScaleByLearningRate(self.learning_rate if adam_rate is None else adam_rate),

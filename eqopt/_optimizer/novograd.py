@@ -37,6 +37,12 @@ class NovoGrad(AbstractOptimizer[_State]):
 
     def compose(self) -> AbstractTransformation[_State]:
         return Chain(
-            ScaleByNovoGrad(self.b1, self.b2, self.eps, self.eps_root, self.weight_decay),
+            ScaleByNovoGrad(
+                b1=self.b1,
+                b2=self.b2,
+                eps=self.eps,
+                eps_root=self.eps_root,
+                weight_decay=self.weight_decay,
+            ),
             ScaleByLearningRate(self.learning_rate),
         )

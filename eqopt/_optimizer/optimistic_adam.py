@@ -4,6 +4,7 @@ import equinox as eqx
 import numpy as np
 
 from .._base.converters import decay_factor, flag, non_negative, to_dtype
+from .._base.fields import from_fields
 from .._base.types import Scalar
 from .._schedule.base import AbstractSchedule, as_rate
 from .._transform.adam import ScaleByAdam, ScaleByAdamState
@@ -53,7 +54,7 @@ class OptimisticAdamV2(AbstractOptimizer[_State]):
 
     def compose(self) -> AbstractTransformation[_State]:
         return Chain(
-            ScaleByAdam(self.b1, self.b2, self.eps, self.eps_root, self.mu_dtype, self.nesterov),
+            from_fields(ScaleByAdam, self),
             ScaleByOptimisticGradient(self.alpha, self.beta),
             ScaleByLearningRate(self.learning_rate),
         )

@@ -3,6 +3,7 @@
 import equinox as eqx
 
 from .._base.converters import decay_factor, flag, non_negative
+from .._base.fields import from_fields
 from .._base.types import Scalar
 from .._schedule.base import AbstractSchedule, as_rate
 from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
@@ -38,7 +39,4 @@ class RAdam(AbstractOptimizer[_State]):
     nesterov: bool = eqx.field(converter=flag("nesterov"), static=True, default=False)
 
     def compose(self) -> AbstractTransformation[_State]:
-        return Chain(
-            ScaleByRAdam(self.b1, self.b2, self.eps, self.eps_root, self.threshold, self.nesterov),
-            ScaleByLearningRate(self.learning_rate),
-        )
+        return Chain(from_fields(ScaleByRAdam, self), ScaleByLearningRate(self.learning_rate))

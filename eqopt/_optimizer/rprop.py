@@ -3,6 +3,7 @@
 import equinox as eqx
 
 from .._base.converters import non_negative, positive, real
+from .._base.fields import from_fields
 from .._base.types import Scalar
 from .._transform.basic import Scale
 from .._transform.rprop import check_limits, ScaleByRprop, ScaleByRpropState
@@ -37,13 +38,4 @@ class Rprop(AbstractOptimizer[_State]):
         check_limits(self.min_step_size, self.max_step_size)
 
     def compose(self) -> AbstractTransformation[_State]:
-        return Chain(
-            ScaleByRprop(
-                self.learning_rate,
-                self.eta_minus,
-                self.eta_plus,
-                self.min_step_size,
-                self.max_step_size,
-            ),
-            Scale(-1.0),
-        )
+        return Chain(from_fields(ScaleByRprop, self), Scale(-1.0))

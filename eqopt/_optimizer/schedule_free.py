@@ -69,7 +69,13 @@ class ScheduleFreeSGD(AbstractOptimizer[_SGDState]):
             Identity() if self.weight_decay is None else AddDecayedWeights(self.weight_decay)
         )
         base = Chain(decay, ScaleByLearningRate(rate))
-        return ScheduleFree(base, rate, self.b1, self.weight_lr_power, self.state_dtype)
+        return ScheduleFree(
+            base_optimizer=base,
+            learning_rate=rate,
+            b1=self.b1,
+            weight_lr_power=self.weight_lr_power,
+            state_dtype=self.state_dtype,
+        )
 
 
 class ScheduleFreeAdamW(AbstractOptimizer[_AdamWState]):
@@ -114,4 +120,10 @@ class ScheduleFreeAdamW(AbstractOptimizer[_AdamWState]):
             AddDecayedWeights(self.weight_decay),
             ScaleByLearningRate(rate),
         )
-        return ScheduleFree(base, rate, self.b1, self.weight_lr_power, self.state_dtype)
+        return ScheduleFree(
+            base_optimizer=base,
+            learning_rate=rate,
+            b1=self.b1,
+            weight_lr_power=self.weight_lr_power,
+            state_dtype=self.state_dtype,
+        )

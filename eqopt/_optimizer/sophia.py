@@ -6,6 +6,7 @@ import equinox as eqx
 import numpy as np
 
 from .._base.converters import decay_factor, non_negative, optional, positive, steps, to_dtype
+from .._base.fields import from_fields
 from .._base.types import Scalar, Steps
 from .._schedule.base import AbstractSchedule, as_rate
 from .._transform.decay import AddDecayedWeights
@@ -74,16 +75,7 @@ class Sophia(AbstractOptimizer[_State]):
         check_transformation("hessian_diagonal_fn", self.hessian_diagonal_fn)
 
     def compose(self) -> AbstractTransformation[_State]:
-        scaling = ScaleBySophia(
-            self.b1,
-            self.b2,
-            self.eps,
-            self.gamma,
-            self.clip_threshold,
-            self.update_interval,
-            self.hessian_diagonal_fn,
-            self.mu_dtype,
-        )
+        scaling = from_fields(ScaleBySophia, self)
         return Chain(
             scaling,
             AddDecayedWeights(self.weight_decay, self.weight_decay_mask),

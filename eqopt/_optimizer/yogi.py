@@ -33,6 +33,5 @@ class Yogi(AbstractOptimizer[_State]):
 
     def compose(self) -> AbstractTransformation[_State]:
         return Chain(
-            ScaleByYogi(self.b1, self.b2, self.eps),
-            ScaleByLearningRate(self.learning_rate),
+            ScaleByYogi(self.b1, self.b2, self.eps), ScaleByLearningRate(self.learning_rate)
         )

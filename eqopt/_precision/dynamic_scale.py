@@ -172,7 +172,9 @@ class DynamicScale(eqx.Module):
         The gradients are in float32, or in their own dtype where that is wider.
         """
         return eqx.module_update_wrapper(
-            _ScaledValueAndGrad(self, fun, argnums, has_aux, axis_name)
+            _ScaledValueAndGrad(
+                dynamic_scale=self, fun=fun, argnums=argnums, has_aux=has_aux, axis_name=axis_name
+            )
         )
 
     def scaled_step(
@@ -320,7 +322,7 @@ def _scaled_step(
         note_trace(fn, compiled_call.signature(given))
     check_state(optimizer, state, "state")
     trained, rest = eqx.partition(model, checks.is_inexact)
-    objective = Objective(fn, rest, args, accepted(fn, kwargs), has_aux)
+    objective = Objective(fn=fn, rest=rest, args=args, kwargs=accepted(fn, kwargs), has_aux=has_aux)
 
     def scaled(trained: PyTree) -> tuple[Any, Any]:
         value, aux = objective(trained)
@@ -334,12 +336,12 @@ def _scaled_step(
     finite = all_finite(grads)
     evaluation = Evaluation(value, grads, aux)
     context = Context(
-        value,
-        conj(round_like(grads, trained)),
-        objective,
-        kwargs.get("key"),
-        {name: x for name, x in kwargs.items() if name != "key"},
-        FullProblem(trained, objective),
+        value=value,
+        grad=conj(round_like(grads, trained)),
+        value_fn=objective,
+        key=kwargs.get("key"),
+        extra={name: x for name, x in kwargs.items() if name != "key"},
+        whole=FullProblem(trained, objective),
     )
 
     def applied() -> tuple[PyTree, Any]:
@@ -349,4 +351,10 @@ def _scaled_step(
     # Selected, and never blended. What is skipped is not computed.
     trained, state = lax.cond(finite, applied, lambda: (trained, state))
     model = eqx.combine(trained, rest)
-    return ScaledStep(dynamic_scale.after(finite), finite, model, state, evaluation)
+    return ScaledStep(
+        dynamic_scale=dynamic_scale.after(finite),
+        finite=finite,
+        model=model,
+        state=state,
+        evaluation=evaluation,
+    )

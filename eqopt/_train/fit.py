@@ -187,7 +187,13 @@ def fit(
         bar.update(record.num_steps, record.message())
         bar.close()
     new_model, new_state, new_key = loop.rebuild()
-    return Fit(new_model, new_state, record.history(), new_key, interrupted)
+    return Fit(
+        model=new_model,
+        state=new_state,
+        history=record.history(),
+        key=new_key,
+        interrupted=interrupted,
+    )
 
 
 class _Loop:

@@ -82,7 +82,7 @@ def gradient(
     if frozen is not None:
         rest = eqx.combine(hide(trained, frozen, name="target"), rest)
         trained = hide(trained, others(frozen))
-    return Objective(fn, rest, args, kwargs, has_aux).evaluate(trained)
+    return Objective(fn=fn, rest=rest, args=args, kwargs=kwargs, has_aux=has_aux).evaluate(trained)
 
 
 def take_step(

@@ -110,11 +110,11 @@ class ScaleByAdan(AbstractLeafwise[ScaleByAdanState]):
 
     def init_state(self, params: Params, context: Context) -> ScaleByAdanState:
         return ScaleByAdanState(
-            zero_count(),
-            zeros_like(params),
-            zeros_like(params),
-            zeros_like(params, real=True),
-            zeros_like(params),
+            count=zero_count(),
+            m=zeros_like(params),
+            v=zeros_like(params),
+            n=zeros_like(params, real=True),
+            g=zeros_like(params),
         )
 
     def rule(self, state: ScaleByAdanState, params: Params | None, context: Context) -> Rule:
@@ -122,7 +122,7 @@ class ScaleByAdan(AbstractLeafwise[ScaleByAdanState]):
         decays = (self.b1, self.b2, self.b3)
         return Rule(
             _adan,
-            ScaleByAdanState(count, state.m, state.v, state.n, state.g),
+            ScaleByAdanState(count=count, m=state.m, v=state.v, n=state.n, g=state.g),
             trees=("m", "v", "n", "g"),
             scalars=(
                 state.count == 0,

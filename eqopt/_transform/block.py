@@ -93,9 +93,7 @@ class ScaleByTrustRatio(AbstractLeafwise[EmptyState]):
 
 @checks.typed
 def _by_norm(
-    update: Inexact[Array, "*shape"],
-    param: Inexact[Array, "*shape"],
-    min_scale: Float[Array, ""],
+    update: Inexact[Array, "*shape"], param: Inexact[Array, "*shape"], min_scale: Float[Array, ""]
 ) -> Inexact[Array, "*shape"]:
     return times(lax.max(norm(param), min_scale), update)
 
@@ -125,9 +123,7 @@ class ScaleByParamBlockNorm(AbstractLeafwise[EmptyState]):
 
 @checks.typed
 def _by_rms(
-    update: Inexact[Array, "*shape"],
-    param: Inexact[Array, "*shape"],
-    min_scale: Float[Array, ""],
+    update: Inexact[Array, "*shape"], param: Inexact[Array, "*shape"], min_scale: Float[Array, ""]
 ) -> Inexact[Array, "*shape"]:
     return times(lax.max(rms(param), min_scale), update)
 

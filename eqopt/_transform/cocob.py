@@ -43,23 +43,13 @@ def _cocob(
     fraction = divide(divide(cumulative_gradients, scale), limit)
     bet = times(fraction, plus(scale, reward))
     # Not `(start + bet) - param`, which rounds to the digits of the parameter.
-    return (
-        minus(bet, moved),
-        init_particles,
-        cumulative_gradients,
-        scale,
-        subgradients,
-        reward,
-    )
+    return (minus(bet, moved), init_particles, cumulative_gradients, scale, subgradients, reward)
 
 
 def _real_product(x: Array, y: Array) -> Array:
     """The real part of `conj(x) * y`: what is won along `x`."""
     if is_complex(x):
-        return lax.add(
-            lax.mul(lax.real(x), lax.real(y)),
-            lax.mul(lax.imag(x), lax.imag(y)),
-        )
+        return lax.add(lax.mul(lax.real(x), lax.real(y)), lax.mul(lax.imag(x), lax.imag(y)))
     return lax.mul(x, y)
 
 
@@ -120,11 +110,11 @@ class ScaleByCOCOB(AbstractLeafwise[ScaleByCOCOBState]):
 
     def init_state(self, params: Params, context: Context) -> ScaleByCOCOBState:
         return ScaleByCOCOBState(
-            copies(params),
-            zeros_like(params),
-            full_like(params, self.eps, real=True),
-            zeros_like(params, real=True),
-            zeros_like(params, real=True),
+            init_particles=copies(params),
+            cumulative_gradients=zeros_like(params),
+            scale=full_like(params, self.eps, real=True),
+            subgradients=zeros_like(params, real=True),
+            reward=zeros_like(params, real=True),
         )
 
     def rule(self, state: ScaleByCOCOBState, params: Params | None, context: Context) -> Rule:

@@ -206,12 +206,12 @@ class ScaleByDAdaptAdam(AbstractTransformation[ScaleByDAdaptAdamState]):
 
     def init_state(self, params: Params, context: Context) -> ScaleByDAdaptAdamState:
         return ScaleByDAdaptAdamState(
-            zeros_like(params),
-            zeros_like(params, real=True),
-            zeros_like(params),
-            copies(jnp.asarray(self.estim_lr0)),
-            jnp.zeros((), float_dtype()),
-            zero_count(),
+            exp_avg=zeros_like(params),
+            exp_avg_sq=zeros_like(params, real=True),
+            grad_sum=zeros_like(params),
+            estim_lr=copies(jnp.asarray(self.estim_lr0)),
+            numerator_weighted=jnp.zeros((), float_dtype()),
+            count=zero_count(),
         )
 
     def transform(
@@ -238,12 +238,12 @@ class ScaleByDAdaptAdam(AbstractTransformation[ScaleByDAdaptAdamState]):
         numerator = beta3 * state.numerator_weighted + rest3 * rate * gain
         estimate = _estimate(numerator, mask_like(updates, new.grad_sum), rest3)
         new = ScaleByDAdaptAdamState(
-            new.exp_avg,
-            new.exp_avg_sq,
-            new.grad_sum,
-            jnp.maximum(state.estim_lr, estimate),
-            numerator,
-            increment(state.count),
+            exp_avg=new.exp_avg,
+            exp_avg_sq=new.exp_avg_sq,
+            grad_sum=new.grad_sum,
+            estim_lr=jnp.maximum(state.estim_lr, estimate),
+            numerator_weighted=numerator,
+            count=increment(state.count),
         )
         scalars = (jnp.ones_like(rate), self.eps, rate * self.weight_decay)
         step = Rule(_adam, new, trees=_ADAM, scalars=scalars, needs_params=True)
@@ -327,13 +327,13 @@ class ScaleByProdigy(AbstractTransformation[ScaleByProdigyState]):
 
     def init_state(self, params: Params, context: Context) -> ScaleByProdigyState:
         return ScaleByProdigyState(
-            zeros_like(params),
-            zeros_like(params, real=True),
-            zeros_like(params),
-            copies(params),
-            copies(jnp.asarray(self.estim_lr0)),
-            jnp.zeros((), float_dtype()),
-            zero_count(),
+            exp_avg=zeros_like(params),
+            exp_avg_sq=zeros_like(params, real=True),
+            grad_sum=zeros_like(params),
+            params0=copies(params),
+            estim_lr=copies(jnp.asarray(self.estim_lr0)),
+            numerator_weighted=jnp.zeros((), float_dtype()),
+            count=zero_count(),
         )
 
     def transform(
@@ -359,13 +359,13 @@ class ScaleByProdigy(AbstractTransformation[ScaleByProdigyState]):
             numerator, mask_like(updates, new.grad_sum), jnp.ones_like(rate)
         )
         new = ScaleByProdigyState(
-            new.exp_avg,
-            new.exp_avg_sq,
-            new.grad_sum,
-            state.params0,
-            jnp.maximum(distance, estimate),
-            numerator,
-            increment(state.count),
+            exp_avg=new.exp_avg,
+            exp_avg_sq=new.exp_avg_sq,
+            grad_sum=new.grad_sum,
+            params0=state.params0,
+            estim_lr=jnp.maximum(distance, estimate),
+            numerator_weighted=numerator,
+            count=increment(state.count),
         )
         scalars = (rate, new.estim_lr * self.eps, rate * self.weight_decay)
         step = Rule(_adam, new, trees=_ADAM, scalars=scalars, needs_params=True)

@@ -271,12 +271,7 @@ def _distance_over_gradients(
     init_param: Inexact[Array, "*shape"],
     eps: Float[Array, ""],
     global_scale: Float[Array, ""],
-) -> tuple[
-    Inexact[Array, "*shape"],
-    Float[Array, ""],
-    Float[Array, ""],
-    Inexact[Array, "*shape"],
-]:
+) -> tuple[Inexact[Array, "*shape"], Float[Array, ""], Float[Array, ""], Inexact[Array, "*shape"]]:
     max_dist = lax.max(max_dist, norm(minus(param, init_param)))
     total = grad_sum_of_squares + jnp.sum(abs_sq(update))
     rate = global_scale * _ratio(max_dist, safe_sqrt(total + eps))
@@ -345,10 +340,7 @@ class ScaleByDistanceOverGradients(AbstractLeafwise[ScaleByDistanceOverGradients
         )
 
     def rule(
-        self,
-        state: ScaleByDistanceOverGradientsState,
-        params: Params | None,
-        context: Context,
+        self, state: ScaleByDistanceOverGradientsState, params: Params | None, context: Context
     ) -> Rule:
         require_params(params, self, context)
         return Rule(

@@ -201,7 +201,13 @@ class ScaleByMoMo(AbstractTransformation[ScaleByMoMoState]):
     def init_state(self, params: Params, context: Context) -> ScaleByMoMoState:
         zero = jnp.zeros((), float_dtype())
         bound = copies(jnp.asarray(self.lower_bound))
-        return ScaleByMoMoState(zeros_like(params), zero, jnp.zeros_like(zero), bound, zero_count())
+        return ScaleByMoMoState(
+            exp_avg=zeros_like(params),
+            barf=zero,
+            gamma=jnp.zeros_like(zero),
+            lb=bound,
+            count=zero_count(),
+        )
 
     def transform(
         self, updates: Updates, state: ScaleByMoMoState, params: Params | None, context: Context
@@ -218,15 +224,17 @@ class ScaleByMoMo(AbstractTransformation[ScaleByMoMoState]):
         rate = value_at(self.learning_rate, state.count).astype(float_dtype())
         decay = rate * self.weight_decay
         model = _Model(
-            barf,
-            gamma,
-            inner(direction, own),
-            inner(direction, direction),
-            jnp.ones_like(rate),
-            decay,
+            barf=barf,
+            gamma=gamma,
+            product=inner(direction, own),
+            sq_norm=inner(direction, direction),
+            weight=jnp.ones_like(rate),
+            decay=decay,
         )
         step_size, bound = _bounded(model, state.lb, self.lower_bound, rate, self.adapt_lower_bound)
-        new = ScaleByMoMoState(new.exp_avg, barf, gamma, bound, increment(state.count))
+        new = ScaleByMoMoState(
+            exp_avg=new.exp_avg, barf=barf, gamma=gamma, lb=bound, count=increment(state.count)
+        )
         step = Rule(_proximal, new, scalars=(step_size, decay), needs_params=True)
         out, _ = leafwise.run((step,), direction, params)
         return out, new
@@ -299,12 +307,12 @@ class ScaleByMoMoAdam(AbstractTransformation[ScaleByMoMoAdamState]):
     def init_state(self, params: Params, context: Context) -> ScaleByMoMoAdamState:
         zero = jnp.zeros((), float_dtype())
         return ScaleByMoMoAdamState(
-            zeros_like(params),
-            zeros_like(params, real=True),
-            zero,
-            jnp.zeros_like(zero),
-            copies(jnp.asarray(self.lower_bound)),
-            zero_count(),
+            exp_avg=zeros_like(params),
+            exp_avg_sq=zeros_like(params, real=True),
+            barf=zero,
+            gamma=jnp.zeros_like(zero),
+            lb=copies(jnp.asarray(self.lower_bound)),
+            count=zero_count(),
         )
 
     def transform(
@@ -324,10 +332,23 @@ class ScaleByMoMoAdam(AbstractTransformation[ScaleByMoMoAdamState]):
         average = mask_like(updates, new.exp_avg)
         rate = value_at(self.learning_rate, state.count).astype(float_dtype())
         decay = rate * self.weight_decay
-        products = inner(average, own), inner(average, direction)
-        model = _Model(barf, gamma, *products, weight1, decay)
+        model = _Model(
+            barf=barf,
+            gamma=gamma,
+            product=inner(average, own),
+            sq_norm=inner(average, direction),
+            weight=weight1,
+            decay=decay,
+        )
         step_size, bound = _bounded(model, state.lb, self.lower_bound, rate, self.adapt_lower_bound)
-        new = ScaleByMoMoAdamState(new.exp_avg, new.exp_avg_sq, barf, gamma, bound, count)
+        new = ScaleByMoMoAdamState(
+            exp_avg=new.exp_avg,
+            exp_avg_sq=new.exp_avg_sq,
+            barf=barf,
+            gamma=gamma,
+            lb=bound,
+            count=count,
+        )
         step = Rule(_proximal, new, scalars=(step_size, decay), needs_params=True)
         out, _ = leafwise.run((step,), direction, params)
         return out, new

@@ -92,12 +92,12 @@ class ReduceOnPlateau(AbstractLeafwise[ReduceOnPlateauState]):
     def init_state(self, params: Params, context: Context) -> ReduceOnPlateauState:
         dtype = float_dtype()
         return ReduceOnPlateauState(
-            jnp.ones((), dtype),
-            jnp.full((), np.inf, dtype),
-            zero_count(),
-            zero_count(),
-            zero_count(),
-            jnp.zeros((), dtype),
+            scale=jnp.ones((), dtype),
+            best_value=jnp.full((), np.inf, dtype),
+            plateau_count=zero_count(),
+            cooldown_count=zero_count(),
+            num_values=zero_count(),
+            avg_value=jnp.zeros((), dtype),
         )
 
     def rule(self, state: ReduceOnPlateauState, params: Params | None, context: Context) -> Rule:
@@ -110,12 +110,12 @@ class ReduceOnPlateau(AbstractLeafwise[ReduceOnPlateauState]):
         complete = num_values >= jnp.asarray(self.accumulation_size)
         looked = self._look(state, average)
         new = ReduceOnPlateauState(
-            jnp.where(complete, looked.scale, state.scale),
-            jnp.where(complete, looked.best_value, state.best_value),
-            jnp.where(complete, looked.plateau_count, state.plateau_count),
-            jnp.where(complete, looked.cooldown_count, state.cooldown_count),
-            jnp.where(complete, 0, num_values),
-            jnp.where(complete, 0, average),
+            scale=jnp.where(complete, looked.scale, state.scale),
+            best_value=jnp.where(complete, looked.best_value, state.best_value),
+            plateau_count=jnp.where(complete, looked.plateau_count, state.plateau_count),
+            cooldown_count=jnp.where(complete, looked.cooldown_count, state.cooldown_count),
+            num_values=jnp.where(complete, 0, num_values),
+            avg_value=jnp.where(complete, 0, average),
         )
         return Rule(_scale, new, scalars=(new.scale,))
 
@@ -129,14 +129,12 @@ class ReduceOnPlateau(AbstractLeafwise[ReduceOnPlateauState]):
         reduce = plateau_count >= jnp.asarray(self.patience)
         reduced = jnp.maximum(state.scale * self.factor, self.min_scale)
         return ReduceOnPlateauState(
-            jnp.where(reduce, reduced, state.scale),
-            jnp.where(improved, average, best),
-            jnp.where(reduce, 0, plateau_count),
-            jnp.where(
-                cooling,
-                state.cooldown_count - 1,
-                jnp.where(reduce, jnp.asarray(self.cooldown), 0),
+            scale=jnp.where(reduce, reduced, state.scale),
+            best_value=jnp.where(improved, average, best),
+            plateau_count=jnp.where(reduce, 0, plateau_count),
+            cooldown_count=jnp.where(
+                cooling, state.cooldown_count - 1, jnp.where(reduce, jnp.asarray(self.cooldown), 0)
             ),
-            state.num_values,
-            state.avg_value,
+            num_values=state.num_values,
+            avg_value=state.avg_value,
         )

@@ -314,7 +314,9 @@ def _init(
     has_aux: bool,
 ) -> State:
     trained, rest = split(params, "params")
-    objective = None if fn is None else Objective(fn, rest, args, {}, has_aux)
+    objective = (
+        None if fn is None else Objective(fn=fn, rest=rest, args=args, kwargs={}, has_aux=has_aux)
+    )
     context = Context(value_fn=objective, whole=FullProblem(trained, objective))
     return transformation.init_state(trained, context)
 
@@ -339,7 +341,9 @@ def _update(
     if fn is not None:
         if not compiled_call.is_inside_trace():
             note_trace(fn, compiled_call.signature((transformation, updates, state, params, extra)))
-        objective = Objective(fn, rest, (), accepted(fn, extra), None, argnums)
+        objective = Objective(
+            fn=fn, rest=rest, args=(), kwargs=accepted(fn, extra), has_aux=None, argnums=argnums
+        )
     if value is not None and not (checks.is_array(value) and value.shape == ()):
         shape = f"shape {value.shape}" if checks.is_array(value) else checks.describe(value)
         raise ValueError(f"`value` must be one number; got {shape}")
@@ -349,7 +353,7 @@ def _update(
     if grad is not None:
         grad = conj(checks.conform_to(grad, given, "grad"))
     whole = None if given is None else FullProblem(given, objective)
-    context = Context(value, grad, objective, key, extra, whole)
+    context = Context(value=value, grad=grad, value_fn=objective, key=key, extra=extra, whole=whole)
     return _transform(transformation, updates, state, given, context)
 
 
@@ -379,15 +383,15 @@ def step(
     """The whole step, uncompiled: for loops that compile it as part of more."""
     check_state(transformation, state, "state")
     trained, rest = split(model, "params")
-    objective = Objective(fn, rest, args, accepted(fn, kwargs), has_aux)
+    objective = Objective(fn=fn, rest=rest, args=args, kwargs=accepted(fn, kwargs), has_aux=has_aux)
     evaluation, traced, _ = evaluate(objective, trained, state)
     context = Context(
-        evaluation.value,
-        conj(evaluation.grad),
-        objective,
-        kwargs.get("key"),
-        {name: x for name, x in kwargs.items() if name != "key"},
-        FullProblem(trained, traced, evaluation),
+        value=evaluation.value,
+        grad=conj(evaluation.grad),
+        value_fn=objective,
+        key=kwargs.get("key"),
+        extra={name: x for name, x in kwargs.items() if name != "key"},
+        whole=FullProblem(trained, traced, evaluation),
     )
     updates, state = _transform(transformation, evaluation.grad, state, trained, context)
     return eqx.combine(applied(trained, updates), rest), state, evaluation

@@ -90,7 +90,9 @@ def context_in(
             raw = _pack_raw(form, evaluation.grad, params)
             evaluation = dataclasses.replace(evaluation, grad=raw)
         whole = FullProblem(form.pack(params) if packed is None else packed, objective, evaluation)
-    return Context(context.value, grad, value_fn, context.key, extra, whole)
+    return Context(
+        value=context.value, grad=grad, value_fn=value_fn, key=context.key, extra=extra, whole=whole
+    )
 
 
 def _is_inexact(tree: PyTree) -> bool:

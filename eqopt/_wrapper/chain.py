@@ -56,12 +56,7 @@ class Chain(AbstractSequence[ChainState[_States]], Generic[_States]):
     ) -> None: ...
     @overload
     def __init__(
-        self: "Chain[tuple[_S1, _S2, _S3, _S4]]",
-        a: _T[_S1],
-        b: _T[_S2],
-        c: _T[_S3],
-        d: _T[_S4],
-        /,
+        self: "Chain[tuple[_S1, _S2, _S3, _S4]]", a: _T[_S1], b: _T[_S2], c: _T[_S3], d: _T[_S4], /
     ) -> None: ...
     @overload
     def __init__(
@@ -100,11 +95,7 @@ class Chain(AbstractSequence[ChainState[_States]], Generic[_States]):
         return ChainState(states)
 
     def transform(
-        self,
-        updates: Updates,
-        state: ChainState[_States],
-        params: Params | None,
-        context: Context,
+        self, updates: Updates, state: ChainState[_States], params: Params | None, context: Context
     ) -> tuple[Updates, ChainState[_States]]:
         if checks.enabled() and len(state.states) != len(self.links):
             raise ValueError(

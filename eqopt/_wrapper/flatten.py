@@ -168,11 +168,7 @@ class Flatten(AbstractTransformation[FlattenState[State]], Generic[State]):
         return FlattenState(init_in(layout, self.inner, params, context), layout)
 
     def transform(
-        self,
-        updates: Updates,
-        state: FlattenState[State],
-        params: Params | None,
-        context: Context,
+        self, updates: Updates, state: FlattenState[State], params: Params | None, context: Context
     ) -> tuple[Updates, FlattenState[State]]:
         check_state(self.inner, state.inner_state, "state.inner_state")
         layout = state.layout

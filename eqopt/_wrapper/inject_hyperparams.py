@@ -289,7 +289,11 @@ class InjectHyperparams(eqx.Module, Generic[State]):
             if name not in static
         }
         return InjectedHyperparams(
-            self.inner_factory, hyperparams, rest, tuple(static.items()), self.hyperparam_dtype
+            inner_factory=self.inner_factory,
+            hyperparams=hyperparams,
+            arguments=rest,
+            static_arguments=tuple(static.items()),
+            hyperparam_dtype=self.hyperparam_dtype,
         )
 
 

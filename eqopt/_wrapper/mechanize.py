@@ -96,13 +96,13 @@ class Mechanize(AbstractConstrained[MechanizeState[State]], Generic[State]):
     def init_state(self, params: Params, context: Context) -> MechanizeState[State]:
         zeros = jnp.zeros(self.num_betas, float_dtype())
         return MechanizeState(
-            self.base_optimizer.init_state(params, context),
-            zero_count(),
-            zeros,
-            jnp.zeros_like(zeros),
-            jnp.zeros_like(zeros),
-            jnp.full_like(zeros, jnp.asarray(self.s_init)),
-            copies(params),
+            base_optimizer_state=self.base_optimizer.init_state(params, context),
+            count=zero_count(),
+            r=zeros,
+            m=jnp.zeros_like(zeros),
+            v=jnp.zeros_like(zeros),
+            s=jnp.full_like(zeros, jnp.asarray(self.s_init)),
+            x0=copies(params),
         )
 
     def transform(
@@ -148,7 +148,9 @@ class Mechanize(AbstractConstrained[MechanizeState[State]], Generic[State]):
             return minus(target, cast(x, own))
 
         out = jax.tree.map(step, steps, x0, now, moved, is_leaf=checks.is_none)
-        return out, MechanizeState(base_state, increment(state.count), r, m, v, s, x0)
+        return out, MechanizeState(
+            base_optimizer_state=base_state, count=increment(state.count), r=r, m=m, v=v, s=s, x0=x0
+        )
 
 
 def _divided(x: Inexact[Array, "*shape"], by: Float[Array, ""]) -> Inexact[Array, "*shape"]:

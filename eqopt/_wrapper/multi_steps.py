@@ -184,13 +184,13 @@ class MultiSteps(AbstractConstrained[MultiStepsState[State]], Generic[State]):
         # From shapes alone: what the function returns may be a parameter itself, not to be shared.
         skip_state = jax.eval_shape(lambda p: self._skips(p, zero_count(), p)[1], params)
         return MultiStepsState(
-            zero_count(),
-            zero_count(),
-            self.opt.init_state(params, context),
-            zeros_like(params, self.accumulator_dtype),
-            jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), skip_state),
-            jnp.zeros((), bool),
-            jnp.zeros((), float_dtype()),
+            mini_step=zero_count(),
+            gradient_step=zero_count(),
+            inner_opt_state=self.opt.init_state(params, context),
+            acc_grads=zeros_like(params, self.accumulator_dtype),
+            skip_state=jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), skip_state),
+            updated=jnp.zeros((), bool),
+            acc_value=jnp.zeros((), float_dtype()),
         )
 
     def transform(
@@ -214,17 +214,17 @@ class MultiSteps(AbstractConstrained[MultiStepsState[State]], Generic[State]):
         closes = jnp.where(flushes, mini_step > 0, ~skips & (taken >= self._k(state.gradient_step)))
 
         new = MultiStepsState(
-            jnp.where(closes, 0, taken),
-            state.gradient_step,
-            state.inner_opt_state,
-            state.acc_grads,
-            jax.tree.map(
+            mini_step=jnp.where(closes, 0, taken),
+            gradient_step=state.gradient_step,
+            inner_opt_state=state.inner_opt_state,
+            acc_grads=state.acc_grads,
+            skip_state=jax.tree.map(
                 lambda x, old: jnp.where(flushes, old, x.astype(old.dtype)),
                 skip_state,
                 state.skip_state,
             ),
-            state.updated,
-            state.acc_value,
+            updated=state.updated,
+            acc_value=state.acc_value,
         )
         scalars, options = (mini_step, drops, closes), (self.use_grad_mean,)
         rule = Rule(_accumulate, new, trees=("acc_grads",), scalars=scalars, options=options)

@@ -69,11 +69,7 @@ class NamedChain(AbstractSequence[NamedChainState]):
         )
 
     def transform(
-        self,
-        updates: Updates,
-        state: NamedChainState,
-        params: Params | None,
-        context: Context,
+        self, updates: Updates, state: NamedChainState, params: Params | None, context: Context
     ) -> tuple[Updates, NamedChainState]:
         if state.states.keys() != self.links.keys():
             raise ValueError(

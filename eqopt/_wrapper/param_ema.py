@@ -102,11 +102,7 @@ class ParamEMA(AbstractConstrained[ParamEMAState[State]], Generic[State]):
         return ParamEMAState(zero_count(), copies(params, self.accumulator_dtype), inner_state)
 
     def transform(
-        self,
-        updates: Updates,
-        state: ParamEMAState[State],
-        params: Params | None,
-        context: Context,
+        self, updates: Updates, state: ParamEMAState[State], params: Params | None, context: Context
     ) -> tuple[Updates, ParamEMAState[State]]:
         check_state(self.inner, state.inner_state, "state.inner_state")
         params = require_params(params, self, context)

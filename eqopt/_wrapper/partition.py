@@ -111,11 +111,7 @@ class Partition(AbstractTransformation[PartitionState]):
         return PartitionState(inner_states, labels)
 
     def transform(
-        self,
-        updates: Updates,
-        state: PartitionState,
-        params: Params | None,
-        context: Context,
+        self, updates: Updates, state: PartitionState, params: Params | None, context: Context
     ) -> tuple[Updates, PartitionState]:
         self._check_state(state)
         changed = first_change(state.labels, self._resolved, updates, params)

@@ -135,13 +135,13 @@ class ScheduleFree(AbstractConstrained[ScheduleFreeState[State]], Generic[State]
 
     def init_state(self, params: Params, context: Context) -> ScheduleFreeState[State]:
         return ScheduleFreeState(
-            zero_count(),
+            count=zero_count(),
             # Made by an operation: a compiled program passes on what it was given.
-            jnp.copy(as_real(self.b1)),
-            jnp.zeros_like(as_real(self.b1)),
-            jnp.zeros_like(as_real(self.b1)),
-            self.base_optimizer.init_state(params, context),
-            zeros_like(params, self.state_dtype),
+            b1=jnp.copy(as_real(self.b1)),
+            weight_sum=jnp.zeros_like(as_real(self.b1)),
+            max_lr=jnp.zeros_like(as_real(self.b1)),
+            base_optimizer_state=self.base_optimizer.init_state(params, context),
+            gap=zeros_like(params, self.state_dtype),
         )
 
     def transform(
@@ -164,7 +164,12 @@ class ScheduleFree(AbstractConstrained[ScheduleFreeState[State]], Generic[State]
         rest = jnp.where(some, state.weight_sum / jnp.where(some, weight_sum, 1), 1)
         b1 = jnp.copy(as_real(self.b1))
         new = ScheduleFreeState(
-            increment(state.count), b1, weight_sum, max_lr, base_state, state.gap
+            count=increment(state.count),
+            b1=b1,
+            weight_sum=weight_sum,
+            max_lr=max_lr,
+            base_optimizer_state=base_state,
+            gap=state.gap,
         )
         rule = Rule(_average, new, trees=("gap",), scalars=(rest, state.b1, b1))
         updates, (new,) = leafwise.run((rule,), updates, params)

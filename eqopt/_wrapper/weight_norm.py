@@ -255,7 +255,14 @@ class WeightNorm(AbstractConstrained[WeightNormState[State]], Generic[State]):
             objective = Objective(formed, rest, has_aux=objective.has_aux)
         value_fn = None if context.value_fn is None else objective
         whole = FullProblem(packed, objective)
-        return Context(context.value, grad, value_fn, context.key, context.extra, whole)
+        return Context(
+            value=context.value,
+            grad=grad,
+            value_fn=value_fn,
+            key=context.key,
+            extra=context.extra,
+            whole=whole,
+        )
 
     def put_together(self, packed: PyTree, like: Params) -> Params:
         """The parameters that directions and lengths stand for, in their own dtypes."""

@@ -85,11 +85,11 @@ class Adafactor(AbstractOptimizerDef[_State]):
     def compose(self) -> AbstractTransformation[_State]:
         links: list[AbstractTransformation[Any]] = [
             ScaleByFactoredRMS(
-                self.factored,
-                self.decay_rate,
-                self.step_offset,
-                self.min_dim_size_to_factor,
-                self.epsilon1,
+                factored=self.factored,
+                decay_rate=self.decay_rate,
+                step_offset=self.step_offset,
+                min_dim_size_to_factor=self.min_dim_size_to_factor,
+                epsilon=self.epsilon1,
             )
         ]
         if self.clipping_threshold is not None:

@@ -68,10 +68,7 @@ class Adagrad(AbstractOptimizerDef[_AdagradState]):
     eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
 
     def compose(self) -> AbstractTransformation[_AdagradState]:
-        return Chain(
-            ScaleByRSS(0.0, self.eps, eps_in_sqrt=False),
-            scale_by(self.learning_rate),
-        )
+        return Chain(ScaleByRSS(0.0, self.eps, eps_in_sqrt=False), scale_by(self.learning_rate))
 
 
 class RMSProp(AbstractOptimizerDef[_RMSPropState]):

@@ -262,14 +262,14 @@ def begin_line(
     trial = Evaluation(value, grad, start.aux)
     unknown = jnp.full((), np.inf, dtype)
     return Line(
-        linesearch.start(origin),
-        jnp.where(going, TRY, FAIL),
-        jnp.where(going, step, state.learning_rate),
-        select(going, updates, zeros_exactly_like(updates)),
-        trial,
-        trial if linesearch.may_return_to_best else None,
-        origin,
-        LinesearchInfo(jnp.zeros((), np.int32), unknown, unknown, result),
+        search=linesearch.start(origin),
+        verdict=jnp.where(going, TRY, FAIL),
+        step=jnp.where(going, step, state.learning_rate),
+        updates=select(going, updates, zeros_exactly_like(updates)),
+        trial=trial,
+        kept=trial if linesearch.may_return_to_best else None,
+        origin=origin,
+        info=LinesearchInfo(jnp.zeros((), np.int32), unknown, unknown, result),
     )
 
 
@@ -317,7 +317,16 @@ def advance(
         answer.curvature_error,
         LinesearchResult.where(failed, failure, result),
     )
-    return Line(search, verdict, step, updates, evaluation, kept, line.origin, info)
+    return Line(
+        search=search,
+        verdict=verdict,
+        step=step,
+        updates=updates,
+        trial=evaluation,
+        kept=kept,
+        origin=line.origin,
+        info=info,
+    )
 
 
 def outcome(line: Line[Any], start: Evaluation[Any]) -> Evaluation[Any]:

@@ -115,7 +115,16 @@ class ScaleByHagerZhangLinesearch(AbstractLinesearch[_HagerZhang]):
         low = Trial(zero, origin.value, origin.slope)
         high = Trial(infinity, infinity, infinity)
         phase, none = jnp.asarray(_MIDDLE), jnp.zeros((), np.int32)
-        return _HagerZhang(origin, low, high, jnp.asarray(False), phase, infinity, low, none)
+        return _HagerZhang(
+            origin=origin,
+            low=low,
+            high=high,
+            bisecting=jnp.asarray(False),
+            phase=phase,
+            width=infinity,
+            best=low,
+            num_trials=none,
+        )
 
     def tell(self, search: _HagerZhang, trial: Trial) -> tuple[_HagerZhang, Answer]:
         origin, step = search.origin, trial.step
@@ -161,7 +170,16 @@ class ScaleByHagerZhangLinesearch(AbstractLinesearch[_HagerZhang]):
             decrease_error=decrease,
             curvature_error=curvature,
         )
-        search = _HagerZhang(origin, low, high, bisecting, phase, width, best, num_trials)
+        search = _HagerZhang(
+            origin=origin,
+            low=low,
+            high=high,
+            bisecting=bisecting,
+            phase=phase,
+            width=width,
+            best=best,
+            num_trials=num_trials,
+        )
         return search, answer
 
     def _capped(self, step: Float[Array, ""]) -> Float[Array, ""]:

@@ -94,7 +94,9 @@ class ScaleByWolfeLinesearch(AbstractLinesearch[_Wolfe]):
         low = Trial(zero, origin.value, origin.slope)
         high = Trial(infinity, infinity, infinity)
         none = jnp.zeros((), np.int32)
-        return _Wolfe(origin, low, high, infinity, low, none, none)
+        return _Wolfe(
+            origin=origin, low=low, high=high, width=infinity, best=low, rank=none, num_trials=none
+        )
 
     def tell(self, search: _Wolfe, trial: Trial) -> tuple[_Wolfe, Answer]:
         origin, step = search.origin, trial.step
@@ -160,7 +162,15 @@ class ScaleByWolfeLinesearch(AbstractLinesearch[_Wolfe]):
                 finite, jnp.maximum(curv_rtol * origin.slope - trial.slope, 0), jnp.inf
             ),
         )
-        return _Wolfe(origin, low, high, width, best, rank, num_trials), answer
+        return _Wolfe(
+            origin=origin,
+            low=low,
+            high=high,
+            width=width,
+            best=best,
+            rank=rank,
+            num_trials=num_trials,
+        ), answer
 
 
 def _between(low: Trial, high: Trial, origin: Origin) -> Float[Array, ""]:

@@ -115,7 +115,16 @@ class ScaleByZoomLinesearch(AbstractLinesearch[_Zoom]):
         zero = jnp.zeros_like(origin.value)
         begin = Trial(zero, origin.value, origin.slope)
         none = jnp.zeros((), np.int32)
-        return _Zoom(origin, jnp.asarray(False), begin, begin, begin, begin, none, none)
+        return _Zoom(
+            origin=origin,
+            zooming=jnp.asarray(False),
+            low=begin,
+            high=begin,
+            third=begin,
+            best=begin,
+            rank=none,
+            num_trials=none,
+        )
 
     def tell(self, search: _Zoom, trial: Trial) -> tuple[_Zoom, Answer]:
         origin, step = search.origin, trial.step
@@ -170,7 +179,16 @@ class ScaleByZoomLinesearch(AbstractLinesearch[_Zoom]):
             decrease_error=jnp.where(decrease <= tol, 0, decrease),
             curvature_error=jnp.where(curvature <= tol, 0, curvature),
         )
-        return _Zoom(origin, zooming, low, high, third, best, rank, num_trials), answer
+        return _Zoom(
+            origin=origin,
+            zooming=zooming,
+            low=low,
+            high=high,
+            third=third,
+            best=best,
+            rank=rank,
+            num_trials=num_trials,
+        ), answer
 
     def _capped(self, step: Float[Array, ""]) -> Float[Array, ""]:
         if self.max_learning_rate is None:

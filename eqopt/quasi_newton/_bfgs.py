@@ -94,12 +94,12 @@ class ScaleByBFGS(AbstractTransformation[ScaleByBFGSState]):
     def init_state(self, params: Params, context: Context) -> ScaleByBFGSState:
         vector = _flat(zeros_like(params))
         return ScaleByBFGSState(
-            zero_count(),
-            zero_count(),
-            zeros_like(params),
-            zeros_like(params),
-            jnp.full((), np.inf, float_dtype()),
-            jnp.eye(vector.size, dtype=vector.dtype),
+            count=zero_count(),
+            num_pairs=zero_count(),
+            params=zeros_like(params),
+            updates=zeros_like(params),
+            value=jnp.full((), np.inf, float_dtype()),
+            inverse_hessian=jnp.eye(vector.size, dtype=vector.dtype),
         )
 
     def transform(
@@ -127,7 +127,14 @@ class ScaleByBFGS(AbstractTransformation[ScaleByBFGSState]):
         )
         num_pairs = jnp.where(used, num_pairs, 0)
         past = round_like(params, state.params)
-        state = ScaleByBFGSState(increment(state.count), num_pairs, past, latest, value, matrix)
+        state = ScaleByBFGSState(
+            count=increment(state.count),
+            num_pairs=num_pairs,
+            params=past,
+            updates=latest,
+            value=value,
+            inverse_hessian=matrix,
+        )
         return mask_like(updates, direction), state
 
 

@@ -293,13 +293,13 @@ def _measure(
     y = jax.tree.map(_change, grad, last)
     step = jax.tree.map(_change, mask_like(grad, params), mask_like(grad, state.params))
     products = ConjugacyProducts(
-        inner(grad, grad),
-        inner(last, last),
-        inner(y, y),
-        inner(y, grad),
-        inner(y, d),
-        inner(grad, d),
-        inner(d, d),
+        grad_grad=inner(grad, grad),
+        last_last=inner(last, last),
+        change_change=inner(y, y),
+        change_grad=inner(y, grad),
+        change_direction=inner(y, d),
+        grad_direction=inner(grad, d),
+        direction_direction=inner(d, d),
     )
     return products, inner(step, d)
 

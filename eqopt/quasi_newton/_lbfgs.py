@@ -125,15 +125,15 @@ class ScaleByLBFGS(AbstractTransformation[ScaleByLBFGSState]):
     def init_state(self, params: Params, context: Context) -> ScaleByLBFGSState:
         m, dtype = self.memory_size, self.memory_dtype
         return ScaleByLBFGSState(
-            zero_count(),
-            zero_count(),
-            zeros_like(params),
-            zeros_like(params),
-            jnp.full((), np.inf, float_dtype()),
-            stack_like(params, m, dtype),
-            stack_like(params, m, dtype),
-            jnp.zeros(m, float_dtype()),
-            self._matrix().init(params),
+            count=zero_count(),
+            num_pairs=zero_count(),
+            params=zeros_like(params),
+            updates=zeros_like(params),
+            value=jnp.full((), np.inf, float_dtype()),
+            diff_params_memory=stack_like(params, m, dtype),
+            diff_updates_memory=stack_like(params, m, dtype),
+            weights_memory=jnp.zeros(m, float_dtype()),
+            init_matrix=self._matrix().init(params),
         )
 
     def transform(
@@ -173,15 +173,15 @@ class ScaleByLBFGS(AbstractTransformation[ScaleByLBFGSState]):
         matrix = self._matrix().update(state.init_matrix, pair, state.num_pairs == 0)
         stuck = (state.count > 0) & (pair.ss == 0)
         state = ScaleByLBFGSState(
-            increment(state.count),
-            jnp.where(stored, increment(state.num_pairs), state.num_pairs),
-            round_like(params, state.params),
-            round_like(grad, state.updates),
-            value,
-            jax.tree.map(put, state.diff_params_memory, pair.s),
-            jax.tree.map(put, state.diff_updates_memory, pair.y),
-            put(state.weights_memory, 1 / jnp.where(stored, pair.sy, 1)),
-            select(stored, matrix, state.init_matrix),
+            count=increment(state.count),
+            num_pairs=jnp.where(stored, increment(state.num_pairs), state.num_pairs),
+            params=round_like(params, state.params),
+            updates=round_like(grad, state.updates),
+            value=value,
+            diff_params_memory=jax.tree.map(put, state.diff_params_memory, pair.s),
+            diff_updates_memory=jax.tree.map(put, state.diff_updates_memory, pair.y),
+            weights_memory=put(state.weights_memory, 1 / jnp.where(stored, pair.sy, 1)),
+            init_matrix=select(stored, matrix, state.init_matrix),
         )
         return _forget(state, stuck)
 

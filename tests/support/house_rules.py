@@ -101,6 +101,19 @@ def word_faults(path: Path) -> list[str]:
     return faults
 
 
+def positional_faults(paths: list[Path], limit: int = 5) -> list[str]:
+    """Classes of some files that are built there from many arguments, told apart by their order."""
+    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in paths}
+    nodes = [(path, node) for path, tree in trees.items() for node in ast.walk(tree)]
+    found = {node.name for _, node in nodes if isinstance(node, ast.ClassDef)}
+    return [
+        f"{path.name}:{node.lineno} builds `{ast.unparse(node.func)}` from {len(node.args)} values"
+        for path, node in nodes
+        if isinstance(node, ast.Call) and len(node.args) >= limit
+        if ast.unparse(node.func).rpartition(".")[2] in found
+    ]
+
+
 def comment_faults(path: Path) -> list[str]:
     """Comments that silence a tool."""
     text = path.read_text(encoding="utf-8")
