@@ -143,6 +143,23 @@ def within(norm: Float[Array, "*shape"], limit: Float[Array, ""]) -> Float[Array
     return over_where(exceeds, lax.select(exceeds, limits, finite.astype(norm.dtype)), norm)
 
 
+def safe_divide(
+    x: Array, y: Array, where_zero: float = 0.0, *, zero: Bool[Array, "*shape"] | None = None
+) -> Array:
+    """`x / y`, or `where_zero` where `y` is 0, with a finite derivative in both cases.
+
+    **Arguments:**
+
+    - `x`, `y`: the numerator and the denominator.
+    - `where_zero`: the quotient where nothing is divided.
+    - `zero`: where nothing is divided, if not where `y` is 0.
+    """
+    # Not `y > 0`, which takes a NaN for a zero.
+    zero = y == 0 if zero is None else zero
+    # Guarded before the division too: the derivative of what is not selected must be finite.
+    return jnp.where(zero, where_zero, divide(x, jnp.where(zero, 1, y)))
+
+
 def clipped(x: Inexact[Array, "*shape"], limit: Float[Array, ""]) -> Inexact[Array, "*shape"]:
     """Each entry limited; of a complex one, the real and the imaginary part."""
     if is_complex(x):

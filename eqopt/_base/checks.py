@@ -9,15 +9,16 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 
 from .arithmetic import wider
-from .types import TreeDef
+from .types import Function, TreeDef
 
 Annotated = TypeVar("Annotated")
 
@@ -67,6 +68,11 @@ def is_function(x: Any) -> bool:
     # of a function.
     known = isinstance(x, functools.partial) or not {"__func__", "__wrapped__"}.isdisjoint(dir(x))
     return known or jax.tree_util.all_leaves([x])
+
+
+def is_plain_function(x: Any) -> TypeGuard[Function]:
+    """Whether it can be called, and is neither a class nor a Module: models can be called."""
+    return callable(x) and not isinstance(x, eqx.Module | type)
 
 
 def call_traced(name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -191,6 +197,28 @@ def structure_error(tree: Any, reference: Any, name: str, reference_name: str) -
     faults: list[str] = []
     _compare(tree, reference, name, reference_name, faults)
     return ValueError(listed(faults))
+
+
+def spread_prefix(
+    prefix: Any, tree: Any, name: str, fits: Callable[[Any, Any], bool] = lambda *_: True
+) -> list[Any]:
+    """For each leaf of `tree`, the leaf of `prefix` at or above it; `None` is a leaf of both.
+
+    A `ValueError` names the leaf where it does not fit. `fits` tells whether a leaf of `prefix` may
+    stand for a part of `tree`.
+    """
+    found: list[Any] = []
+
+    def spread(entry: Any, part: Any) -> None:
+        if not fits(entry, part):
+            raise ValueError
+        found.extend([entry] * len(flatten(part)[0]))
+
+    try:
+        jax.tree.map(spread, prefix, tree, is_leaf=is_none)
+    except ValueError:
+        raise structure_error(prefix, tree, name, "params") from None
+    return found
 
 
 def _compare(tree: Any, reference: Any, name: str, other: str, faults: list[str]) -> None:

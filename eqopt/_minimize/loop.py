@@ -1,5 +1,6 @@
 """The loop of `minimize`: one evaluation of the objective in each round, whoever asks for it."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -10,8 +11,10 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .._base.converters import float_dtype
+from .._base.ravel import Ravel
 from .._base.trees import add_updates, all_finite, conj, inner, select, zeros_exactly_like
 from .._base.types import Params, Updates
+from .._base.xla import going_on
 from .._objective.cache import evaluate, filled, LinesearchState, searches
 from .._objective.objective import Context, Evaluation, FullProblem, Objective
 from .._transformation.base import AbstractTransformation
@@ -27,8 +30,13 @@ from ..linesearch._base import (
     scaled,
     TRY,
 )
-from .ravel import Ravel
-from .search_chain import commutes_with_ravel, last_search, own_state, transform_until_search
+from .search_chain import (
+    commutes_with_ravel,
+    last_search,
+    own_state,
+    raveled,
+    transform_until_search,
+)
 
 
 class MinimizeResult(eqx.Enumeration):
@@ -121,7 +129,7 @@ def descend(
     if not commutes_with_ravel(optimizer):
         return _descend(objective, optimizer, params, tolerances, show, history)
     ravel = Ravel(params)
-    packed, bundle = ravel.packed(objective), ravel.pack(params)
+    packed, bundle = raveled(objective, ravel), ravel.pack(params)
     return ravel.unpack_all(_descend(packed, optimizer, bundle, tolerances, show, history))
 
 
@@ -171,9 +179,7 @@ def _descend(
 
 
 def _going(d: MinimizeCarry) -> Bool[Array, ""]:
-    # Were it one variable, the compiler would take it for the loop's counter, and look through the
-    # whole objective for how often it goes round, more than twenty times.
-    return ~d.done & (d.num_evals >= 0)
+    return going_on(~d.done, d.num_evals)
 
 
 class Problem(eqx.Module):
@@ -349,13 +355,11 @@ def _accept_and_check(
         values = lax.dynamic_update_index_in_dim(values, found.value.astype(dtype), num_steps, 0)
     if task.show is not None:
         jax.debug.callback(task.show, moved_on | first, num_steps, found.value, grad_norm)
-    return MinimizeCarry(
+    return dataclasses.replace(
+        d,
         params=params,
         evaluation=found,
-        state=d.state,
-        search=d.search,
         num_steps=num_steps,
-        num_evals=d.num_evals,
         num_failures=num_failures,
         lowest=lowest,
         best_grad_norm=jnp.minimum(d.best_grad_norm, grad_norm),

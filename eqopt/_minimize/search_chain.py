@@ -2,9 +2,12 @@
 
 from typing import Any
 
+import equinox as eqx
+
+from .._base.ravel import Ravel, Raveled
 from .._base.types import Params, Updates
 from .._objective.cache import LinesearchState
-from .._objective.objective import Context
+from .._objective.objective import Context, Evaluation, Objective
 from .._transform.average import Trace
 from .._transform.basic import Identity, Scale
 from .._transform.clip import ClipByGlobalNorm
@@ -25,6 +28,17 @@ def commutes_with_ravel(optimizer: AbstractTransformation[Any]) -> bool:
     if isinstance(optimizer, AbstractLinesearch):
         return optimizer.keeps_grad  # else it evaluates in a way of its own
     return isinstance(optimizer, _VECTORWISE)
+
+
+def raveled(objective: Objective, ravel: Ravel) -> Objective:
+    """The objective as a function of bundles."""
+
+    def evaluate(bundle: Raveled) -> Evaluation[Any]:
+        # Not differentiated through: the transpose of a slice is as long as the whole vector.
+        found = objective.evaluate(ravel.unpack(bundle))
+        return Evaluation(found.value, ravel.pack(found.grad), found.aux)
+
+    return eqx.tree_at(lambda o: o.replay, objective, evaluate, is_leaf=lambda x: x is None)
 
 
 _VECTORWISE = (

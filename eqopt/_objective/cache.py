@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .._base.converters import float_dtype
 from .._base.trees import all_finite, zeros_exactly_like
+from .._base.xla import changing
 from .._jit.function import opaque
 from .fingerprint import fingerprint, Key, same_bits
 from .objective import as_arrays, Evaluation, FullProblem, Objective
@@ -133,8 +134,7 @@ def recall(
     kept = Evaluation(kept.value.astype(shapes.value.dtype), kept.grad, kept.aux)
 
     # A loop of no more than one trip, and not a `cond`, both branches of which `vmap` would run.
-    # That it ends depends on two variables: one the compiler would take for the loop's counter, and
-    # look through the whole objective for it, many times.
+    # It ends by two variables; see `going_on`.
     def going(carry: tuple[Any, Any, Evaluation[Any], PyTree]) -> Any:
         hit, trips, _, _ = carry
         return ~hit & (trips < 1)
@@ -144,10 +144,7 @@ def recall(
     ) -> tuple[Any, Any, Evaluation[Any], PyTree]:
         hit, trips, _, point = carry
         evaluation = traced.evaluate(point)
-        # The point seems to change, lest the compiler take the evaluation out of the loop.
-        never = evaluation.value > np.inf
-        point = jax.tree.map(lambda x: jnp.where(never, jnp.zeros_like(x), x), point)
-        return hit, trips + 1, evaluation, point
+        return hit, trips + 1, evaluation, changing(point, evaluation.value)
 
     start = hit, jnp.zeros((), np.int32), kept, params
     _, num_evals, evaluation, _ = lax.while_loop(going, body, start)

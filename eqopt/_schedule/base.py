@@ -12,7 +12,7 @@ import numpy as np
 import wadler_lindig as wl
 from jaxtyping import Array, Float, Int
 
-from .._base.checks import call_traced, describe, is_array, typed
+from .._base.checks import call_traced, describe, is_array, is_plain_function, typed
 from .._base.converters import canonicalize, float_dtype, module_pdoc, optional, real
 from .._base.types import Function, Scalar, ScalarLike
 from .._jit import compiled_call
@@ -71,8 +71,7 @@ def as_schedule(name: str, value: Any) -> AbstractSchedule:
     """Takes a schedule or a function of the count; refuses anything else."""
     if isinstance(value, AbstractSchedule):
         return value
-    # Never by `callable` alone: a model is callable, and so is many a Module.
-    if callable(value) and not isinstance(value, eqx.Module | type):
+    if is_plain_function(value):
         return FunctionSchedule(value)
     raise TypeError(
         f"`{name}` must be a schedule (an `eqopt.AbstractSchedule`, or a function of the count); "

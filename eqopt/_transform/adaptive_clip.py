@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact
 
 from .._base import checks
-from .._base.arithmetic import norm, times
+from .._base.arithmetic import norm, times, within
 from .._base.converters import non_negative
 from .._base.types import Params, Scalar
 from .._objective.objective import Context, require_params
@@ -62,12 +62,8 @@ def _clip_units(
 ) -> Inexact[Array, "*shape"]:
     sizes = _norms(update, axis)
     limits = clipping * jnp.maximum(_norms(param, axis), eps)
-    exceeds = sizes > limits
-    # The division is guarded twice, so that its derivative is finite where it is not used.
-    factors = jnp.where(exceeds, limits / jnp.where(exceeds, sizes, 1), 1)
-    factors = jnp.where(jnp.isfinite(sizes), factors, 0)
     # Selected, for `0 * inf` is NaN.
-    factors = jnp.broadcast_to(factors, update.shape)
+    factors = jnp.broadcast_to(within(sizes, limits), update.shape)
     return jnp.where(factors > 0, times(factors, update), 0)
 
 

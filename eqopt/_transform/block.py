@@ -1,12 +1,11 @@
 """Rescaling of each leaf, a *block*, by the size of its parameter."""
 
 import equinox as eqx
-import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Inexact
 
 from .._base import checks
-from .._base.arithmetic import norm, plus, rms, times
+from .._base.arithmetic import norm, plus, rms, safe_divide, times
 from .._base.converters import flag, non_negative, optional
 from .._base.types import Params, Scalar
 from .._objective.objective import Context, require_params
@@ -26,8 +25,6 @@ def _trust_ratio(
 ) -> Inexact[Array, "*shape"]:
     param_norm = lax.max(norm(param), min_norm)
     update_norm = lax.max(norm(update), min_norm)
-    # Asked this way, so that a NaN is not taken for zero. The division is guarded twice, so that
-    # its derivative is finite where it is not used.
     zero = update_norm == 0
     if zeros_move:
         zero = zero | (param_norm == 0)
@@ -35,8 +32,7 @@ def _trust_ratio(
     if weight_decay is not None:
         update = plus(update, times(weight_decay, param))
         length = length + weight_decay * param_norm
-    ratio = trust_coefficient * param_norm / jnp.where(zero, 1, length)
-    return times(jnp.where(zero, 1, ratio), update)
+    return times(safe_divide(trust_coefficient * param_norm, length, 1, zero=zero), update)
 
 
 class ScaleByTrustRatio(AbstractLeafwise[EmptyState]):

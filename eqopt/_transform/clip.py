@@ -57,11 +57,7 @@ def _shrink(update: Inexact[Array, "*shape"], factor: Float[Array, ""]) -> Inexa
 def _clip_rms(
     update: Inexact[Array, "*shape"], threshold: Float[Array, ""]
 ) -> Inexact[Array, "*shape"]:
-    size = rms(update)
-    exceeds = size > threshold
-    # The division is guarded twice, so that its derivative is finite where it is not used.
-    factor = jnp.where(exceeds, threshold / jnp.where(exceeds, size, 1), 1)
-    return _shrink(update, jnp.where(jnp.isfinite(size), factor, 0))
+    return _shrink(update, within(rms(update), threshold))
 
 
 class ClipByBlockRMS(AbstractLeafwise[EmptyState]):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
-from .._base.arithmetic import abs_sq, divide, ema, plus, safe_sqrt, times, wider
+from .._base.arithmetic import abs_sq, divide, ema, plus, safe_divide, safe_sqrt, times, wider
 from .._base.converters import (
     decay_factor,
     flag,
@@ -130,10 +130,8 @@ def _estimate(numerator: _Number, grad_sum: PyTree, factor: _Number) -> _Number:
     """The numerator over the sum of the moduli, times a factor; 0 where no gradient has been."""
     terms = [_sum_abs(x).astype(float_dtype()) for x in jax.tree.leaves(grad_sum)]
     size = factor * sum_of(terms) if terms else jnp.zeros_like(numerator)
-    # Not NaN, which would stay: a warm-up begins with a rate of 0. The division is guarded twice,
-    # so that its derivative is finite where it is not used.
-    nothing = size == 0
-    return jnp.where(nothing, 0, numerator / jnp.where(nothing, 1, size))
+    # Not NaN, which would stay: a warm-up begins with a rate of 0.
+    return safe_divide(numerator, size)
 
 
 @jax.jit

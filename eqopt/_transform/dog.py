@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
-from .._base.arithmetic import abs_sq, cast, minus, norm, safe_sqrt, times
+from .._base.arithmetic import abs_sq, cast, minus, norm, safe_divide, safe_sqrt, times
 from .._base.converters import float_dtype, non_negative, optional, positive, real, to_dtype
 from .._base.norms import global_norm
 from .._base.trees import copies, differences, increment, widened, zero_count
@@ -126,14 +126,6 @@ def _distance(init_params: PyTree, params: Params) -> Float[Array, ""]:
     return global_norm(gone).astype(float_dtype())
 
 
-def _ratio(distance: Float[Array, ""], size: Float[Array, ""]) -> Float[Array, ""]:
-    """The distance over the size of the gradients; 0 where there have been none."""
-    # Asked this way, so that a NaN is not taken for nothing. The division is guarded twice, so that
-    # its derivative is finite where it is not used.
-    nothing = size == 0
-    return jnp.where(nothing, 0, distance / jnp.where(nothing, 1, size))
-
-
 @checks.typed
 class ScaleByDoGState(eqx.Module):
     """The state of [`eqopt.ScaleByDoG`][].
@@ -192,7 +184,7 @@ class ScaleByDoG(AbstractTransformation[ScaleByDoGState]):
         params = require_params(params, self, context)
         length = jnp.maximum(state.max_dist, _distance(state.init_params, params))
         total = state.sum_sq_norm_grads + jnp.square(global_norm(updates).astype(float_dtype()))
-        rate = _ratio(length, safe_sqrt(total + self.eps))
+        rate = safe_divide(length, safe_sqrt(total + self.eps))
         # Also later, where the first step has not gone anywhere: after a gradient of zero, say.
         rate = jnp.where((state.count == 0) | (length == 0), self.init_step.first(rate), rate)
         new = ScaleByDoGState(increment(state.count), state.init_params, length, total)
@@ -259,7 +251,7 @@ class ScaleByDoWG(AbstractTransformation[ScaleByDoWGState]):
         sq_norm = jnp.square(global_norm(updates).astype(float_dtype()))
         total = state.weighted_sq_norm_grads + sq_dist * sq_norm
         new = ScaleByDoWGState(state.init_params, total, sq_dist)
-        return _scaled(updates, _ratio(sq_dist, safe_sqrt(total) + self.eps), new), new
+        return _scaled(updates, safe_divide(sq_dist, safe_sqrt(total) + self.eps), new), new
 
 
 @checks.typed
@@ -274,7 +266,7 @@ def _distance_over_gradients(
 ) -> tuple[Inexact[Array, "*shape"], Float[Array, ""], Float[Array, ""], Inexact[Array, "*shape"]]:
     max_dist = lax.max(max_dist, norm(minus(param, init_param)))
     total = grad_sum_of_squares + jnp.sum(abs_sq(update))
-    rate = global_scale * _ratio(max_dist, safe_sqrt(total + eps))
+    rate = global_scale * safe_divide(max_dist, safe_sqrt(total + eps))
     return times(rate, update), max_dist, total, init_param
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
-from .._base.arithmetic import abs_sq, divide, ema, plus, safe_sqrt, times
+from .._base.arithmetic import abs_sq, divide, ema, plus, safe_divide, safe_sqrt, times
 from .._base.converters import decay_factor, flag, float_dtype, non_negative, positive, real
 from .._base.trees import (
     bias_correction,
@@ -99,11 +99,10 @@ class _Model(eqx.Module):
     def step_size(self, bound: _Number, rate: _Number) -> _Number:
         """To where the model meets the bound, but no further than the rate allows."""
         gap = (1 + self.decay) * (self.barf - self.weight * bound - self.gamma) + self.product
-        # Asked this way, so that a NaN is not taken for small. The division is guarded twice, so
-        # that its derivative is finite where it is not used.
+        # Not `~(sq_norm > smallest)`, which takes a NaN for small.
         small = self.sq_norm <= _SMALLEST
-        step = jnp.maximum(gap, 0) / jnp.where(small, 1, self.sq_norm)
-        return jnp.minimum(rate / self.weight, jnp.where(small, 0, step))
+        step = safe_divide(jnp.maximum(gap, 0), self.sq_norm, zero=small)
+        return jnp.minimum(rate / self.weight, step)
 
     def estimate(self, step_size: _Number, least: Scalar) -> _Number:
         """The next bound."""

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Array, Float, Inexact
 
 from .._base import checks
-from .._base.arithmetic import cast, times
+from .._base.arithmetic import cast, safe_divide, times
 from .._base.converters import non_negative, positive, real
 from .._base.norms import global_norm
 from .._base.types import Params, Scalar, Updates
@@ -81,10 +81,9 @@ class ScaleByPolyak(AbstractTransformation[EmptyState]):
         if self.variant == "sps+":
             gap = jnp.maximum(gap, 0)
         size = norm * norm + self.eps.astype(dtype)
-        # The division is guarded twice, so that its derivative is finite where it is not used.
-        # Asked this way, so that a norm of NaN is not taken for a small one.
-        small = size <= _SMALLEST
-        step = jnp.minimum(gap / jnp.where(small, 1, size), self.max_learning_rate.astype(dtype))
-        rule = Rule(_scale, state, scalars=(jnp.where(small, 0, step),))
+        # Not `~(size > smallest)`, which takes a norm of NaN for a small one.
+        step = safe_divide(gap, size, zero=size <= _SMALLEST)
+        step = jnp.minimum(step, self.max_learning_rate.astype(dtype))
+        rule = Rule(_scale, state, scalars=(step,))
         updates, _ = leafwise.run((rule,), updates, params)
         return updates, state

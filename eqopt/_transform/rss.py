@@ -1,11 +1,10 @@
 """Adagrad's rescaling by the root of a sum of squares."""
 
 import equinox as eqx
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
-from .._base.arithmetic import abs_sq, divide, plus, safe_sqrt
+from .._base.arithmetic import abs_sq, plus, safe_divide, safe_sqrt
 from .._base.converters import flag, non_negative
 from .._base.trees import full_like
 from .._base.types import Params, Scalar
@@ -23,11 +22,7 @@ def _rss(
 ) -> tuple[Inexact[Array, "*shape"], Float[Array, "*shape"]]:
     total = plus(sum_of_squares, abs_sq(update))
     root = safe_sqrt(plus(total, eps)) if eps_in_sqrt else plus(safe_sqrt(total), eps)
-    # Asked this way, so that a NaN is not taken for nothing. The division is guarded twice, so that
-    # its derivative is finite where it is not used.
-    nothing = total == 0
-    scaled = divide(update, jnp.where(nothing, jnp.ones_like(root), root))
-    return jnp.where(nothing, jnp.zeros_like(update), scaled), total
+    return safe_divide(update, root, zero=total == 0), total
 
 
 @checks.typed

@@ -5,7 +5,6 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Any, TypeAlias
 
 import equinox as eqx
-import jax
 from jaxtyping import PyTree
 
 from .._base import checks
@@ -316,13 +315,4 @@ def _label(x: Any) -> Label:
 
 def _spread(labels: PyTree, params: Params) -> list[Label]:
     """Extends a prefix tree of labels to all leaves."""
-    found: list[Label] = []
-
-    def spread(label: Any, part: Any) -> None:
-        found.extend([_label(label)] * len(checks.flatten(part)[0]))
-
-    try:
-        jax.tree.map(spread, labels, params, is_leaf=checks.is_none)
-    except ValueError:
-        raise checks.structure_error(labels, params, "param_labels", "params") from None
-    return found
+    return [_label(x) for x in checks.spread_prefix(labels, params, "param_labels")]

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
-from .._base.arithmetic import cast, minus, plus, real_dtype, times, wider
+from .._base.arithmetic import cast, minus, plus, real_dtype, safe_divide, times, wider
 from .._base.converters import decay_factor, non_negative, to_dtype
 from .._base.trees import increment, zero_count, zeros_like
 from .._base.types import Count, Params, Scalar, State, Updates
@@ -158,10 +158,8 @@ class ScheduleFree(AbstractConstrained[ScheduleFreeState[State]], Generic[State]
         max_lr = jnp.maximum(state.max_lr, value_at(self.learning_rate, state.count))
         weight = max_lr ** as_real(self.weight_lr_power)
         weight_sum = state.weight_sum + weight
-        # While the rate is 0 there is nothing to average. The division is guarded twice, so that
-        # its derivative is finite too. `1 - c`, of which the first is exactly 0.
-        some = weight_sum > 0
-        rest = jnp.where(some, state.weight_sum / jnp.where(some, weight_sum, 1), 1)
+        # `1 - c`, of which the first is exactly 0; 1 while the rate is 0: nothing is averaged.
+        rest = safe_divide(state.weight_sum, weight_sum, 1, zero=~(weight_sum > 0))
         b1 = jnp.copy(as_real(self.b1))
         new = ScheduleFreeState(
             count=increment(state.count),

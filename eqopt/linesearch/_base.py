@@ -15,6 +15,7 @@ from .._base.arithmetic import cast, times, wider
 from .._base.converters import float_dtype, module_pdoc
 from .._base.trees import add_updates, conj, inner, select, zeros_exactly_like
 from .._base.types import Params, Updates
+from .._base.xla import going_on
 from .._objective.cache import check_aux_fits, empty_cache, filled, LinesearchState
 from .._objective.objective import Context, Evaluation, FullProblem, require_params
 from .._transformation.nesting import AbstractConstrained, Requirement
@@ -214,8 +215,7 @@ class Line(eqx.Module, Generic[Search]):
 
 
 def _searching(line: Line[Any]) -> Bool[Array, ""]:
-    # Of two variables, as in `minimize`: one the compiler would take for the loop's counter.
-    return (line.verdict == TRY) & (line.info.num_linesearch_steps >= 0)
+    return going_on(line.verdict == TRY, line.info.num_linesearch_steps)
 
 
 def begin(

@@ -11,7 +11,7 @@ import wadler_lindig as wl
 from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
-from .._base.arithmetic import cast, minus, safe_sqrt, times, wider
+from .._base.arithmetic import cast, minus, safe_divide, safe_sqrt, times, wider
 from .._base.converters import module_pdoc, non_negative, real
 from .._base.trees import increment, inner, mask_like, zero_count, zeros_like
 from .._base.types import Count, Params, Scalar, Updates
@@ -62,8 +62,7 @@ class AbstractConjugacy(eqx.Module):
 
 def _ratio(a: Array, b: Array) -> Array:
     """`a / b`, and 0 if `b` is not positive; the derivative is finite."""
-    positive = b > 0
-    return jnp.where(positive, a / jnp.where(positive, b, 1), 0)
+    return safe_divide(a, b, zero=~(b > 0))
 
 
 class HagerZhang(AbstractConjugacy):
@@ -282,7 +281,7 @@ def _first_scale(grad_sq: Float[Array, ""], size_sq: Float[Array, ""]) -> Float[
     norm, longest = safe_sqrt(grad_sq), jnp.maximum(safe_sqrt(size_sq) / 100, 1)
     # A norm that overflows would make a zero of a gradient that is not.
     long = (norm > longest) & jnp.isfinite(norm)
-    return jnp.where(long, longest / jnp.where(long, norm, 1), 1)
+    return safe_divide(longest, norm, 1, zero=~long)
 
 
 def _measure(

@@ -345,23 +345,17 @@ def _boolean(tree: PyTree, index: int, x: Any) -> bool | None:
 
 def _spread(mask: PyTree, params: PyTree) -> PyTree[bool]:
     """Extends a prefix tree of booleans to all of `params`."""
+    chosen = checks.spread_prefix(mask, params, "mask", _stands_for)
+    return checks.flatten(params)[1].unflatten(map(bool, chosen))
 
-    def spread(chosen: Any, part: Any) -> PyTree[bool]:
-        if isinstance(chosen, Tracer):
-            raise TypeError(
-                "a mask must not depend on the parameters' values, only on their shapes"
-            )
-        if not isinstance(chosen, bool | np.bool_ | None):
-            raise TypeError(f"a mask must hold True or False; it holds {checks.describe(chosen)}")
-        if chosen is None and jax.tree.leaves(part):
-            # Not "no": a hole in a mask where there is a parameter is more often a mistake.
-            raise ValueError
-        return jax.tree.map(lambda _: bool(chosen), part, is_leaf=checks.is_none)
 
-    try:
-        return jax.tree.map(spread, mask, params, is_leaf=checks.is_none)
-    except ValueError:
-        raise checks.structure_error(mask, params, "mask", "params") from None
+def _stands_for(chosen: Any, part: Any) -> bool:
+    if isinstance(chosen, Tracer):
+        raise TypeError("a mask must not depend on the parameters' values, only on their shapes")
+    if not isinstance(chosen, bool | np.bool_ | None):
+        raise TypeError(f"a mask must hold True or False; it holds {checks.describe(chosen)}")
+    # Not "no": a hole in a mask where there is a parameter is more often a mistake.
+    return chosen is not None or not jax.tree.leaves(part)
 
 
 def as_selector(mask: Any) -> AbstractSelector:
