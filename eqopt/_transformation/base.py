@@ -314,9 +314,7 @@ def _init(
     has_aux: bool,
 ) -> State:
     trained, rest = split(params, "params")
-    objective = (
-        None if fn is None else Objective(fn=fn, rest=rest, args=args, kwargs={}, has_aux=has_aux)
-    )
+    objective = None if fn is None else Objective(fn, rest, args, kwargs={}, has_aux=has_aux)
     context = Context(value_fn=objective, whole=FullProblem(trained, objective))
     return transformation.init_state(trained, context)
 
@@ -341,9 +339,8 @@ def _update(
     if fn is not None:
         if not compiled_call.is_inside_trace():
             note_trace(fn, compiled_call.signature((transformation, updates, state, params, extra)))
-        objective = Objective(
-            fn=fn, rest=rest, args=(), kwargs=accepted(fn, extra), has_aux=None, argnums=argnums
-        )
+        kwargs = accepted(fn, extra)
+        objective = Objective(fn, rest, (), kwargs=kwargs, has_aux=None, argnums=argnums)
     if value is not None and not (checks.is_array(value) and value.shape == ()):
         shape = f"shape {value.shape}" if checks.is_array(value) else checks.describe(value)
         raise ValueError(f"`value` must be one number; got {shape}")
@@ -383,7 +380,7 @@ def step(
     """The whole step, uncompiled: for loops that compile it as part of more."""
     check_state(transformation, state, "state")
     trained, rest = split(model, "params")
-    objective = Objective(fn=fn, rest=rest, args=args, kwargs=accepted(fn, kwargs), has_aux=has_aux)
+    objective = Objective(fn, rest, args, kwargs=accepted(fn, kwargs), has_aux=has_aux)
     evaluation, traced, _ = evaluate(objective, trained, state)
     context = Context(
         value=evaluation.value,
