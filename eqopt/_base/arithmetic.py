@@ -25,7 +25,7 @@ def wider(*dtypes: Any) -> np.dtype:
     return np.dtype(np.float32 if bits == 32 else np.float64)
 
 
-def real_dtype(dtype: Any) -> np.dtype:
+def real_dtype(dtype: object) -> np.dtype:
     """The dtype of the real part."""
     return np.dtype(jnp.finfo(dtype).dtype)
 

@@ -101,7 +101,7 @@ class Ravel(eqx.Module):
         return found
 
 
-def _is_bundle(x: Any) -> bool:
+def _is_bundle(x: object) -> bool:
     return isinstance(x, Raveled)
 
 

@@ -18,13 +18,14 @@ from .._objective.objective import Context
 from .._transform.adam import ScaleByAdam
 from .._transformation.base import (
     AbstractTransformation,
+    AnyTransformation,
     check_state,
     check_transformation,
 )
 from .matrices import AbstractDimensions, adjoint, as_dimensions, Form, forms_of, Groups
 
 
-def as_base_optimizer(value: Any) -> AbstractTransformation[Any]:
+def as_base_optimizer(value: Any) -> AnyTransformation:
     check_transformation("base_optimizer", value)
     return value
 
@@ -236,7 +237,7 @@ class ScaleByGaLore(AbstractTransformation[ScaleByGaLoreState]):
     rank: int = eqx.field(converter=size("rank"), static=True, default=128)
     update_proj_gap: Steps = eqx.field(converter=steps("update_proj_gap", at_least=1), default=200)
     scale: Scalar = eqx.field(converter=non_negative("scale"), default=1.0)
-    base_optimizer: AbstractTransformation[Any] | None = eqx.field(
+    base_optimizer: AnyTransformation | None = eqx.field(
         converter=optional(as_base_optimizer), default=None
     )
     weight_dimension_numbers: AbstractDimensions | None = eqx.field(
@@ -282,5 +283,5 @@ class ScaleByGaLore(AbstractTransformation[ScaleByGaLoreState]):
         after = ScaleByGaLoreState(increment(state.count), base_state, projector)
         return treedef.unflatten(out), after
 
-    def _base(self) -> AbstractTransformation[Any]:
+    def _base(self) -> AnyTransformation:
         return ScaleByAdam() if self.base_optimizer is None else self.base_optimizer

@@ -115,11 +115,11 @@ class _TreeDimensions(AbstractDimensions):
         return [self.entries[i] for i in places]
 
 
-def _is_entry(x: Any) -> bool:
+def _is_entry(x: object) -> bool:
     return x is None or isinstance(x, MuonDimensionNumbers)
 
 
-def _entry(x: Any) -> Axes | None:
+def _entry(x: object) -> Axes | None:
     if isinstance(x, MuonDimensionNumbers):
         return _axes(x)
     # What else a model holds may stand where it has no parameter.

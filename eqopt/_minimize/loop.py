@@ -17,7 +17,7 @@ from .._base.types import Params, Updates
 from .._base.xla import going_on
 from .._objective.cache import evaluate, filled, LinesearchState, searches
 from .._objective.objective import Context, Evaluation, FullProblem, Objective
-from .._transformation.base import AbstractTransformation
+from .._transformation.base import AnyTransformation
 from ..linesearch._base import (
     AbstractLinesearch,
     advance,
@@ -119,10 +119,10 @@ class _Search(eqx.Module):
 
 def descend(
     objective: Objective,
-    optimizer: AbstractTransformation[Any],
+    optimizer: AnyTransformation,
     params: Params,
     tolerances: Tolerances,
-    show: Any,
+    show: object,
     history: int | None,
 ) -> MinimizeCarry:
     """Runs the optimizer until it has converged or may not go on."""
@@ -135,10 +135,10 @@ def descend(
 
 def _descend(
     objective: Objective,
-    optimizer: AbstractTransformation[Any],
+    optimizer: AnyTransformation,
     params: Params,
     tolerances: Tolerances,
-    show: Any,
+    show: object,
     history: int | None,
 ) -> MinimizeCarry:
     dtype, zero = float_dtype(), jnp.zeros((), np.int32)
@@ -186,7 +186,7 @@ class Problem(eqx.Module):
     """What is to be done; see `minimize`."""
 
     objective: Objective
-    optimizer: AbstractTransformation[Any]
+    optimizer: AnyTransformation
     tolerances: Tolerances
     show: Any
     dtype: Any = eqx.field(static=True)
@@ -236,7 +236,7 @@ def _descend_by_search(
     own = own_state(task.optimizer, d.state)
     state = LinesearchState(own.learning_rate, own.scale, None, own.info)
 
-    def direct(params: Params, found: Evaluation[Any], state: Any) -> tuple[Updates, Any]:
+    def direct(params: Params, found: Evaluation[Any], state: object) -> tuple[Updates, Any]:
         context = task.context(params, found)
         return transform_until_search(task.optimizer, context.grad, state, params, context)
 

@@ -199,7 +199,7 @@ def _minimize(
     args: tuple[Any, ...],
     has_aux: bool,
     tolerances: Tolerances,
-    show: Any,
+    show: object,
     history: int | None,
     keep: bool,
 ) -> Solution[Model, State, Any]:

@@ -101,7 +101,7 @@ def searches(state: PyTree) -> list[LinesearchState[Any]]:
     return [x for x in found if _is_search(x)]
 
 
-def _is_search(x: Any) -> bool:
+def _is_search(x: object) -> bool:
     return isinstance(x, LinesearchState)
 
 

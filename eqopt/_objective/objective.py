@@ -216,7 +216,7 @@ def as_arrays(tree: PyTree, name: str = "aux") -> PyTree:
     return treedef.unflatten(arrays)
 
 
-def _is_pair(x: Any) -> bool:
+def _is_pair(x: object) -> bool:
     return isinstance(x, tuple) and len(x) == 2
 
 

@@ -24,7 +24,7 @@ from .._transform.clip import ClipByBlockRMS
 from .._transform.decay import AddDecayedWeights
 from .._transform.factored import ScaleByFactoredRMS
 from .._transform.learning_rate import ScaleByLearningRate
-from .._transformation.base import AbstractOptimizer, AbstractTransformation
+from .._transformation.base import AbstractOptimizer, AbstractTransformation, AnyTransformation
 from .._wrapper.chain import Chain, ChainState
 from ..selectors._selector import AbstractSelector, as_selector
 
@@ -95,7 +95,7 @@ class Adafactor(AbstractOptimizer[_State]):
     )
 
     def compose(self) -> AbstractTransformation[_State]:
-        links: list[AbstractTransformation[Any]] = [
+        links: list[AnyTransformation] = [
             ScaleByFactoredRMS(
                 factored=self.factored,
                 decay_rate=self.decay_rate,

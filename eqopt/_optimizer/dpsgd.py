@@ -1,7 +1,5 @@
 """SGD with differential privacy."""
 
-from typing import Any
-
 import equinox as eqx
 
 from .._base.converters import flag, non_negative, optional, prng_key, real
@@ -12,7 +10,12 @@ from .._transform.average import Trace, TraceState
 from .._transform.basic import Identity
 from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
 from .._transform.private import DifferentiallyPrivateAggregate, DifferentiallyPrivateAggregateState
-from .._transformation.base import AbstractOptimizer, AbstractTransformation, EmptyState
+from .._transformation.base import (
+    AbstractOptimizer,
+    AbstractTransformation,
+    AnyTransformation,
+    EmptyState,
+)
 from .._wrapper.chain import Chain, ChainState
 
 _State = ChainState[
@@ -68,7 +71,7 @@ class DPSGD(AbstractOptimizer[_State]):
     nesterov: bool = eqx.field(converter=flag("nesterov"), static=True, default=False)
 
     def compose(self) -> AbstractTransformation[_State]:
-        memory: AbstractTransformation[Any] = (
+        memory: AnyTransformation = (
             Identity() if self.momentum is None else Trace(self.momentum, self.nesterov)
         )
         return Chain(

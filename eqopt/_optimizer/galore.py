@@ -1,7 +1,5 @@
 """GaLore: any rule, on gradients of low rank."""
 
-from typing import Any
-
 import equinox as eqx
 
 from .._base.converters import non_negative, optional, size, steps
@@ -15,6 +13,7 @@ from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateS
 from .._transformation.base import (
     AbstractOptimizer,
     AbstractTransformation,
+    AnyTransformation,
     EmptyState,
 )
 from .._wrapper.chain import Chain, ChainState
@@ -51,7 +50,7 @@ class GaLore(AbstractOptimizer[_State]):
     rank: int = eqx.field(converter=size("rank"), static=True, default=128)
     update_proj_gap: Steps = eqx.field(converter=steps("update_proj_gap", at_least=1), default=200)
     scale: Scalar = eqx.field(converter=non_negative("scale"), default=1.0)
-    base_optimizer: AbstractTransformation[Any] | None = eqx.field(
+    base_optimizer: AnyTransformation | None = eqx.field(
         converter=optional(as_base_optimizer), default=None
     )
     weight_decay: Scalar = eqx.field(converter=non_negative("weight_decay"), default=0.0)

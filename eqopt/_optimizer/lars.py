@@ -1,7 +1,5 @@
 """LARS."""
 
-from typing import Any
-
 import equinox as eqx
 
 from .._base.converters import flag, non_negative, optional, real
@@ -11,7 +9,12 @@ from .._transform.average import Trace, TraceState
 from .._transform.block import ScaleByTrustRatio
 from .._transform.decay import AddDecayedWeights
 from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
-from .._transformation.base import AbstractOptimizer, AbstractTransformation, EmptyState
+from .._transformation.base import (
+    AbstractOptimizer,
+    AbstractTransformation,
+    AnyTransformation,
+    EmptyState,
+)
 from .._wrapper.chain import Chain, ChainState
 from .._wrapper.masked import Masked, MaskedState
 from ..selectors._selector import AbstractSelector, as_selector
@@ -64,7 +67,7 @@ class LARS(AbstractOptimizer[_State]):
 
     def compose(self) -> AbstractTransformation[_State]:
         scaling = ScaleByTrustRatio(trust_coefficient=self.trust_coefficient, eps=self.eps)
-        ratio: AbstractTransformation[Any] = (
+        ratio: AnyTransformation = (
             scaling if self.trust_ratio_mask is None else Masked(scaling, self.trust_ratio_mask)
         )
         return Chain(

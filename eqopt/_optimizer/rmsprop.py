@@ -1,7 +1,5 @@
 """RMSProp."""
 
-from typing import Any
-
 import equinox as eqx
 
 from .._base.converters import decay_factor, flag, non_negative, optional, real
@@ -11,7 +9,12 @@ from .._transform.average import Trace, TraceState
 from .._transform.basic import Identity
 from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
 from .._transform.rms import ScaleByRMS, ScaleByRMSState, ScaleByStddev, ScaleByStddevState
-from .._transformation.base import AbstractOptimizer, AbstractTransformation, EmptyState
+from .._transformation.base import (
+    AbstractOptimizer,
+    AbstractTransformation,
+    AnyTransformation,
+    EmptyState,
+)
 from .._wrapper.chain import Chain, ChainState
 
 _Moments = ScaleByRMSState | ScaleByStddevState
@@ -55,10 +58,10 @@ class RMSProp(AbstractOptimizer[_State]):
 
     def compose(self) -> AbstractTransformation[_State]:
         scaling = ScaleByStddev if self.centered else ScaleByRMS
-        moments: AbstractTransformation[Any] = scaling(
+        moments: AnyTransformation = scaling(
             self.decay, self.eps, self.initial_scale, self.eps_in_sqrt, self.bias_correction
         )
-        memory: AbstractTransformation[Any] = (
+        memory: AnyTransformation = (
             Identity() if self.momentum is None else Trace(self.momentum, self.nesterov)
         )
         return Chain(moments, ScaleByLearningRate(self.learning_rate), memory)

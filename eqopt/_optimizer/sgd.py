@@ -1,7 +1,5 @@
 """Stochastic gradient descent."""
 
-from typing import Any
-
 import equinox as eqx
 import numpy as np
 
@@ -11,7 +9,12 @@ from .._schedule.base import AbstractSchedule, as_rate
 from .._transform.average import Trace, TraceState
 from .._transform.basic import Identity
 from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
-from .._transformation.base import AbstractOptimizer, AbstractTransformation, EmptyState
+from .._transformation.base import (
+    AbstractOptimizer,
+    AbstractTransformation,
+    AnyTransformation,
+    EmptyState,
+)
 from .._wrapper.chain import Chain, ChainState
 
 _State = ChainState[tuple[TraceState | EmptyState, ScaleByLearningRateState]]
@@ -42,7 +45,7 @@ class SGD(AbstractOptimizer[_State]):
     )
 
     def compose(self) -> AbstractTransformation[_State]:
-        memory: AbstractTransformation[Any] = (
+        memory: AnyTransformation = (
             Identity()
             if self.momentum is None
             else Trace(self.momentum, self.nesterov, self.accumulator_dtype)

@@ -19,6 +19,7 @@ from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateS
 from .._transformation.base import (
     AbstractOptimizer,
     AbstractTransformation,
+    AnyTransformation,
     check_transformation,
     EmptyState,
 )
@@ -66,7 +67,7 @@ class Sophia(AbstractOptimizer[_State]):
         converter=optional(positive("clip_threshold")), default=1.0
     )
     update_interval: Steps = eqx.field(converter=steps("update_interval", at_least=1), default=10)
-    hessian_diagonal_fn: AbstractTransformation[Any] = eqx.field(
+    hessian_diagonal_fn: AnyTransformation = eqx.field(
         default_factory=HutchinsonEstimatorDiagHessian
     )
     mu_dtype: np.dtype | None = eqx.field(converter=to_dtype("mu_dtype"), static=True, default=None)

@@ -13,7 +13,7 @@ from .._base.types import Model
 from ..selectors._selector import AbstractSelector, as_selector
 
 
-def cast_floating(model: Model, dtype: Any, where: AbstractSelector | Any = None) -> Model:
+def cast_floating(model: Model, dtype: object, where: AbstractSelector | Any = None) -> Model:
     """Casts the floating-point arrays of a model to another dtype.
 
     Complex arrays, integers, PRNG keys, functions and all else stay as they are. It can be

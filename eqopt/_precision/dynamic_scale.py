@@ -20,7 +20,7 @@ from .._jit import compiled_call, partition
 from .._jit.function import hoist, note_trace, opaque
 from .._objective.objective import accepted, Context, Evaluation, FullProblem, Objective
 from .._objective.value_and_grad import value_and_grad
-from .._transformation.base import AbstractTransformation, check_state
+from .._transformation.base import AbstractTransformation, AnyTransformation, check_state
 
 _MAX = np.finfo(np.float32).max
 _TINY = np.finfo(np.float32).tiny
@@ -308,10 +308,10 @@ class _ScaledValueAndGrad(eqx.Module):
 
 def _scaled_step(
     dynamic_scale: DynamicScale,
-    optimizer: AbstractTransformation[Any],
+    optimizer: AnyTransformation,
     fn: Function,
     model: PyTree,
-    state: Any,
+    state: object,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     has_aux: bool,

@@ -67,7 +67,7 @@ def _name(function: Function) -> str:
     return function.__name__ if inspect.isroutine(function) else type(function).__name__
 
 
-def as_schedule(name: str, value: Any) -> AbstractSchedule:
+def as_schedule(name: str, value: object) -> AbstractSchedule:
     """Takes a schedule or a function of the count; refuses anything else."""
     if isinstance(value, AbstractSchedule):
         return value
@@ -106,7 +106,7 @@ as_rate = scheduled_real("learning_rate", at_least=0)
 maybe_rate = optional(as_rate)
 
 
-def _evaluate(schedule: AbstractSchedule, counts: Any) -> Array:
+def _evaluate(schedule: AbstractSchedule, counts: object) -> Array:
     counts = jnp.asarray(counts)
     if not jnp.issubdtype(counts.dtype, jnp.integer):
         raise TypeError(f"a schedule is called with integer counts; got {counts.dtype}")
@@ -147,12 +147,12 @@ class Constant(AbstractSchedule):
 # is finite, and so are the derivatives through the `where` that passes it over.
 
 
-def as_real(x: Any) -> Float[Array, "..."]:
+def as_real(x: object) -> Float[Array, "..."]:
     """A field that holds real numbers, as it enters the arithmetic."""
     return jnp.asarray(x, float_dtype())
 
 
-def as_steps(x: Any) -> Int[Array, "..."]:
+def as_steps(x: object) -> Int[Array, "..."]:
     """A field that holds numbers of steps, as it enters the arithmetic."""
     return jnp.asarray(x, jnp.int32)
 

@@ -22,7 +22,11 @@ from .._base.types import Function, Model
 from .._base.xla import written_after
 from .._jit.function import hoist, opaque
 from .._jit.partition import mark_numbers_dynamic, on_device, pack, Partitioned, StaticPart
-from .._transformation.base import AbstractTransformation, check_transformation, step
+from .._transformation.base import (
+    AnyTransformation,
+    check_transformation,
+    step,
+)
 from .history import History, Metrics, Record
 from .hyperparameters import learning_rate
 
@@ -95,14 +99,14 @@ class FitCallbackArgs(Generic[Model]):
 
 def fit(
     loss_fn: Function,
-    optimizer: AbstractTransformation[Any],
+    optimizer: AnyTransformation,
     model: Model,
     batches: Iterable[Any],
     *,
     state: eqx.Module | None = None,
     has_aux: bool = False,
     steps_per_call: int = 1,
-    key: Any = None,
+    key: object = None,
     progress: bool | AbstractProgress = False,
     callback: Callable[[FitCallbackArgs[Model]], Any] | None = None,
 ) -> Fit[Model]:

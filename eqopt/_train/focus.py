@@ -12,16 +12,14 @@ from .._jit.function import note_trace
 from .._jit.partition import Flat
 from .._objective.objective import Evaluation, Objective
 from .._transformation.apply import apply_updates
-from .._transformation.base import AbstractTransformation, step, takes_examples
+from .._transformation.base import AnyTransformation, step, takes_examples
 from .._transformation.eval_params import LookaheadParams
 from .._transformation.masking import Chosen, hide, others
 from .._wrapper.freeze import SelectiveTransform
 from ..selectors._selector import AbstractSelector
 
 
-def focused(
-    transformation: AbstractTransformation[Any], focus: AbstractSelector | None
-) -> AbstractTransformation[Any]:
+def focused(transformation: AnyTransformation, focus: AbstractSelector | None) -> AnyTransformation:
     """The transformation of what is in focus; all else stays."""
     return transformation if focus is None else SelectiveTransform(transformation, ~focus)
 
@@ -49,7 +47,7 @@ def out_of_focus(state: Any, focus: AbstractSelector | None) -> Chosen | None:
     return None if focus is None else state.frozen
 
 
-def _unpacked(rule: Flat, state: Any) -> tuple[AbstractTransformation[Any], Chosen | None]:
+def _unpacked(rule: Flat, state: object) -> tuple[AnyTransformation, Chosen | None]:
     transformation, focus = rule.whole()
     return focused(transformation, focus), out_of_focus(state, focus)
 

@@ -12,7 +12,12 @@ from .._jit import compiled_call
 from .._jit.function import hoist, opaque
 from .._jit.partition import filter_arrays, Flat, mark_numbers_dynamic, on_device
 from .._objective.objective import Evaluation
-from .._transformation.base import AbstractTransformation, check_state, check_transformation
+from .._transformation.base import (
+    AbstractTransformation,
+    AnyTransformation,
+    check_state,
+    check_transformation,
+)
 from .._transformation.eval_params import eval_params
 from .._wrapper.freeze import SelectiveTransformState
 from ..selectors._selector import AbstractSelector, as_selector
@@ -61,7 +66,7 @@ class Optimizer(eqx.Module, Generic[Model, State]):
 
     def __init__(
         self,
-        transformation: AbstractTransformation[Any],
+        transformation: AnyTransformation,
         state: State = _MISSING,
         target: Model = _MISSING,
         focus: AbstractSelector | None = None,
@@ -82,7 +87,7 @@ class Optimizer(eqx.Module, Generic[Model, State]):
         return object.__getattribute__(self, name)
 
     @property
-    def transformation(self) -> AbstractTransformation[Any]:
+    def transformation(self) -> AnyTransformation:
         return self._rule.whole()[0]
 
     @property
@@ -124,9 +129,9 @@ class Optimizer(eqx.Module, Generic[Model, State]):
     @classmethod
     def create(
         cls,
-        transformation: AbstractTransformation[Any],
-        target: Any,
-        focus: Any = None,
+        transformation: AnyTransformation,
+        target: object,
+        focus: object = None,
         *,
         value_fn: Function | None = None,
         args: tuple[Any, ...] = (),

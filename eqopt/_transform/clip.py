@@ -1,7 +1,5 @@
 """Limits on the size of the updates."""
 
-from typing import Any
-
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
@@ -122,7 +120,7 @@ class ClipByGlobalNorm(AbstractTransformation[EmptyState]):
 
 
 def _of_length(
-    size: Any, eps: Any, updates: Updates, state: EmptyState, params: Params | None
+    size: object, eps: object, updates: Updates, state: EmptyState, params: Params | None
 ) -> tuple[Updates, EmptyState]:
     """Updates whose norm is the size, but for `eps`; zero for those without a direction."""
     norm = global_norm(updates)

@@ -1,6 +1,6 @@
 """Adam with an estimate of the distance to the solution in place of the learning rate."""
 
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import equinox as eqx
 import jax
@@ -48,7 +48,7 @@ _Moments: TypeAlias = tuple[
 ]
 
 
-def both_betas(value: Any) -> tuple[Scalar, Scalar]:
+def both_betas(value: object) -> tuple[Scalar, Scalar]:
     """The converter of `betas`."""
     if not isinstance(value, tuple | list) or len(value) != 2:
         raise ValueError(f"`betas` must be a pair of numbers; got {value!r}")

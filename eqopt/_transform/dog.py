@@ -1,7 +1,6 @@
 """Step sizes from the distance gone and the gradients met on the way."""
 
 import abc
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -105,7 +104,7 @@ _INITIAL_STEPS = {
 }
 
 
-def initial_step(value: Any) -> AbstractInitialStep:
+def initial_step(value: object) -> AbstractInitialStep:
     """The converter of `init_step`. Pairs are taken for those who come from optax."""
     if isinstance(value, AbstractInitialStep):
         return value

@@ -38,7 +38,7 @@ def decay_rate_pow(step: Count, decay_rate: Float[Array, ""]) -> Float[Array, ""
     return 1 - lax.pow(t, -decay_rate)
 
 
-def _decay_rate_fn(value: Any) -> Callable[..., Array]:
+def _decay_rate_fn(value: object) -> Callable[..., Array]:
     if not callable(value):
         raise TypeError(
             "`decay_rate_fn` must be a function, such as `eqopt.decay_rate_pow`; got "

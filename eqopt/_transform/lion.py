@@ -61,7 +61,7 @@ _MODES: dict[str, Callable[[Array, Array], Array]] = {
 }
 
 
-def _mode(value: Any) -> Callable[[Array, Array], Array]:
+def _mode(value: object) -> Callable[[Array, Array], Array]:
     # Strings are taken for those who come from optax.
     if isinstance(value, str) and value in _MODES:
         return _MODES[value]

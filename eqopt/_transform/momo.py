@@ -1,6 +1,6 @@
 """Step sizes from a model of the objective, made of averages and bounded from below."""
 
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -120,7 +120,7 @@ def _bounded(
     return step_size, model.estimate(step_size, least)
 
 
-def _averaged(old: _Number, rest: _Number, new: Any) -> _Number:
+def _averaged(old: _Number, rest: _Number, new: object) -> _Number:
     return ema(rest, old, jnp.asarray(new).astype(float_dtype()))
 
 

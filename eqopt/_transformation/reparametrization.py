@@ -12,7 +12,7 @@ from .._base import checks
 from .._base.trees import conj, mask_like
 from .._base.types import Params, Updates
 from .._objective.objective import Context, Evaluation, FullProblem, Objective
-from .base import AbstractTransformation
+from .base import AnyTransformation
 from .eval_params import known
 from .masking import is_like
 
@@ -31,7 +31,7 @@ class AbstractReparametrization(eqx.Module):
 
 def init_in(
     form: AbstractReparametrization,
-    inner: AbstractTransformation[Any],
+    inner: AnyTransformation,
     params: Params,
     context: Context,
 ) -> Any:
@@ -41,9 +41,9 @@ def init_in(
 
 def transform_in(
     form: AbstractReparametrization,
-    inner: AbstractTransformation[Any],
+    inner: AnyTransformation,
     updates: Updates,
-    inner_state: Any,
+    inner_state: object,
     params: Params | None,
     context: Context,
 ) -> tuple[Updates, Any]:
@@ -54,7 +54,7 @@ def transform_in(
     return form.unpack(out, updates), inner_state
 
 
-def eval_params_in(form: AbstractReparametrization, params: Params, inner_state: Any) -> Params:
+def eval_params_in(form: AbstractReparametrization, params: Params, inner_state: object) -> Params:
     """The parameters to evaluate with that the state of a transformation in another form knows."""
     packed = form.pack(params)
     found = known(packed, inner_state)

@@ -31,7 +31,7 @@ _NUMERIC = {*typing.get_args(Scalar), *typing.get_args(Steps)}
 class CurrentHyperparams(dict[str, Any]):
     """Hyper-parameters by name. What is put in place of one becomes an array of its dtype."""
 
-    def __setitem__(self, name: str, value: Any) -> None:
+    def __setitem__(self, name: str, value: object) -> None:
         if name not in self:
             raise KeyError(f"no hyper-parameter `{name}`; there is " + ", ".join(self))
         old = self[name]
@@ -337,7 +337,7 @@ def _numeric_fields(factory: Function) -> dict[str, bool]:
     }
 
 
-def _is_number(x: Any) -> bool:
+def _is_number(x: object) -> bool:
     if isinstance(x, bool | np.bool_) or not isinstance(x, (*checks.ARRAYS, int, float)):
         return False
     if isinstance(x, int | float):
@@ -346,7 +346,7 @@ def _is_number(x: Any) -> bool:
     return x.shape == () and real
 
 
-def _is_static(x: Any) -> bool:
+def _is_static(x: object) -> bool:
     """Whether an argument is to be no leaf, as a number would be one that is always put right."""
     kinds = bool | int | float | str | type | np.dtype
     return x is None or isinstance(x, kinds) or checks.is_function(x)

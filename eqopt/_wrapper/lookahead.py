@@ -196,7 +196,7 @@ class Lookahead(AbstractConstrained[LookaheadState[State]], Generic[State]):
         return lax.cond(sync, anew, lambda: state)
 
 
-def _is_cache(x: Any) -> bool:
+def _is_cache(x: object) -> bool:
     return isinstance(x, Cache)
 
 

@@ -59,7 +59,7 @@ def skip_not_finite(
 
 
 def skip_large_updates(
-    updates: Updates, gradient_step: Count, params: Params | None, max_squared_norm: Any
+    updates: Updates, gradient_step: Count, params: Params | None, max_squared_norm: object
 ) -> tuple[Bool[Array, ""], dict[str, Array]]:
     r"""Drops a mini-batch whose gradient is too large, $|g|^2 \ge c$, or not finite.
 
@@ -256,10 +256,10 @@ class MultiSteps(AbstractConstrained[MultiStepsState[State]], Generic[State]):
         state: MultiStepsState[State],
         params: PyTree = None,
         *,
-        value: Any = None,
+        value: object = None,
         grad: PyTree = None,
         value_fn: Function | None = None,
-        key: Any = None,
+        key: object = None,
         **extra: Any,
     ) -> tuple[PyTree, MultiStepsState[State]]:
         """Closes the window early, for when the data run out before the last one is full.

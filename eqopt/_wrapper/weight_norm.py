@@ -231,7 +231,7 @@ class WeightNorm(AbstractConstrained[WeightNormState[State]], Generic[State]):
     def _over(self, x: Array) -> tuple[int, ...]:
         return tuple(i for i in range(x.ndim) if i != self.axis % x.ndim)
 
-    def _gradient(self, updates: Updates, state: WeightNormState[State], decay: Any) -> _Weights:
+    def _gradient(self, updates: Updates, state: WeightNormState[State], decay: object) -> _Weights:
         """The gradient by directions and lengths."""
         leaves, treedef = checks.flatten(updates)
         directions = treedef.flatten_up_to(state.direction)
@@ -245,7 +245,7 @@ class WeightNorm(AbstractConstrained[WeightNormState[State]], Generic[State]):
                 parts[i] = _pulled_back(self._over(d), u, d, s, *numbers)
         return _Weights(*(treedef.unflatten([part[i] for part in parts]) for i in range(2)))
 
-    def _inside(self, packed: _Weights, params: Params, context: Context, grad: Any) -> Context:
+    def _inside(self, packed: _Weights, params: Params, context: Context, grad: object) -> Context:
         """What of the context is told to `inner`."""
         outer = context.whole or FullProblem(params, context.value_fn)
         objective = outer.objective
@@ -288,5 +288,5 @@ class _Formed(eqx.Module):
         return value if self.objective.has_aux is False else (value, aux)
 
 
-def _cast(number: Any, like: Array) -> Float[Array, ""]:
+def _cast(number: object, like: Array) -> Float[Array, ""]:
     return jnp.asarray(number).astype(real_dtype(like.dtype))

@@ -23,7 +23,7 @@ from .._transform.block import ScaleByParamBlockRMS
 from .._transform.clip import ClipByBlockRMS
 from .._transform.decay import AddDecayedWeights
 from .._transform.factored import ScaleByFactoredRMS
-from .._transformation.base import AbstractTransformation
+from .._transformation.base import AbstractTransformation, AnyTransformation
 from .._wrapper.chain import Chain, ChainState
 from ._base import AbstractOptimizerDef, scale_by
 
@@ -83,7 +83,7 @@ class Adafactor(AbstractOptimizerDef[_State]):
     )
 
     def compose(self) -> AbstractTransformation[_State]:
-        links: list[AbstractTransformation[Any]] = [
+        links: list[AnyTransformation] = [
             ScaleByFactoredRMS(
                 factored=self.factored,
                 decay_rate=self.decay_rate,

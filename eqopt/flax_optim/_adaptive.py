@@ -1,7 +1,5 @@
 """Rescaling by the size of past gradients."""
 
-from typing import Any
-
 import equinox as eqx
 
 from .._base.converters import decay_factor, flag, non_negative, positive
@@ -12,7 +10,7 @@ from .._transform.decay import AddDecayedWeights
 from .._transform.learning_rate import ScaleByLearningRateState
 from .._transform.rms import ScaleByRMS, ScaleByRMSState, ScaleByStddev, ScaleByStddevState
 from .._transform.rss import ScaleByRSS, ScaleByRSSState
-from .._transformation.base import AbstractTransformation, EmptyState
+from .._transformation.base import AbstractTransformation, AnyTransformation, EmptyState
 from .._wrapper.chain import Chain, ChainState
 from ._base import AbstractOptimizerDef, scale_by
 
@@ -94,5 +92,5 @@ class RMSProp(AbstractOptimizerDef[_RMSPropState]):
 
     def compose(self) -> AbstractTransformation[_RMSPropState]:
         scaling = ScaleByStddev if self.centered else ScaleByRMS
-        moments: AbstractTransformation[Any] = scaling(self.beta2, self.eps, eps_in_sqrt=False)
+        moments: AnyTransformation = scaling(self.beta2, self.eps, eps_in_sqrt=False)
         return Chain(moments, scale_by(self.learning_rate))

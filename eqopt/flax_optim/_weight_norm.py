@@ -6,7 +6,7 @@ import equinox as eqx
 
 from .._base.converters import non_negative, positive
 from .._base.types import Scalar
-from .._transformation.base import AbstractTransformation
+from .._transformation.base import AbstractTransformation, AnyTransformation
 from .._wrapper.weight_norm import WeightNorm as _WeightNorm, WeightNormState
 from ._base import AbstractOptimizerDef
 
@@ -30,7 +30,7 @@ class WeightNorm(AbstractOptimizerDef[_State]):
     - `wn_eps`: added to the squared norms under the root, positive.
     """
 
-    wrapped_optimizer: AbstractTransformation[Any]
+    wrapped_optimizer: AnyTransformation
     wn_decay: Scalar = eqx.field(converter=non_negative("wn_decay"), default=0.0)
     wn_eps: Scalar = eqx.field(converter=positive("wn_eps"), default=1e-8)
 

@@ -222,7 +222,7 @@ def begin(
     linesearch: AbstractLinesearch[Any],
     state: LinesearchState[LinesearchInfo],
     whole: FullProblem,
-    value: Any,
+    value: object,
     grad: PyTree,
 ) -> Evaluation[Any]:
     """The objective where the search begins, in the form in which trials are kept."""

@@ -264,7 +264,7 @@ class ScaleByNonlinearCG(AbstractTransformation[ScaleByNonlinearCGState]):
         return updates, state
 
 
-def check_conjugacy(method: Any) -> None:
+def check_conjugacy(method: object) -> None:
     """Refuses what is no method."""
     if not isinstance(method, AbstractConjugacy):
         raise TypeError(

@@ -48,9 +48,9 @@ def test_words_that_do_not_occur():
 
 
 def test_large_modules_are_built_by_keyword():
-    paths = house.sources(ROOT, "eqopt")
+    paths = house_rules.sources(ROOT, "eqopt")
     assert paths
-    assert house.positional_faults(paths) == []
+    assert house_rules.positional_faults(paths) == []
 
 
 def test_what_is_private_in_jax_stands_in_one_file():
@@ -268,8 +268,8 @@ def test_positional_builds_are_found(write: Callable[..., Path], call: str):
     where = write("class A:\n    x: int")
     harmless = "A(1, 2, 3, 4, e=5)\nB(1, 2, 3, 4, 5)\na.f(1, 2, 3, 4, 5)"
     fine = write(harmless, "pack/b.py")
-    assert house.positional_faults([where, fine]) == []
-    assert len(house.positional_faults([where, fine, write(call, "pack/c.py")])) == 1
+    assert house_rules.positional_faults([where, fine]) == []
+    assert len(house_rules.positional_faults([where, fine, write(call, "pack/c.py")])) == 1
 
 
 @pytest.mark.parametrize(
