@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, PyTree
 from .._base import checks
 from .._base.ravel import from_real_vector, real_vector
 from .._base.trees import conj
-from .._objective.objective import Evaluation
+from .._objective.objective import AnyEvaluation, Evaluation
 
 # Up to this number of unknowns, the Hessian matrix is formed and factorized. Above it, conjugate
 # gradients need only products with the matrix.
@@ -25,7 +25,7 @@ MAX_DENSE = 200
 
 @eqx.filter_custom_jvp
 def attach(
-    found: tuple[PyTree, jax.Array, PyTree], evaluate: Callable[[PyTree], Evaluation[Any]]
+    found: tuple[PyTree, jax.Array, PyTree], evaluate: Callable[[PyTree], AnyEvaluation]
 ) -> Any:
     r"""Gives a minimizer, and the value and aux there, derivatives of every order.
 
@@ -52,7 +52,7 @@ def _attach_jvp(primals: Any, tangents: Any) -> Any:
     changes = jax.tree.map(lambda x: x is not None, change, is_leaf=checks.is_none)
     moving, still = eqx.partition(evaluate, changes, is_leaf=checks.is_none)
 
-    def at(params: PyTree, moving: PyTree) -> Evaluation[Any]:
+    def at(params: PyTree, moving: PyTree) -> AnyEvaluation:
         evaluation = eqx.combine(moving, still)(params)
         aux = eqx.filter(evaluation.aux, checks.is_inexact)
         return Evaluation(evaluation.value, evaluation.grad, aux)

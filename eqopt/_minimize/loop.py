@@ -16,7 +16,7 @@ from .._base.trees import add_updates, all_finite, conj, inner, select, zeros_ex
 from .._base.types import Params, Updates
 from .._base.xla import going_on
 from .._objective.cache import evaluate, filled, LinesearchState, searches
-from .._objective.objective import Context, Evaluation, FullProblem, Objective
+from .._objective.objective import AnyEvaluation, Context, Evaluation, FullProblem, Objective
 from .._transformation.base import AnyTransformation
 from ..linesearch._base import (
     AbstractLinesearch,
@@ -96,7 +96,7 @@ class MinimizeCarry(eqx.Module):
     """
 
     params: Params
-    evaluation: Evaluation[Any]
+    evaluation: AnyEvaluation
     state: Any
     search: "_Search | None"
     num_steps: Int[Array, ""]
@@ -191,7 +191,7 @@ class Problem(eqx.Module):
     show: Any
     dtype: Any = eqx.field(static=True)
 
-    def context(self, params: Params, evaluation: Evaluation[Any]) -> Context:
+    def context(self, params: Params, evaluation: AnyEvaluation) -> Context:
         whole = FullProblem(params, self.objective, evaluation)
         value = evaluation.value.astype(self.dtype)
         return Context(
@@ -236,7 +236,7 @@ def _descend_by_search(
     own = own_state(task.optimizer, d.state)
     state = LinesearchState(own.learning_rate, own.scale, None, own.info)
 
-    def direct(params: Params, found: Evaluation[Any], state: object) -> tuple[Updates, Any]:
+    def direct(params: Params, found: AnyEvaluation, state: object) -> tuple[Updates, Any]:
         context = task.context(params, found)
         return transform_until_search(task.optimizer, context.grad, state, params, context)
 
@@ -262,7 +262,7 @@ def _descend_by_search(
             first | late | (line.verdict != TRY), lambda d: end(d, trial, first), lambda d: d, d
         )
 
-    def end(d: MinimizeCarry, trial: Evaluation[Any], first: Bool[Array, ""]) -> MinimizeCarry:
+    def end(d: MinimizeCarry, trial: AnyEvaluation, first: Bool[Array, ""]) -> MinimizeCarry:
         search: Any = d.search
         line, state = search.line, search.state
         unfinished = ~first & (line.verdict == TRY)
@@ -304,7 +304,7 @@ def _accept_and_check(
     task: Problem,
     d: MinimizeCarry,
     params: Params,
-    found: Evaluation[Any],
+    found: AnyEvaluation,
     *,
     first: Bool[Array, ""],
     failed: Bool[Array, ""],
@@ -388,7 +388,7 @@ def _gtol(task: Problem) -> Any:
     return float(jnp.finfo(task.dtype).eps) ** (1 / 3) if gtol is None else gtol
 
 
-def _typed(found: Evaluation[Any], task: Problem) -> Evaluation[Any]:
+def _typed(found: AnyEvaluation, task: Problem) -> AnyEvaluation:
     """The evaluation with the value in the objective's own dtype, whose precision counts."""
     return Evaluation(found.value.astype(task.dtype), found.grad, found.aux)
 

@@ -7,7 +7,7 @@ import equinox as eqx
 from .._base.ravel import Ravel, Raveled
 from .._base.types import Params, Updates
 from .._objective.cache import LinesearchState
-from .._objective.objective import Context, Evaluation, Objective
+from .._objective.objective import AnyEvaluation, Context, Evaluation, Objective
 from .._transform.average import Trace
 from .._transform.basic import Identity, Scale
 from .._transform.clip import ClipByGlobalNorm
@@ -33,7 +33,7 @@ def commutes_with_ravel(optimizer: AnyTransformation) -> bool:
 def raveled(objective: Objective, ravel: Ravel) -> Objective:
     """The objective as a function of bundles."""
 
-    def evaluate(bundle: Raveled) -> Evaluation[Any]:
+    def evaluate(bundle: Raveled) -> AnyEvaluation:
         # Not differentiated through: the transpose of a slice is as long as the whole vector.
         found = objective.evaluate(ravel.unpack(bundle))
         return Evaluation(found.value, ravel.pack(found.grad), found.aux)

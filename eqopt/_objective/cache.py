@@ -14,7 +14,7 @@ from .._base.trees import all_finite, zeros_exactly_like
 from .._base.xla import changing
 from .._jit.function import opaque
 from .fingerprint import fingerprint, Key, same_bits
-from .objective import as_arrays, Evaluation, FullProblem, Objective
+from .objective import AnyEvaluation, as_arrays, Evaluation, FullProblem, Objective
 
 _Info = TypeVar("_Info", bound=eqx.Module)
 
@@ -34,7 +34,7 @@ class Cache(eqx.Module):
     valid: Bool[Array, ""]
     key: Key
     point: PyTree
-    evaluation: Evaluation[Any]
+    evaluation: AnyEvaluation
     has_aux: bool = eqx.field(static=True)
 
 
@@ -76,7 +76,7 @@ def empty_cache(whole: FullProblem) -> Cache:
 
 
 def filled(
-    cache: Cache, objective: Objective, point: PyTree, evaluation: Evaluation[Any], known: Any
+    cache: Cache, objective: Objective, point: PyTree, evaluation: AnyEvaluation, known: Any
 ) -> Cache:
     """The cache that holds `evaluation`, if it is `known` for certain, and finite."""
     finite = jnp.isfinite(evaluation.value) & all_finite(evaluation.grad)
@@ -107,7 +107,7 @@ def _is_search(x: object) -> bool:
 
 def evaluate(
     objective: Objective, params: PyTree, state: PyTree
-) -> tuple[Evaluation[Any], Objective, Int[Array, ""]]:
+) -> tuple[AnyEvaluation, Objective, Int[Array, ""]]:
     """The objective at `params`, from the one cache in `state` if it holds just that.
 
     It also gives the objective in a form that has been traced already, where it was, and how many
@@ -122,7 +122,7 @@ def evaluate(
 
 def recall(
     objective: Objective, params: PyTree, cache: Cache
-) -> tuple[Evaluation[Any], Objective, Int[Array, ""]]:
+) -> tuple[AnyEvaluation, Objective, Int[Array, ""]]:
     """The objective at `params`, which is evaluated only if the cache does not hold it."""
     check_aux(objective, cache)
     if not _alike(params, cache.point):
@@ -135,13 +135,13 @@ def recall(
 
     # A loop of no more than one trip, and not a `cond`, both branches of which `vmap` would run.
     # It ends by two variables; see `going_on`.
-    def going(carry: tuple[Any, Any, Evaluation[Any], PyTree]) -> Any:
+    def going(carry: tuple[Any, Any, AnyEvaluation, PyTree]) -> Any:
         hit, trips, _, _ = carry
         return ~hit & (trips < 1)
 
     def body(
-        carry: tuple[Any, Any, Evaluation[Any], PyTree],
-    ) -> tuple[Any, Any, Evaluation[Any], PyTree]:
+        carry: tuple[Any, Any, AnyEvaluation, PyTree],
+    ) -> tuple[Any, Any, AnyEvaluation, PyTree]:
         hit, trips, _, point = carry
         evaluation = traced.evaluate(point)
         return hit, trips + 1, evaluation, changing(point, evaluation.value)

@@ -18,7 +18,14 @@ from .._base.trees import add_updates, all_finite, conj, increment, round_like
 from .._base.types import Function, Model, Scalar, State, Steps
 from .._jit import compiled_call, partition
 from .._jit.function import hoist, note_trace, opaque
-from .._objective.objective import accepted, Context, Evaluation, FullProblem, Objective
+from .._objective.objective import (
+    accepted,
+    AnyEvaluation,
+    Context,
+    Evaluation,
+    FullProblem,
+    Objective,
+)
 from .._objective.value_and_grad import value_and_grad
 from .._transformation.base import AbstractTransformation, AnyTransformation, check_state
 
@@ -63,7 +70,7 @@ class ScaledStep(NamedTuple, Generic[Model, State]):
     finite: Bool[Array, ""]
     model: Model
     state: State
-    evaluation: Evaluation[Any]
+    evaluation: AnyEvaluation
 
 
 class DynamicScale(eqx.Module):

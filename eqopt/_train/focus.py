@@ -10,7 +10,7 @@ from .._base.types import Function
 from .._jit import compiled_call
 from .._jit.function import note_trace
 from .._jit.partition import Flat
-from .._objective.objective import Evaluation, Objective
+from .._objective.objective import AnyEvaluation, Evaluation, Objective
 from .._transformation.apply import apply_updates
 from .._transformation.base import AnyTransformation, step, takes_examples
 from .._transformation.eval_params import LookaheadParams
@@ -73,7 +73,7 @@ def gradient(
     kwargs: dict[str, Any],
     has_aux: bool,
     frozen: Chosen | None,
-) -> Evaluation[Any]:
+) -> AnyEvaluation:
     if not compiled_call.is_inside_trace():
         note_trace(fn, compiled_call.signature((target, args, kwargs)))
     trained, rest = eqx.partition(target, checks.is_inexact)
@@ -90,7 +90,7 @@ def take_step(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     has_aux: bool,
-) -> tuple[Flat, Evaluation[Any]]:
+) -> tuple[Flat, AnyEvaluation]:
     if not compiled_call.is_inside_trace():
         note_trace(fn, compiled_call.signature((rule, flat, args, kwargs)))
     target, state = flat.whole()

@@ -11,7 +11,7 @@ from .._base.types import Function, Model, State
 from .._jit import compiled_call
 from .._jit.function import hoist, opaque
 from .._jit.partition import filter_arrays, Flat, mark_numbers_dynamic, on_device
-from .._objective.objective import Evaluation
+from .._objective.objective import AnyEvaluation
 from .._transformation.base import (
     AbstractTransformation,
     AnyTransformation,
@@ -267,7 +267,7 @@ class Optimizer(eqx.Module, Generic[Model, State]):
 
     def step(
         self, loss_fn: Function, /, *args: Any, has_aux: bool = False, **kwargs: Any
-    ) -> "tuple[Optimizer[Model, State], Evaluation[Any]]":
+    ) -> "tuple[Optimizer[Model, State], AnyEvaluation]":
         """Evaluates a loss and its gradient, and takes a step, in one compiled program.
 
         **Arguments:**
@@ -357,7 +357,7 @@ def _stepped(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     has_aux: bool,
-) -> tuple[Optimizer[Model, State], Evaluation[Any]]:
+) -> tuple[Optimizer[Model, State], AnyEvaluation]:
     hoisted = hoist(loss_fn)
     flat, evaluation = compiled_call.advance(
         take_step,

@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 from .._base import checks
 from .._base.trees import conj, mask_like
 from .._base.types import Params, Updates
-from .._objective.objective import Context, Evaluation, FullProblem, Objective
+from .._objective.objective import AnyEvaluation, Context, Evaluation, FullProblem, Objective
 from .base import AnyTransformation
 from .eval_params import known
 from .masking import is_like
@@ -116,7 +116,7 @@ class _Formed(eqx.Module):
         value, aux = self.objective(self.model(packed))
         return value if self.objective.has_aux is False else (value, aux)
 
-    def evaluate(self, packed: PyTree) -> Evaluation[Any]:
+    def evaluate(self, packed: PyTree) -> AnyEvaluation:
         # Not differentiated through: the transpose of a slice is as long as the whole vector.
         found = self.objective.evaluate(self.model(packed))
         return Evaluation(found.value, _pack_raw(self.form, found.grad, self.shown), found.aux)

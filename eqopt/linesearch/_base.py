@@ -13,11 +13,11 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .._base.arithmetic import cast, times, wider
 from .._base.converters import float_dtype, module_pdoc
-from .._base.trees import add_updates, conj, inner, select, zeros_exactly_like
-from .._base.types import Params, Updates
+from .._base.trees import add_updates, conj, inner, mask_like, select, zeros_exactly_like
+from .._base.types import Params, Scalar, Updates
 from .._base.xla import going_on
 from .._objective.cache import check_aux_fits, empty_cache, filled, LinesearchState
-from .._objective.objective import Context, Evaluation, FullProblem, require_params
+from .._objective.objective import AnyEvaluation, Context, Evaluation, FullProblem, require_params
 from .._transformation.nesting import AbstractConstrained, Requirement
 
 # The machine's verdict on a trial.
@@ -208,8 +208,8 @@ class Line(eqx.Module, Generic[Search]):
     verdict: Int[Array, ""]
     step: Float[Array, ""]
     updates: Updates
-    trial: Evaluation[Any]
-    kept: Evaluation[Any] | None
+    trial: AnyEvaluation
+    kept: AnyEvaluation | None
     origin: Origin
     info: LinesearchInfo
 
@@ -224,7 +224,7 @@ def begin(
     whole: FullProblem,
     value: object,
     grad: PyTree,
-) -> Evaluation[Any]:
+) -> AnyEvaluation:
     """The objective where the search begins, in the form in which trials are kept."""
     if whole.evaluation is not None:
         aux = whole.evaluation.aux
@@ -240,7 +240,7 @@ def begin_line(
     linesearch: AbstractLinesearch[Search],
     state: LinesearchState[LinesearchInfo],
     whole: FullProblem,
-    start: Evaluation[Any],
+    start: AnyEvaluation,
     direction: Updates,
 ) -> Line[Search]:
     """A search before its first trial."""
@@ -278,7 +278,7 @@ def advance(
     line: Line[Search],
     whole: FullProblem,
     direction: Updates,
-    evaluation: Evaluation[Any],
+    evaluation: AnyEvaluation,
     stop: Bool[Array, ""] | None = None,
 ) -> Line[Search]:
     """Tells the machine of one trial.
@@ -329,7 +329,7 @@ def advance(
     )
 
 
-def outcome(line: Line[Any], start: Evaluation[Any]) -> Evaluation[Any]:
+def outcome(line: Line[Any], start: AnyEvaluation) -> AnyEvaluation:
     """The objective at the point that an ended search has chosen."""
     chosen = line.trial
     if line.kept is not None:
@@ -342,7 +342,7 @@ def finish(
     linesearch: AbstractLinesearch[Any],
     state: LinesearchState[LinesearchInfo],
     whole: FullProblem,
-    start: Evaluation[Any],
+    start: AnyEvaluation,
     line: Line[Any],
     *,
     known: bool,
@@ -358,13 +358,18 @@ def finish(
     return LinesearchState(line.step, line.origin.scale, cache, line.info)
 
 
-def evaluate(linesearch: AbstractLinesearch[Any], objective: Any, at: PyTree) -> Evaluation[Any]:
+def evaluate(linesearch: AbstractLinesearch[Any], objective: Any, at: PyTree) -> AnyEvaluation:
     """The objective at a trial, as far as the search wants it."""
     if linesearch.keeps_grad:
         found = objective.evaluate(at)
         return Evaluation(found.value.astype(float_dtype()), found.grad, found.aux)
     value, _ = objective(at)
     return Evaluation(value.astype(float_dtype()), None, None)
+
+
+def capped(step: Float[Array, ""], limit: Scalar | None) -> Float[Array, ""]:
+    """The step, or the longest that is allowed."""
+    return step if limit is None else jnp.minimum(step, jnp.asarray(limit))
 
 
 def scaled(direction: Updates, step: Float[Array, ""], like: PyTree) -> Updates:
@@ -382,10 +387,7 @@ def scaled(direction: Updates, step: Float[Array, ""], like: PyTree) -> Updates:
 
 def slope_of(grad: PyTree, direction: Updates) -> Float[Array, ""]:
     """The derivative along a direction, from a gradient as `jax.grad` gives it."""
-    known = jax.tree.map(
-        lambda d, g: None if d is None else g, direction, grad, is_leaf=lambda x: x is None
-    )
-    return inner(conj(known), direction)
+    return inner(conj(mask_like(direction, grad)), direction)
 
 
 def _print(name: str, line: Line[Any]) -> None:

@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 from .._base.converters import flag, non_negative, optional, positive, real, steps
 from .._base.trees import select
 from .._base.types import Scalar, Steps
-from ._base import AbstractLinesearch, ACCEPT, Answer, FAIL, Origin, RETURN, Trial, TRY
+from ._base import AbstractLinesearch, ACCEPT, Answer, capped, FAIL, Origin, RETURN, Trial, TRY
 from ._first_step import double_step, Guess, guess
 from ._interpolation import secant
 
@@ -108,7 +108,7 @@ class ScaleByHagerZhangLinesearch(AbstractLinesearch[_HagerZhang]):
         return self.verbose
 
     def first_step(self, learning_rate: Float[Array, ""]) -> Float[Array, ""]:
-        return self._capped(self.initial_guess_strategy(learning_rate))
+        return capped(self.initial_guess_strategy(learning_rate), self.max_learning_rate)
 
     def start(self, origin: Origin) -> _HagerZhang:
         zero, infinity = jnp.zeros_like(origin.value), jnp.full_like(origin.value, np.inf)
@@ -147,7 +147,7 @@ class ScaleByHagerZhangLinesearch(AbstractLinesearch[_HagerZhang]):
         if self.max_learning_rate is not None:
             at_limit = expanding & (step >= jnp.asarray(self.max_learning_rate))
         following, phase, width = _next(search, trial, low, high, bisecting)
-        longer = self._capped(jnp.asarray(self.increase_factor) * step)
+        longer = capped(jnp.asarray(self.increase_factor) * step, self.max_learning_rate)
         following = jnp.where(expanding, longer, following)
         phase, width = jnp.where(expanding, _MIDDLE, phase), jnp.where(expanding, jnp.inf, width)
 
@@ -181,11 +181,6 @@ class ScaleByHagerZhangLinesearch(AbstractLinesearch[_HagerZhang]):
             num_trials=num_trials,
         )
         return search, answer
-
-    def _capped(self, step: Float[Array, ""]) -> Float[Array, ""]:
-        if self.max_learning_rate is None:
-            return step
-        return jnp.minimum(step, jnp.asarray(self.max_learning_rate))
 
     def _floor(self, origin: Origin) -> Float[Array, ""]:
         return jnp.asarray(self.approx_dec_rtol) * jnp.abs(origin.value)

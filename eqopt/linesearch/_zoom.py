@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 from .._base.converters import decay_factor, flag, non_negative, optional, positive, real, steps
 from .._base.trees import select
 from .._base.types import Scalar, Steps
-from ._base import AbstractLinesearch, ACCEPT, Answer, FAIL, Origin, RETURN, Trial, TRY
+from ._base import AbstractLinesearch, ACCEPT, Answer, capped, FAIL, Origin, RETURN, Trial, TRY
 from ._first_step import Guess, guess, keep_step
 from ._interpolation import quadratic_minimizer
 
@@ -109,7 +109,7 @@ class ScaleByZoomLinesearch(AbstractLinesearch[_Zoom]):
         return self.verbose
 
     def first_step(self, learning_rate: Float[Array, ""]) -> Float[Array, ""]:
-        return self._capped(self.initial_guess_strategy(learning_rate))
+        return capped(self.initial_guess_strategy(learning_rate), self.max_learning_rate)
 
     def start(self, origin: Origin) -> _Zoom:
         zero = jnp.zeros_like(origin.value)
@@ -145,7 +145,7 @@ class ScaleByZoomLinesearch(AbstractLinesearch[_Zoom]):
         following = jnp.where(
             zooming,
             _between(low, high, third),
-            self._capped(jnp.asarray(self.increase_factor) * step),
+            capped(jnp.asarray(self.increase_factor) * step, self.max_learning_rate),
         )
         at_limit = jnp.asarray(False)
         if self.max_learning_rate is not None:
@@ -189,11 +189,6 @@ class ScaleByZoomLinesearch(AbstractLinesearch[_Zoom]):
             rank=rank,
             num_trials=num_trials,
         ), answer
-
-    def _capped(self, step: Float[Array, ""]) -> Float[Array, ""]:
-        if self.max_learning_rate is None:
-            return step
-        return jnp.minimum(step, jnp.asarray(self.max_learning_rate))
 
     def _floor(self, origin: Origin) -> Float[Array, ""]:
         if self.approx_dec_rtol is None:
