@@ -209,10 +209,11 @@ class ScaleByGaLore(AbstractTransformation[ScaleByGaLoreState]):
 
     **Arguments:**
 
-    - `rank`: the rank $r$, at least 1; of a smaller matrix, all of it.
+    - `rank`: the number of directions $r$, at least 1; of a smaller matrix, all of it.
     - `update_proj_gap`: the number of steps from one projector to the next, at least 1.
-    - `scale`: the factor $\alpha \ge 0$.
-    - `base_optimizer`: the rule, any transformation; `None` is [`eqopt.ScaleByAdam`][].
+    - `scale`: the factor of the updates of matrices, $\alpha \ge 0$.
+    - `base_optimizer`: the rule, any transformation whose updates point uphill; `None` is
+        [`eqopt.ScaleByAdam`][].
     - `weight_dimension_numbers`: what of a parameter is a matrix: a tree of
         [`eqopt.MuonDimensionNumbers`][] and `None`, possibly a prefix, or a function from the
         parameters to one. `None` is for parameters with two axes. Each index of the batch axes has

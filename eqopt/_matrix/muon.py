@@ -83,10 +83,12 @@ class ScaleByMuon(AbstractTransformation[ScaleByMuonState]):
 
     - `ns_coeffs`: the numbers $a$, $b$, $c$, or those of each step: `((a, b, c), (a, b, c), ...)`;
         also `"standard"`, which is the default, and `"dion"`, five steps of their own.
-    - `ns_steps`: the number of steps, at least 1; not used where each step has its own numbers.
+    - `ns_steps`: the number of steps of the iteration, at least 1; not used where each step has its
+        own numbers.
     - `beta`: the decay $\beta$ of the average, in $[0, 1)$.
     - `eps`: $\epsilon \ge 0$, added to the norm.
-    - `mu_dtype`: the dtype of $m$; `None` is the parameter's, and float32 for half precision.
+    - `mu_dtype`: the dtype of the average gradient $m$; `None` is the parameter's, and float32 for
+        half precision.
     - `nesterov`: whether to look ahead, with
         $\beta m_t / (1 - \beta^{t+1}) + (1 - \beta) g_t / (1 - \beta^t)$ for the average.
     - `adaptive`: whether to multiply by the real part of

@@ -64,7 +64,7 @@ class AdamW(AbstractOptimizer[_AdamWState]):
         precision.
     - `weight_decay`: the decay, in proportion to the learning rate, not negative.
     - `mask`: what decays: a selector, a function from the parameters to booleans, or a tree of
-        booleans; `None` is everything.
+        booleans, possibly a prefix; `None` is everything.
     - `nesterov`: whether to look ahead, as Nesterov's momentum does.
     """
 
@@ -132,7 +132,7 @@ class NAdamW(AbstractOptimizer[_AdamWState]):
         precision.
     - `weight_decay`: the decay, in proportion to the learning rate, not negative.
     - `mask`: what decays: a selector, a function from the parameters to booleans, or a tree of
-        booleans; `None` is everything.
+        booleans, possibly a prefix; `None` is everything.
     - `nesterov`: whether to look ahead, as Nesterov's momentum does.
     """
 

@@ -26,7 +26,7 @@ class Adamax(AbstractOptimizer[_AdamaxState]):
     - `learning_rate`: the rate, a number or a schedule, not negative.
     - `b1`: the decay of the average gradient, in $[0, 1)$.
     - `b2`: the decay of the largest gradient, in $[0, 1)$.
-    - `eps`: added to the modulus of each gradient, not negative.
+    - `eps`: added to the modulus of each gradient, not negative, as in torch; the paper has none.
     """
 
     learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)
@@ -51,10 +51,10 @@ class AdamaxW(AbstractOptimizer[_AdamaxWState]):
     - `learning_rate`: the rate, a number or a schedule, not negative.
     - `b1`: the decay of the average gradient, in $[0, 1)$.
     - `b2`: the decay of the largest gradient, in $[0, 1)$.
-    - `eps`: added to the modulus of each gradient, not negative.
+    - `eps`: added to the modulus of each gradient, not negative, as in torch; the paper has none.
     - `weight_decay`: the decay, in proportion to the learning rate, not negative.
     - `mask`: what decays: a selector, a function from the parameters to booleans, or a tree of
-        booleans; `None` is everything.
+        booleans, possibly a prefix; `None` is everything.
     """
 
     learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)

@@ -26,11 +26,12 @@ class ADOPT(AbstractOptimizer[_State]):
     - `b1`: the decay of the average, in $[0, 1)$.
     - `b2`: the decay of the average squared gradient, in $[0, 1)$.
     - `eps`: the least divisor, not negative.
-    - `mu_dtype`: the dtype of the average; `None` is the parameter's, and float32 for half
+    - `mu_dtype`: the dtype of the average gradient; `None` is the parameter's, and float32 for half
         precision.
     - `nesterov`: whether to look ahead, as Nesterov's momentum does.
     - `use_clipping`: whether each gradient, so divided, is clipped.
-    - `clip_value_fn`: to what it is clipped: a schedule, or a function of the count.
+    - `clip_value_fn`: the limit, not negative: an [`eqopt.AbstractSchedule`][], or a function of
+        the count, which is static; by default [`eqopt.clip_value_pow`][].
     """
 
     learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)

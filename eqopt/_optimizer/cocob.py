@@ -25,11 +25,12 @@ class COCOB(AbstractOptimizer[_State]):
 
     - `learning_rate`: the weight of each gradient, a number or a schedule, not negative. One and
         the same for all matters only against `eps`, where gradients are tiny.
-    - `alpha`: keeps the first steps small: to about `1 / alpha`. Not negative.
+    - `alpha`: keeps the first bets small, not negative: at first, a parameter moves by about `1 /
+        alpha` a step.
     - `eps`: the least scale of the gradients, positive.
     - `weight_decay`: the factor of an added l2 penalty, not negative.
     - `mask`: what decays: a selector, a function from the parameters to booleans, or a tree of
-        booleans; `None` is everything.
+        booleans, possibly a prefix; `None` is everything.
     """
 
     learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate, default=1.0)

@@ -64,7 +64,7 @@ class Prodigy(AbstractOptimizer[_ProdigyState]):
         second of `betas`.
     - `eps`: added to the root of the average square, times the estimate; positive.
     - `estim_lr0`: the rate to begin with, positive, and rather too small.
-    - `estim_lr_coef`: a factor of the estimates, positive.
+    - `estim_lr_coef`: a factor of the estimates, positive. If anything is to be tuned, it is this.
     - `weight_decay`: the decay, in proportion to the rate that is found, not negative.
     - `safeguard_warmup`: whether a long warm-up is kept from making the estimate too large.
     """

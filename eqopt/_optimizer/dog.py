@@ -40,11 +40,13 @@ class DoG(AbstractOptimizer[_DoGState]):
     **Arguments:**
 
     - `learning_rate`: a factor of the steps, a number or a schedule, not negative.
-    - `init_step`: how to begin; see [`eqopt.ScaleByDoG`][].
+    - `init_step`: how to begin: an [`eqopt.InitialDistance`][], an
+        [`eqopt.InitialDistanceHeuristic`][] or an [`eqopt.InitialLearningRate`][]. (The pairs
+        `("distance", x)`, `("heuristic", x)` and `("learning_rate", x)` are understood too.)
     - `eps`: added to the sum of the squared norms, not negative.
     - `weight_decay`: the factor of an added l2 penalty, not negative; `None` is none.
     - `mask`: what decays: a selector, a function from the parameters to booleans, or a tree of
-        booleans; `None` is everything.
+        booleans, possibly a prefix; `None` is everything.
     """
 
     learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate, default=1.0)
@@ -76,7 +78,7 @@ class DoWG(AbstractOptimizer[_DoWGState]):
     - `eps`: added to the root of the weighted sum, positive.
     - `weight_decay`: the factor of an added l2 penalty, not negative; `None` is none.
     - `mask`: what decays: a selector, a function from the parameters to booleans, or a tree of
-        booleans; `None` is everything.
+        booleans, possibly a prefix; `None` is everything.
     """
 
     learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate, default=1.0)

@@ -33,17 +33,18 @@ class GaLore(AbstractOptimizer[_State]):
 
     - `learning_rate`: the rate, a number or a schedule, not negative. For a base optimizer that has
         one of its own, see [`eqopt.ScaleByGaLore`][].
-    - `rank`: the number of directions, at least 1.
-    - `update_proj_gap`: the number of steps for which they stay, at least 1.
+    - `rank`: the number of directions, at least 1; of a smaller matrix, all of it.
+    - `update_proj_gap`: the number of steps from one projector to the next, at least 1.
     - `scale`: the factor of the updates of matrices, not negative.
     - `base_optimizer`: the rule, any transformation whose updates point uphill; `None` is
         [`eqopt.ScaleByAdam`][].
     - `weight_decay`: the decay, in proportion to the learning rate, not negative.
     - `mask`: what decays: a selector, a function from the parameters to booleans, or a tree of
-        booleans; `None` is everything.
+        booleans, possibly a prefix; `None` is everything.
     - `weight_dimension_numbers`: what of a parameter is a matrix: a tree of
         [`eqopt.MuonDimensionNumbers`][] and `None`, possibly a prefix, or a function from the
-        parameters to one. `None` is for parameters with two axes.
+        parameters to one. `None` is for parameters with two axes. Each index of the batch axes has
+        a projector of its own.
     """
 
     learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)

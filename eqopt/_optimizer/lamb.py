@@ -32,7 +32,7 @@ class LAMB(AbstractOptimizer[_State]):
     - `eps_root`: added under that root, not negative.
     - `weight_decay`: the decay, not negative; part of what is made as long as the parameter.
     - `mask`: what decays: a selector, a function from the parameters to booleans, or a tree of
-        booleans; `None` is everything.
+        booleans, possibly a prefix; `None` is everything.
 
     ??? cite "Reference"
         You, Li, Reddi, Hseu, Kumar, Bhojanapalli, Song, Demmel, Keutzer and Hsieh, *Large Batch

@@ -41,11 +41,11 @@ class LARS(AbstractOptimizer[_State]):
         tree of booleans; `None` is everything.
     - `trust_coefficient`: the length of a step, over that of the parameter, at a rate of 1; not
         negative.
-    - `eps`: added to the gradient's norm, not negative.
+    - `eps`: added to the norm of the update, not negative.
     - `trust_ratio_mask`: whose steps are scaled so, as for `weight_decay_mask`. The rest, often
         biases and the weights of normalization, steps by the plain gradient.
     - `momentum`: the momentum's factor, in $[0, 1]$.
-    - `nesterov`: whether the momentum is Nesterov's.
+    - `nesterov`: whether to look ahead, as Nesterov's momentum does.
 
     ??? cite "Reference"
         You, Gitman and Ginsburg, *Large Batch Training of Convolutional Networks*, 2017,

@@ -25,7 +25,8 @@ class MoMo(AbstractOptimizer[_MoMoState]):
     - `learning_rate`: the largest step size, a number or a schedule, not negative; rather too
         large.
     - `beta`: the decay of the averages, in $[0, 1)$.
-    - `lower_bound`: the least value that the objective can have, or a bound below it.
+    - `lower_bound`: the least value that the objective can have, or a bound below it. Where the
+        objective goes below it, the steps end.
     - `weight_decay`: the decay, in proportion to the learning rate, not negative.
     - `adapt_lower_bound`: whether to estimate a better bound on the way.
 
@@ -54,7 +55,7 @@ class MoMoAdam(AbstractOptimizer[_MoMoAdamState]):
 
     - `learning_rate`: the largest step size, a number or a schedule, not negative; rather too
         large.
-    - `b1`: the decay of the averages of gradients and values, in $[0, 1)$.
+    - `b1`: the decay of the averages of gradients, values and products, in $[0, 1)$.
     - `b2`: the decay of the average squared gradient, in $[0, 1)$.
     - `eps`: added to the root of the average square, positive.
     - `lower_bound`: the least value that the objective can have, or a bound below it.

@@ -46,7 +46,8 @@ class Muon(AbstractOptimizer[PartitionState]):
     - `learning_rate`: the rate, a number or a schedule, not negative.
     - `ns_coeffs`: the coefficients of the iteration, three numbers, or three for each step, or
         `"dion"`.
-    - `ns_steps`: the number of its steps, at least 1; not used where each step has its own numbers.
+    - `ns_steps`: the number of steps of the iteration, at least 1; not used where each step has its
+        own numbers.
     - `beta`: the decay of the average gradient of matrices, in $[0, 1)$.
     - `eps`: added to the norm of a matrix, and to Adam's root, not negative.
     - `weight_decay`: the decay of matrices, in proportion to the learning rate, not negative.

@@ -29,9 +29,11 @@ class PolyakSGD(AbstractOptimizer[_State]):
     - `max_learning_rate`: the largest step size $\gamma_{\max}$, before it is scaled; positive.
     - `scaling`: the factor $s_t \ge 0$, a number or a schedule. A convex objective converges with
         factors below 2.
-    - `f_min`: the least value of the objective, $f_\star$, or a guess of it.
+    - `f_min`: the least value of the objective, or a guess of it. It is 0 for models that can fit
+        all their data.
     - `eps`: added to the denominator, $\epsilon \ge 0$.
-    - `variant`: `"sps"`, or `"sps+"` for no step where $f_t < f_\star$.
+    - `variant`: `"sps"`, or `"sps+"` for a step size of 0 where $f < f_\star$; with `"sps"` it is
+        negative there.
 
     Its `update` needs `value`; `step` passes it.
     """

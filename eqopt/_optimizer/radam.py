@@ -23,10 +23,12 @@ class RAdam(AbstractOptimizer[_State]):
 
     - `learning_rate`: the rate, a number or a schedule, not negative.
     - `b1`: the decay of the average gradient, in $[0, 1)$.
-    - `b2`: the decay of the average squared gradient, in $[0, 1)$.
+    - `b2`: the decay of the average squared gradient, in $[0, 1)$. Up to 0.6, no step is ever
+        rescaled.
     - `eps`: added to the root of the average square, not negative.
     - `eps_root`: added under that root, not negative.
-    - `threshold`: how many squares their average must amount to, not negative.
+    - `threshold`: how many squares their average must amount to, not negative, for a step to be
+        rescaled. What is below 4 counts as 4.
     - `nesterov`: whether to look ahead, as Nesterov's momentum does.
     """
 

@@ -34,13 +34,13 @@ class RMSProp(AbstractOptimizer[_State]):
     **Arguments:**
 
     - `learning_rate`: the rate, a number or a schedule, not negative.
-    - `decay`: the decay of the average of squares, in $[0, 1)$.
+    - `decay`: the decay of the averages, in $[0, 1)$.
     - `eps`: added to the denominator, not negative.
     - `initial_scale`: the average of squares to begin with, not negative.
     - `eps_in_sqrt`: whether `eps` is added under the root, or to it, as torch does.
     - `centered`: whether to divide by the standard deviation instead.
     - `momentum`: the momentum's factor, in $[0, 1]$; `None` is none.
-    - `nesterov`: whether the momentum is Nesterov's.
+    - `nesterov`: whether to look ahead, as Nesterov's momentum does.
     - `bias_correction`: whether the averages are debiased.
     """
 

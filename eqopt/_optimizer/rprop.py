@@ -21,7 +21,8 @@ class Rprop(AbstractOptimizer[_State]):
 
     **Arguments:**
 
-    - `learning_rate`: the step size to begin with, a positive number.
+    - `learning_rate`: the step size to begin with, positive. Once the state is made, another has no
+        effect.
     - `eta_minus`: what a step size is multiplied by where the sign changes, in $(0, 1)$.
     - `eta_plus`: what it is multiplied by where the sign stays the same, greater than 1.
     - `min_step_size`: the least step size, not negative.

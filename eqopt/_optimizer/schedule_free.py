@@ -95,11 +95,11 @@ class ScheduleFreeAdamW(AbstractOptimizer[_AdamWState]):
     - `warmup_steps`: the number of steps $W$ in which the rate rises; `None` is none.
     - `b1`: the part of the average in the point at which gradients are taken, in $[0, 1)$.
     - `b2`: the decay of the average squared gradient, in $[0, 1)$.
-    - `eps`: added to the root of the average square, not negative.
+    - `eps`: added to the denominator, not negative.
     - `weight_decay`: the decay, in proportion to the learning rate, not negative.
     - `weight_lr_power`: the power of the learning rate in the weights of the average, not negative.
-    - `state_dtype`: the dtype of the average's memory; `None` is the parameter's, and float32 for
-        half precision.
+    - `state_dtype`: the dtype of the memory; `None` is the parameter's, and float32 for half
+        precision.
     """
 
     learning_rate: Scalar = eqx.field(converter=non_negative("learning_rate"), default=0.0025)

@@ -28,9 +28,9 @@ class SGD(AbstractOptimizer[_State]):
 
     **Arguments:**
 
-    - `learning_rate`: the rate $\gamma_t \ge 0$, a number or a schedule.
+    - `learning_rate`: the rate $\gamma_t$, a number or a schedule, not negative.
     - `momentum`: the factor $\mu$, in $[0, 1]$; `None` is none, and needs no memory.
-    - `nesterov`: whether the momentum is Nesterov's.
+    - `nesterov`: whether to look ahead, as Nesterov's momentum does.
     - `accumulator_dtype`: the dtype of the momentum; `None` is the parameter's, and float32 for
         half precision.
     """

@@ -45,11 +45,14 @@ class Sophia(AbstractOptimizer[_State]):
     - `weight_decay`: the decay, in proportion to the learning rate, not negative.
     - `weight_decay_mask`: what decays: a selector, a function from the parameters to booleans, or a
         tree of booleans; `None` is everything.
-    - `gamma`: the factor of the curvature, positive.
-    - `clip_threshold`: the limit, positive; `None` is none.
+    - `gamma`: the factor of the curvature, positive. With a larger one more entries stay within the
+        limit; the paper wants between a tenth and a half of them to.
+    - `clip_threshold`: the limit, positive; `None` is none, and then a step is as large as `1 /
+        eps` wherever no positive curvature has been seen.
     - `update_interval`: the number of steps between estimates of the curvature, at least 1.
-    - `hessian_diagonal_fn`: makes these estimates; by default
-        [`eqopt.HutchinsonEstimatorDiagHessian`][].
+    - `hessian_diagonal_fn`: makes the estimates: a transformation that replaces the updates by
+        them, given the gradient and what `update` was given; by default
+        [`eqopt.HutchinsonEstimatorDiagHessian`][]. It is not computed in the steps between.
     - `mu_dtype`: the dtype of the average gradient; `None` is the parameter's, and float32 for half
         precision.
     """

@@ -67,9 +67,9 @@ class ScaleByACProp(AbstractLeafwise[ScaleByACPropState]):
     **Arguments:**
 
     - `b1`: the decay $\beta_1$ of the average gradient, in $[0, 1)$.
-    - `b2`: the decay $\beta_2$ of the average squared distance, in $[0, 1)$.
-    - `eps`: $\epsilon \ge 0$, added to the root.
-    - `eps_root`: $\bar\epsilon \ge 0$, added to the average at each step.
+    - `b2`: the decay $\beta_2$ of the average squared distance from it, in $[0, 1)$.
+    - `eps`: added to the root of that average, $\epsilon \ge 0$.
+    - `eps_root`: added to that average at each step, $\bar\epsilon \ge 0$.
 
     !!! note
         The distance is from $m_{t-1}$, as in optax's code; in its formula, and in

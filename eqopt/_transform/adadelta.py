@@ -56,8 +56,8 @@ class ScaleByAdadelta(AbstractLeafwise[ScaleByAdadeltaState]):
     **Arguments:**
 
     - `rho`: the decay $\rho$ of both averages, in $[0, 1)$.
-    - `eps`: $\epsilon > 0$. The first steps are as long as it allows: without it there would be
-        none.
+    - `eps`: added to both averages under the root, $\epsilon > 0$. The first steps are as long as
+        it allows: without it there would be none.
 
     !!! note
         Of complex gradients the squared modulus is averaged, as in every other transformation;

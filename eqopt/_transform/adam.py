@@ -66,10 +66,10 @@ class ScaleByAdam(AbstractLeafwise[ScaleByAdamState]):
 
     - `b1`: the decay $\beta_1$ of the average gradient, in $[0, 1)$.
     - `b2`: the decay $\beta_2$ of the average squared gradient, in $[0, 1)$.
-    - `eps`: $\epsilon \ge 0$, added to the root; bounds the updates where gradients are tiny.
-    - `eps_root`: $\bar\epsilon \ge 0$, added under the root.
-    - `mu_dtype`: the dtype of $m$; `None` is the parameter's, and float32 for half
-        precision.
+    - `eps`: added to the root of the average square, $\epsilon \ge 0$.
+    - `eps_root`: added under that root, $\bar\epsilon \ge 0$.
+    - `mu_dtype`: the dtype of the average gradient $m$; `None` is the parameter's, and float32 for
+        half precision.
     - `nesterov`: whether to look ahead, as Nesterov's momentum does.
 
     !!! note

@@ -58,7 +58,7 @@ class ScaleByAdamax(AbstractLeafwise[ScaleByAdamaxState]):
 
     - `b1`: the decay $\beta_1$ of the average gradient, in $[0, 1)$.
     - `b2`: the decay $\beta_2$ of the largest gradient, in $[0, 1)$.
-    - `eps`: $\epsilon \ge 0$, added to the modulus of each gradient, as in torch; the paper has
+    - `eps`: added to the modulus of each gradient, $\epsilon \ge 0$, as in torch; the paper has
         none.
 
     ??? cite "Reference"

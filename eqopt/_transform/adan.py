@@ -89,8 +89,8 @@ class ScaleByAdan(AbstractLeafwise[ScaleByAdanState]):
     - `b1`: the decay $\beta_1$ of the average gradient, in $[0, 1)$.
     - `b2`: the decay $\beta_2$ of the average change, in $[0, 1)$; also how far to look ahead.
     - `b3`: the decay $\beta_3$ of the average square, in $[0, 1)$.
-    - `eps`: $\epsilon \ge 0$, added to the root.
-    - `eps_root`: $\bar\epsilon \ge 0$, added under the root.
+    - `eps`: added to the root of that average, $\epsilon \ge 0$.
+    - `eps_root`: added under that root, $\bar\epsilon \ge 0$.
 
     !!! note
         The paper's $\beta_i$ are one minus these, and so it has $1 - \beta_2$ where $\beta_2$ is

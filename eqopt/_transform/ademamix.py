@@ -85,11 +85,10 @@ class ScaleByAdEMAMix(AbstractLeafwise[ScaleByAdEMAMixState]):
 
     - `b1`: the decay $\beta_1$ of the fast average, in $[0, 1)$.
     - `b2`: the decay $\beta_2$ of the average squared gradient, in $[0, 1)$.
-    - `b3`: the decay $\beta_3$ of the slow average: a number in $[0, 1)$, a schedule, or a function
-        of the count.
+    - `b3`: the decay $\beta_3$ of the slow average, a number in $[0, 1)$ or a schedule.
     - `alpha`: the weight $\alpha \ge 0$ of the slow average; it too may follow a schedule.
-    - `eps`: $\epsilon \ge 0$, added to the root.
-    - `eps_root`: $\bar\epsilon \ge 0$, added under the root.
+    - `eps`: added to the root of the average square, $\epsilon \ge 0$.
+    - `eps_root`: added under that root, $\bar\epsilon \ge 0$.
     - `mu_dtype`: the dtype of both averages; `None` is the parameter's, and float32 for half
         precision.
 
@@ -188,12 +187,11 @@ class ScaleBySimplifiedAdEMAMix(AbstractLeafwise[ScaleBySimplifiedAdEMAMixState]
 
     **Arguments:**
 
-    - `b1`: the decay $\beta_1$ of the sum, in $[0, 1)$.
+    - `b1`: the decay $\beta_1$ of the sum of gradients, in $[0, 1)$.
     - `b2`: the decay $\beta_2$ of the average squared gradient, in $[0, 1)$.
-    - `alpha`: the additional weight $\alpha \ge 0$ of the newest gradient: a number, a schedule, or
-        a function of the count.
-    - `eps`: $\epsilon \ge 0$, added to the root.
-    - `eps_root`: $\bar\epsilon \ge 0$, added under the root.
+    - `alpha`: the additional weight of the newest gradient, a number or a schedule, $\alpha \ge 0$.
+    - `eps`: added to the root of the average square, $\epsilon \ge 0$.
+    - `eps_root`: added under that root, $\bar\epsilon \ge 0$.
 
     !!! note
         $m$ is a sum and no average. With $\alpha = 0$ the updates are those of

@@ -84,15 +84,15 @@ class ScaleByADOPT(AbstractLeafwise[ScaleByADOPTState]):
     **Arguments:**
 
     - `b1`: the decay $\beta_1$ of the average, in $[0, 1)$.
-    - `b2`: the decay $\beta_2$ of the average square, in $[0, 1)$.
+    - `b2`: the decay $\beta_2$ of the average squared gradient, in $[0, 1)$.
     - `eps`: the least divisor $\epsilon \ge 0$.
-    - `mu_dtype`: the dtype of $m$; `None` is the parameter's, and float32 for half
-        precision.
+    - `mu_dtype`: the dtype of the average gradient $m$; `None` is the parameter's, and float32 for
+        half precision.
     - `nesterov`: whether the update is $\beta_1 m_t$ and $1 - \beta_1$ of what has just been
         averaged, as of Nesterov's momentum.
-    - `use_clipping`: whether to clip at all.
-    - `clip_value_fn`: the limit $c_t \ge 0$: an [`eqopt.AbstractSchedule`][], or a function of the
-        count $t$; by default [`eqopt.clip_value_pow`][]. A function is static.
+    - `use_clipping`: whether each gradient, so divided, is clipped.
+    - `clip_value_fn`: the limit, $c_t \ge 0$: an [`eqopt.AbstractSchedule`][], or a function of the
+        count, which is static; by default [`eqopt.clip_value_pow`][].
 
     ??? cite "Reference"
         Taniguchi et al., *ADOPT: Modified Adam Can Converge with Any $\beta_2$ with the Optimal

@@ -72,12 +72,13 @@ class ScaleByAMSGrad(AbstractLeafwise[ScaleByAMSGradState]):
 
     - `b1`: the decay $\beta_1$ of the average gradient, in $[0, 1)$.
     - `b2`: the decay $\beta_2$ of the average squared gradient, in $[0, 1)$.
-    - `eps`: $\epsilon \ge 0$, added to the root.
-    - `eps_root`: $\bar\epsilon \ge 0$, added under the root.
-    - `mu_dtype`: the dtype of $m$; `None` is the parameter's, and float32 for half
-        precision.
-    - `bias_correction_mu`: whether $m_t$ is debiased.
-    - `bias_correction_nu`: whether $v_t$ is debiased, before the maximum is taken.
+    - `eps`: added to the root of the largest average square, $\epsilon \ge 0$.
+    - `eps_root`: added under that root, $\bar\epsilon \ge 0$.
+    - `mu_dtype`: the dtype of the average gradient $m$; `None` is the parameter's, and float32 for
+        half precision.
+    - `bias_correction_mu`: whether the average gradient $m_t$ is debiased.
+    - `bias_correction_nu`: whether the average squared gradient $v_t$ is debiased, before the
+        maximum is taken.
 
     !!! note
         The paper debiases neither. The rule here is optax's. torch's `Adam(amsgrad=True)` takes the

@@ -47,8 +47,8 @@ class Trace(AbstractLeafwise[TraceState]):
 
     - `decay`: the factor $\mu$, in $[0, 1]$.
     - `nesterov`: whether to look ahead, as Nesterov's momentum does.
-    - `accumulator_dtype`: the dtype of $m$; `None` is the parameter's, and float32 for half
-        precision.
+    - `accumulator_dtype`: the dtype of the momentum $m$; `None` is the parameter's, and float32 for
+        half precision.
 
     ??? cite "Reference"
         Sutskever, Martens, Dahl and Hinton, *On the importance of initialization and momentum in
@@ -105,8 +105,8 @@ class EMA(AbstractLeafwise[EMAState]):
 
     - `decay`: the factor $\delta$, in $[0, 1)$.
     - `debias`: whether to divide by the sum of the weights, so that a constant stays itself.
-    - `accumulator_dtype`: the dtype of $m$; `None` is the parameter's, and float32 for half
-        precision.
+    - `accumulator_dtype`: the dtype of the average $m$; `None` is the parameter's, and float32 for
+        half precision.
     """
 
     decay: Scalar = eqx.field(converter=decay_factor("decay"))

@@ -68,9 +68,9 @@ class ScaleByBelief(AbstractLeafwise[ScaleByBeliefState]):
     **Arguments:**
 
     - `b1`: the decay $\beta_1$ of the average gradient, in $[0, 1)$.
-    - `b2`: the decay $\beta_2$ of the average squared distance, in $[0, 1)$.
-    - `eps`: $\epsilon \ge 0$, added to the root.
-    - `eps_root`: $\bar\epsilon \ge 0$, added to the average at each step.
+    - `b2`: the decay $\beta_2$ of the average squared distance from it, in $[0, 1)$.
+    - `eps`: added to the root of that average, $\epsilon \ge 0$.
+    - `eps_root`: added to that average at each step, $\bar\epsilon \ge 0$.
     - `nesterov`: whether to look ahead, as Nesterov's momentum does.
 
     !!! note

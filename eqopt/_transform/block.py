@@ -54,7 +54,7 @@ class ScaleByTrustRatio(AbstractLeafwise[EmptyState]):
 
     - `min_norm`: the least norm $n \ge 0$.
     - `trust_coefficient`: the factor $\eta \ge 0$.
-    - `eps`: $\epsilon \ge 0$, added to the norm of the update.
+    - `eps`: added to the norm of the update, $\epsilon \ge 0$.
     - `weight_decay`: the decay $\lambda \ge 0$; `None` is none. (With
         [`eqopt.AddDecayedWeights`][] before, the ratio is to the norm of the sum, as in optax.)
     - `zeros_move`: whether a parameter whose norm is 0 has the ratio 1; otherwise it has the ratio

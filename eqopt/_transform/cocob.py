@@ -94,9 +94,9 @@ class ScaleByCOCOB(AbstractLeafwise[ScaleByCOCOBState]):
 
     **Arguments:**
 
-    - `alpha`: the factor $\alpha \ge 0$ that keeps the first bets small: at first, a parameter
-        moves by about $1 / \alpha$ a step.
-    - `eps`: $\epsilon > 0$, the least scale of the gradients, against division by zero.
+    - `alpha`: keeps the first bets small, $\alpha \ge 0$: at first, a parameter moves by about `1 /
+        alpha` a step.
+    - `eps`: the least scale of the gradients, $\epsilon > 0$.
 
     Raises a `ValueError` if `update` is given no parameters.
 

@@ -181,13 +181,13 @@ class ScaleByDAdaptAdam(AbstractTransformation[ScaleByDAdaptAdamState]):
 
     **Arguments:**
 
-    - `learning_rate`: the factor $\eta_t \ge 0$: a number, an [`eqopt.AbstractSchedule`][], or a
-        function of the count.
-    - `betas`: the pair of decays $\beta_1$ and $\beta_2$, each in $[0, 1)$.
-    - `eps`: $\epsilon > 0$.
-    - `estim_lr0`: the estimate $d_1$ to begin with, positive. It grows from there, and should be
-        too small rather than too large.
-    - `weight_decay`: the factor $\lambda \ge 0$.
+    - `learning_rate`: a factor of the rate that is found, a number or a schedule, $\eta_t \ge 0$. A
+        schedule should have its peak at 1.
+    - `betas`: the decays of the average gradient and of the average squared gradient, a pair, each
+        in $[0, 1)$.
+    - `eps`: added to the root of the average square, $\epsilon > 0$.
+    - `estim_lr0`: the rate to begin with, $d_1 > 0$, and rather too small.
+    - `weight_decay`: the decay, in proportion to the rate that is found, $\lambda \ge 0$.
 
     Raises a `ValueError` if `update` is given no parameters.
 
@@ -293,17 +293,17 @@ class ScaleByProdigy(AbstractTransformation[ScaleByProdigyState]):
 
     **Arguments:**
 
-    - `learning_rate`: the factor $\eta_t \ge 0$: a number, an [`eqopt.AbstractSchedule`][], or a
-        function of the count.
-    - `betas`: the pair of decays $\beta_1$ and $\beta_2$, each in $[0, 1)$.
-    - `beta3`: the decay $\beta_3$ of what the estimate is made of, in $[0, 1)$; `None` is
-        $\sqrt{\beta_2}$.
-    - `eps`: $\epsilon > 0$.
-    - `estim_lr0`: the estimate $d_1$ to begin with, positive, and rather too small.
-    - `estim_lr_coef`: the factor $c > 0$ of the estimates. If anything is to be tuned, it is this.
-    - `weight_decay`: the factor $\lambda \ge 0$.
-    - `safeguard_warmup`: whether to leave the learning rate out of $s_t$, so that a long warm-up
-        does not make the estimate too large.
+    - `learning_rate`: a factor of the rate that is found, a number or a schedule, $\eta_t \ge 0$. A
+        schedule should have its peak at 1.
+    - `betas`: the decays of the average gradient and of the average squared gradient, a pair, each
+        in $[0, 1)$.
+    - `beta3`: the decay $\beta_3$ of what the estimate is made of, in $[0, 1)$; `None` is the root
+        of the second of `betas`.
+    - `eps`: added to the root of the average square, times the estimate; positive.
+    - `estim_lr0`: the rate to begin with, $d_1 > 0$, and rather too small.
+    - `estim_lr_coef`: a factor of the estimates, $c > 0$. If anything is to be tuned, it is this.
+    - `weight_decay`: the decay, in proportion to the rate that is found, $\lambda \ge 0$.
+    - `safeguard_warmup`: whether a long warm-up is kept from making the estimate too large.
 
     Raises a `ValueError` if `update` is given no parameters.
 

@@ -30,7 +30,7 @@ class AddDecayedWeights(AbstractLeafwise[EmptyState]):
 
     **Arguments:**
 
-    - `weight_decay`: the factor $\lambda \ge 0$.
+    - `weight_decay`: the factor of the decay, $\lambda \ge 0$.
     - `mask`: what decays: a selector, a function from the parameters to booleans, or a tree of
         booleans, possibly a prefix; `None` is everything.
 

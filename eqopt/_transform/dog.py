@@ -157,7 +157,7 @@ class ScaleByDoG(AbstractTransformation[ScaleByDoGState]):
     - `init_step`: how to begin: an [`eqopt.InitialDistance`][], an
         [`eqopt.InitialDistanceHeuristic`][] or an [`eqopt.InitialLearningRate`][]. (The pairs
         `("distance", x)`, `("heuristic", x)` and `("learning_rate", x)` are understood too.)
-    - `eps`: $\epsilon \ge 0$.
+    - `eps`: added to the sum of the squared norms, $\epsilon \ge 0$.
 
     Raises a `ValueError` if `update` is given no parameters.
 
@@ -221,7 +221,7 @@ class ScaleByDoWG(AbstractTransformation[ScaleByDoWGState]):
     **Arguments:**
 
     - `init_estim_sq_dist`: the squared distance to begin with, positive; `None` is `eps`.
-    - `eps`: $\epsilon > 0$.
+    - `eps`: added to the root of the weighted sum, $\epsilon > 0$.
 
     Raises a `ValueError` if `update` is given no parameters.
 

@@ -145,7 +145,7 @@ class ScaleByFactoredRMS(AbstractLeafwise[ScaleByFactoredRMSState]):
     **Arguments:**
 
     - `factored`: whether to factor at all.
-    - `decay_rate`: the exponent $d \ge 0$.
+    - `decay_rate`: the exponent of the average's decay, $d \ge 0$.
     - `step_offset`: the number $t_0$ of steps after which the decay begins anew, for fine-tuning
         with a state that has counted them already. Until then, $\beta_t = 0$. Where it is
         negative, the decay begins as if $-t_0$ steps had been taken.

@@ -203,18 +203,18 @@ class ScaleBySophia(AbstractTransformation[ScaleBySophiaState[State]], Generic[S
     **Arguments:**
 
     - `b1`: the decay $\beta_1$ of the average gradient, in $[0, 1)$.
-    - `b2`: the decay $\beta_2$ of the average curvature, in $[0, 1)$.
+    - `b2`: the decay $\beta_2$ of the average curvature, in $[0, 1)$, for each estimate.
     - `eps`: the least denominator $\epsilon$, positive.
     - `gamma`: the factor $\gamma$ of the curvature, positive. With a larger one more entries stay
         within the limit; the paper wants between a tenth and a half of them to.
     - `clip_threshold`: the limit $\rho$, positive; `None` is none, and then a step is as large as
-        $1 / \epsilon$ wherever no positive curvature has been seen.
-    - `update_interval`: the number $k$ of steps between estimates, at least 1.
+        `1 / eps` wherever no positive curvature has been seen.
+    - `update_interval`: the number of steps between estimates of the curvature, at least 1.
     - `hessian_diagonal_fn`: makes the estimates: a transformation that replaces the updates by
         them, given the gradient and what `update` was given; by default
         [`eqopt.HutchinsonEstimatorDiagHessian`][]. It is not computed in the steps between.
-    - `mu_dtype`: the dtype of $m$; `None` is the parameter's, and float32 for half
-        precision.
+    - `mu_dtype`: the dtype of the average gradient $m$; `None` is the parameter's, and float32 for
+        half precision.
 
     Raises a `ValueError` if `update` is given no parameters, or lacks what the estimate needs,
     which is `value_fn`; `step` passes it.

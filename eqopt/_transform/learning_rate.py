@@ -40,8 +40,7 @@ class ScaleByLearningRate(AbstractLeafwise[ScaleByLearningRateState]):
 
     **Arguments:**
 
-    - `learning_rate`: the rate $\gamma_t \ge 0$: a number, an [`eqopt.AbstractSchedule`][], or a
-        function of the count.
+    - `learning_rate`: the rate $\gamma_t$, a number or a schedule, not negative.
     - `flip_sign`: whether to flip the sign; `False` goes uphill.
     """
 

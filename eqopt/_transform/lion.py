@@ -108,7 +108,7 @@ class ScaleByLion(AbstractLeafwise[ScaleByLionState]):
 
     - `b1`: the weight $\beta_1$ of the average in the update, in $[0, 1)$.
     - `b2`: the decay $\beta_2$ of the average, in $[0, 1)$.
-    - `mu_dtype`: the dtype of $m$; `None` is the parameter's, and float32 for half
+    - `mu_dtype`: the dtype of the average $m$; `None` is the parameter's, and float32 for half
         precision.
     - `mode`: what stands for the sign: [`eqopt.lion_hard`][], [`eqopt.lion_smooth`][],
         [`eqopt.lion_refined`][], or a function `mode(x, beta)`. (`"hard"`, `"smooth"` and

@@ -91,10 +91,9 @@ class ScaleByMADGRAD(AbstractLeafwise[ScaleByMADGRADState]):
 
     **Arguments:**
 
-    - `learning_rate`: the rate $\gamma_t \ge 0$: a number, an [`eqopt.AbstractSchedule`][], or a
-        function of the count.
-    - `momentum`: the factor $\mu$, in $[0, 1)$.
-    - `eps`: $\epsilon \ge 0$, added to the cube root, and to the rate.
+    - `learning_rate`: the rate, a number or a schedule, $\gamma_t \ge 0$.
+    - `momentum`: how much of the parameters each step keeps, in $[0, 1)$.
+    - `eps`: added to the cube root and to the rate, $\epsilon \ge 0$.
 
     Raises a `ValueError` if `update` is given no parameters.
 

@@ -169,12 +169,12 @@ class ScaleByMoMo(AbstractTransformation[ScaleByMoMoState]):
 
     **Arguments:**
 
-    - `learning_rate`: the largest step size $\eta_t \ge 0$: a number, an
-        [`eqopt.AbstractSchedule`][], or a function of the count.
+    - `learning_rate`: the largest step size, a number or a schedule, $\eta_t \ge 0$; rather too
+        large.
     - `beta`: the decay of the averages, in $[0, 1)$.
-    - `lower_bound`: the lower bound $f_0$ of the objective, any number. Where the objective goes
-        below it, the steps end.
-    - `weight_decay`: the factor $\lambda \ge 0$.
+    - `lower_bound`: the least value $f_0$ that the objective can have, or a bound below it. Where
+        the objective goes below it, the steps end.
+    - `weight_decay`: the decay, in proportion to the learning rate, $\lambda \ge 0$.
     - `adapt_lower_bound`: whether to estimate a better bound $f_\star \ge f_0$ on the way.
 
     Its `update` needs `value`; `step` passes it. Raises a `ValueError` if there is none, or if
@@ -277,13 +277,13 @@ class ScaleByMoMoAdam(AbstractTransformation[ScaleByMoMoAdamState]):
 
     **Arguments:**
 
-    - `learning_rate`: the largest step size $\eta_t \ge 0$: a number, an
-        [`eqopt.AbstractSchedule`][], or a function of the count.
+    - `learning_rate`: the largest step size, a number or a schedule, $\eta_t \ge 0$; rather too
+        large.
     - `b1`: the decay $\beta_1$ of the averages of gradients, values and products, in $[0, 1)$.
-    - `b2`: the decay $\beta_2$ of the average $v_t$ of the squared gradients, in $[0, 1)$.
-    - `eps`: $\epsilon > 0$.
-    - `lower_bound`: the lower bound of the objective, any number.
-    - `weight_decay`: the factor $\lambda \ge 0$.
+    - `b2`: the decay $\beta_2$ of the average squared gradient, in $[0, 1)$.
+    - `eps`: added to the root of the average square, $\epsilon > 0$.
+    - `lower_bound`: the least value that the objective can have, or a bound below it.
+    - `weight_decay`: the decay, in proportion to the learning rate, $\lambda \ge 0$.
     - `adapt_lower_bound`: whether to estimate a better bound on the way.
 
     Its `update` needs `value` and the parameters, as that of [`eqopt.ScaleByMoMo`][] does.

@@ -53,8 +53,8 @@ class AddNoise(AbstractTransformation[AddNoiseState]):
 
     **Arguments:**
 
-    - `eta`: the variance $\eta \ge 0$ in the first step.
-    - `gamma`: the exponent $\gamma \ge 0$ of its decay.
+    - `eta`: the variance of the noise in the first step, $\eta \ge 0$.
+    - `gamma`: the exponent of its decay, $\gamma \ge 0$.
     - `key`: a PRNG key, `jax.random.key(0)` for one, which is kept as an [`eqopt.KeyData`][]; those
         of the old kind are taken as well. It is what `init` begins with: another has no effect on a
         state that is there.

@@ -71,9 +71,9 @@ class ScaleByNovoGrad(AbstractLeafwise[ScaleByNovoGradState]):
 
     - `b1`: the momentum's factor $\beta_1$, in $[0, 1)$.
     - `b2`: the decay $\beta_2$ of the average squared norm, in $[0, 1)$.
-    - `eps`: $\epsilon \ge 0$, added to the root.
-    - `eps_root`: $\bar\epsilon \ge 0$, added under the root.
-    - `weight_decay`: the factor $\lambda \ge 0$.
+    - `eps`: added to the root of that average, $\epsilon \ge 0$.
+    - `eps_root`: added under that root, $\bar\epsilon \ge 0$.
+    - `weight_decay`: the decay, which becomes part of the momentum, $\lambda \ge 0$.
     - `mu_dtype`: the dtype of the momentum; `None` is the parameter's, and float32 for half
         precision.
 

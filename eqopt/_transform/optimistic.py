@@ -52,7 +52,7 @@ class ScaleByOptimisticGradient(AbstractLeafwise[ScaleByOptimisticGradientState]
     **Arguments:**
 
     - `alpha`: the factor $\alpha \ge 0$ of the updates.
-    - `beta`: the factor $\beta \ge 0$ of their change.
+    - `beta`: the factor of its change, $\beta \ge 0$.
 
     ??? cite "Reference"
         Mokhtari, Ozdaglar and Pattathil, *A Unified Analysis of Extra-gradient and Optimistic

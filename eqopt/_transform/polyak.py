@@ -46,8 +46,8 @@ class ScaleByPolyak(AbstractTransformation[EmptyState]):
 
     **Arguments:**
 
-    - `f_min`: the least value $f_\star$, or a guess of it, any number. It is 0 for models that can
-        fit all their data.
+    - `f_min`: the least value of the objective $f_\star$, or a guess of it. It is 0 for models that
+        can fit all their data.
     - `max_learning_rate`: the largest step size $\gamma_{\max}$, positive.
     - `eps`: added to the denominator, $\epsilon \ge 0$.
     - `variant`: `"sps"`, or `"sps+"` for a step size of 0 where $f < f_\star$; with `"sps"` it is

@@ -110,11 +110,11 @@ class ScaleByRAdam(AbstractLeafwise[ScaleByRAdamState]):
 
     - `b1`: the decay $\beta_1$ of the average gradient, in $[0, 1)$.
     - `b2`: the decay $\beta_2$ of the average squared gradient, in $[0, 1)$. Up to 0.6, no step is
-        ever rescaled, for $\rho_\infty \le 4$.
-    - `eps`: $\epsilon \ge 0$, added to the root.
-    - `eps_root`: $\bar\epsilon \ge 0$, added under the root.
-    - `threshold`: the least length $\rho \ge 0$ at which steps are rescaled. What is below 4 counts
-        as 4: there, $r_t$ is no real number.
+        ever rescaled.
+    - `eps`: added to the root of the average square, $\epsilon \ge 0$.
+    - `eps_root`: added under that root, $\bar\epsilon \ge 0$.
+    - `threshold`: how many squares their average must amount to, $\rho \ge 0$, for a step to be
+        rescaled. What is below 4 counts as 4.
     - `nesterov`: whether to look ahead, as Nesterov's momentum does.
 
     !!! note

@@ -57,11 +57,11 @@ class ScaleByRMS(AbstractLeafwise[ScaleByRMSState]):
 
     **Arguments:**
 
-    - `decay`: the decay $\delta$ of the average, in $[0, 1)$.
-    - `eps`: $\epsilon \ge 0$.
-    - `initial_scale`: the value $v_0 \ge 0$.
-    - `eps_in_sqrt`: whether $\epsilon$ is added under the root, or to it, as torch does.
-    - `bias_correction`: whether to divide $v_t$ by $1 - \delta^t$.
+    - `decay`: the decay $\delta$ of the average of squares, in $[0, 1)$.
+    - `eps`: added to the denominator, $\epsilon \ge 0$.
+    - `initial_scale`: the average of squares to begin with, $v_0 \ge 0$.
+    - `eps_in_sqrt`: whether `eps` is added under the root, or to it, as torch does.
+    - `bias_correction`: whether the averages are debiased.
 
     ??? cite "Reference"
         Hinton, *Neural Networks for Machine Learning*, lecture 6e, 2012.
@@ -135,10 +135,10 @@ class ScaleByStddev(AbstractLeafwise[ScaleByStddevState]):
     **Arguments:**
 
     - `decay`: the decay $\delta$ of the averages, in $[0, 1)$.
-    - `eps`: $\epsilon \ge 0$.
-    - `initial_scale`: the value $v_0 \ge 0$.
-    - `eps_in_sqrt`: whether $\epsilon$ is added under the root, or to it, as torch does.
-    - `bias_correction`: whether to divide both averages by $1 - \delta^t$.
+    - `eps`: added to the denominator, $\epsilon \ge 0$.
+    - `initial_scale`: the average of squares to begin with, $v_0 \ge 0$.
+    - `eps_in_sqrt`: whether `eps` is added under the root, or to it, as torch does.
+    - `bias_correction`: whether the averages are debiased.
 
     ??? cite "Reference"
         Graves, *Generating Sequences With Recurrent Neural Networks*, 2013, equations 38 to 41

@@ -48,8 +48,8 @@ class ScaleByRSS(AbstractLeafwise[ScaleByRSSState]):
 
     **Arguments:**
 
-    - `initial_accumulator_value`: the value $G_0 \ge 0$.
-    - `eps`: $\epsilon \ge 0$.
+    - `initial_accumulator_value`: the sum to begin with, $G_0 \ge 0$.
+    - `eps`: added to the sum under the root, $\epsilon \ge 0$.
     - `eps_in_sqrt`: whether $\epsilon$ is added under the root, as in optax, or to it, as in torch.
 
     ??? cite "Reference"

@@ -65,8 +65,8 @@ class ScaleByYogi(AbstractLeafwise[ScaleByYogiState]):
     **Arguments:**
 
     - `b1`: the decay $\beta_1$ of the average gradient, in $[0, 1)$.
-    - `b2`: one minus the rate at which $v$ moves, $\beta_2$, in $[0, 1)$.
-    - `eps`: $\epsilon \ge 0$, added to the root.
+    - `b2`: one minus the rate at which the squares are followed, $\beta_2$, in $[0, 1)$.
+    - `eps`: added to the root of what follows them, $\epsilon \ge 0$.
     - `eps_root`: $\bar\epsilon \ge 0$, added under the root.
     - `initial_accumulator_value`: $v_0 \ge 0$, and also every entry of $m_0$.
 

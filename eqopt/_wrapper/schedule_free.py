@@ -103,10 +103,11 @@ class ScheduleFree(AbstractConstrained[ScheduleFreeState[State]], Generic[State]
         with a `b1` of 0.
     - `learning_rate`: the rate $\gamma_t \ge 0$ of the base optimizer, a number or a schedule
         (constant but for a warmup); here it is only for the weights.
-    - `b1`: the factor $\beta$, in $[0, 1)$.
-    - `weight_lr_power`: the power $r \ge 0$ of the largest learning rate so far.
-    - `state_dtype`: the dtype in which $x - z$ is kept; `None` is the parameter's, and float32 for
-        half precision.
+    - `b1`: the part $\beta$ of the average in the point at which gradients are taken, in $[0, 1)$.
+    - `weight_lr_power`: the power $r$ of the learning rate in the weights of the average, not
+        negative.
+    - `state_dtype`: the dtype of the memory; `None` is the parameter's, and float32 for half
+        precision.
 
     ??? cite "Reference"
         Defazio, Yang, Mehta, Mishchenko, Khaled and Cutkosky, *The road less scheduled*, NeurIPS

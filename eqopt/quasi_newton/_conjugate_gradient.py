@@ -199,9 +199,9 @@ class ScaleByNonlinearCG(AbstractTransformation[ScaleByNonlinearCGState]):
 
     **Arguments:**
 
-    - `method`: how $\beta_k$ is computed: [`eqopt.HagerZhang`][], [`eqopt.PolakRibierePlus`][],
-        [`eqopt.FletcherReeves`][], [`eqopt.DaiYuan`][], or another
-        [`eqopt.AbstractConjugacy`][].
+    - `method`: how much of the last direction is in the next one, $\beta_k$:
+        [`eqopt.HagerZhang`][], [`eqopt.PolakRibierePlus`][], [`eqopt.FletcherReeves`][],
+        [`eqopt.DaiYuan`][] or another [`eqopt.AbstractConjugacy`][].
     - `restart_rtol`: the overlap $r$ of two gradients at which to restart, positive; with infinity
         they may overlap.
 

@@ -224,14 +224,33 @@ def argument_faults(name: str, thing: Any) -> list[str]:
 
 def listed_arguments(doc: str) -> list[str]:
     """The names in the list under `**Arguments:**`."""
+    return list(argument_docs(doc))
+
+
+def argument_docs(doc: str) -> dict[str, str]:
+    """The text about each name in the list under `**Arguments:**`."""
     _, _, after = doc.partition("**Arguments:**\n")
+    texts: dict[str, str] = {}
     names: list[str] = []
     for line in after.splitlines():
         if match := _ITEM.match(line):
-            names += re.findall(r"\w+", match[1])
-        elif line and not line.startswith(" "):
+            names = re.findall(r"\w+", match[1])
+            texts |= dict.fromkeys(names, line[match.end() :].strip())
+        elif line.startswith(" "):
+            texts |= {name: f"{texts[name]} {line.strip()}" for name in names}
+        elif line:
             break
-    return names
+    return texts
+
+
+def without_symbols(text: str) -> str:
+    r"""The text of a docstring for readers who do not see the rule that has the symbols.
+
+    A bound that is given by a symbol is given in words: `, $\epsilon \ge 0$` is "not negative".
+    """
+    text = re.sub(r",? \$[^$]* \\ge 0\$", ", not negative", text)
+    text = re.sub(r",? \$[^$]* > 0\$", ", positive", text)
+    return re.sub(r",? \$[^$\[\](<>=|/+]*\$", "", text)
 
 
 def mentioned(pages: Iterable[Path], package: str) -> set[str]:
