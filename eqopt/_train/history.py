@@ -133,7 +133,7 @@ def _taken(aux: PyTree) -> Partitioned:
         raise
 
 
-def _is_hashable(x: Any) -> bool:
+def _is_hashable(x: object) -> bool:
     # By trying: a tuple's class has a hash, whatever is in it.
     try:
         hash(x)

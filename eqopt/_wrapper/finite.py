@@ -52,7 +52,7 @@ def raise_error(gives_up: Bool[Array, ""]) -> Bool[Array, ""]:
     )
 
 
-def _on_give_up(value: Any) -> Callable[[Array], Array]:
+def _on_give_up(value: object) -> Callable[[Array], Array]:
     if callable(value) and not isinstance(value, type):
         fn: Any = value
         return fn
@@ -147,7 +147,7 @@ class ApplyIfFinite(AbstractTransformation[ApplyIfFiniteState[State]], Generic[S
         return select(finite | accepted, out, zeros_exactly_like(out)), new
 
 
-def _stays_finite(old: Any, new: Any) -> Bool[Array, ""]:
+def _stays_finite(old: object, new: object) -> Bool[Array, ""]:
     """Whether no number is infinite or NaN that was not before.
 
     What is not known yet may be infinite: the least loss so far, before the first. A line search
@@ -160,6 +160,6 @@ def _stays_finite(old: Any, new: Any) -> Bool[Array, ""]:
     return jnp.all(jnp.stack(found)) if found else jnp.asarray(True)
 
 
-def _numbers(state: Any) -> list[Any]:
+def _numbers(state: object) -> list[Any]:
     leaves = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, LinesearchState))
     return [x for x in leaves if checks.is_inexact(x)]
