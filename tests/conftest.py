@@ -57,4 +57,4 @@ def pytest_runtest_teardown() -> None:
 
         jax.clear_caches()
         # What is traced anew from here on is not traced once too often.
-        function._traces.clear()
+        function.forget()

@@ -16,13 +16,9 @@ from jax import lax
 # whether an array is traced, and the type of an argument within `jax.jit` would have to do.
 from jax.core import Tracer as Tracer
 
-# 0.7.2 to 0.12.0, experimental. Without it: remove it from the list of entries that call back
-# (`_callbacks.py`).
-from jax.experimental import io_callback as io_callback
-
 # 0.7.2 to 0.12.0, for libraries that extend JAX. Without it: `reduce_axes` is refused for axes of
 # `vmap`, because nothing public tells which of them an argument varies over.
-from jax.extend.core import Primitive as Primitive
+from jax.extend.core import ClosedJaxpr, Jaxpr, Primitive as Primitive
 from jax.interpreters import ad, batching, mlir
 
 # 0.7.2 to 0.12.0: the type of what a program is given while `jax.jit` or `scan` traces it. Without
@@ -39,6 +35,13 @@ _trace = operator.attrgetter("_trace")
 def of_one_trace(x: Tracer, y: Tracer) -> bool:
     """Whether two tracers belong to one trace."""
     return _trace(x) is _trace(y)
+
+
+# 0.7.2 to 0.12.0, for libraries that extend JAX. Without it: callbacks are not found, and an
+# objective that logs is compiled anew whenever its log has changed.
+def is_jaxpr(x: Any) -> bool:
+    """Whether `x` is a traced program, such as a parameter of an equation."""
+    return isinstance(x, Jaxpr | ClosedJaxpr)
 
 
 # 0.7.2 to 0.12.0. The type of JAX's configuration does not tell what attributes it has.

@@ -1,33 +1,53 @@
 """One compiled call around a whole composition: arrays are data, the rest is static."""
 
-from collections.abc import Callable, Hashable
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from .._base.compat import jit_is_disabled, JitTracer, of_one_trace, Tracer
+from .._base.types import Function, TreeDef
+from .function import key_function, KeyedFunction, StaticFunction
 from .partition import data, Flat, MAX_SHARED, pack, pack_leaves, Partitioned, static, StaticPart
 
 _inlined: list[bool] = []
 
 
 def is_inside_trace() -> bool:
-    """Whether what runs is a part of somebody else's program, who may trace at will, or of none."""
+    """Whether we are inside another trace, or `jit` is disabled."""
     return bool(_inlined) or jit_is_disabled()
 
 
-def call(function: Callable[..., Any], *args: Any, reuse: bool = True) -> Any:
+def call(function: Callable[..., Any], *args: Any) -> Any:
     """Calls `function(*args)` in one compiled program, reused while nothing static changes.
 
-    Within somebody else's compiled program the function is called as it is: a program within a
-    program would only be traced twice over. With `reuse=False` the program is thrown away.
+    Inside another trace the function is called directly: a program within a program would only be
+    traced twice.
     """
-    leaves, structure = jax.tree.flatten(args)
-    if _traced(leaves):
-        return _inline(function, args)
-    (result,) = _run(function, [pack_leaves(leaves, structure, remember=reuse)], reuse=reuse)
+    return call_objective(function, None, *args)
+
+
+def call_objective(
+    function: Callable[..., Any], fn: Function | None, *args: Any, reuse: bool = True
+) -> Any:
+    """Calls `function(fn, *args)`, or `function(*args)` without `fn`, likewise.
+
+    **Arguments:**
+
+    - `function`: what is compiled.
+    - `fn`: the user's function, which is static and known by its key.
+    - `*args`: all else.
+    - `reuse`: whether the program may serve again. It serves once anyway if `fn` reads something
+        that cannot be compared.
+    """
+    keyed = None if fn is None else key_function(fn)
+    call = _Call.of(keyed, args)
+    if _traced(call.leaves):
+        return _inline(function, args if keyed is None else (keyed, *args))
+    (result,) = _run(function, [], call, reuse=reuse)
     return result.unpack()
 
 
@@ -35,19 +55,32 @@ def advance(
     function: Callable[..., tuple[Flat, Any]],
     kept: tuple[Flat, ...],
     *args: Any,
-    reuse: bool = True,
+    fn: Function | None = None,
 ) -> tuple[Flat, Any]:
-    """Calls `function(*kept, *args)` likewise, which gives something to keep, and a tree.
+    """Calls `function(*kept, *args)`, or with `fn` `function(*kept, fn, *args)`, likewise.
 
-    From one call to the next, what is kept is neither flattened nor built.
+    It gives something to keep, and a tree. From one call to the next, what is kept is neither
+    flattened nor built.
     """
-    leaves, structure = jax.tree.flatten(args)
+    keyed = None if fn is None else key_function(fn)
+    call = _Call.of(keyed, args)
     packed = [x.packed for x in kept]
-    if any(_traced(xs) for xs in (leaves, *[x.arrays for x in packed])):
-        return _inline(function, (*kept, *args))
-    packed.append(pack_leaves(leaves, structure, remember=reuse))
-    new, rest = _run(function, packed, reuse=reuse)
+    if any(_traced(xs) for xs in (call.leaves, *[x.arrays for x in packed])):
+        return _inline(function, (*kept, *(args if keyed is None else (keyed, *args))))
+    new, rest = _run(function, packed, call)
     return Flat.from_partitioned(new), rest.unpack()
+
+
+class _Call(NamedTuple):
+    """The arguments of a call, flattened; of the user's function only its data are among them."""
+
+    leaves: list[Any]
+    structure: TreeDef
+    fn: KeyedFunction | None
+
+    @classmethod
+    def of(cls, fn: KeyedFunction | None, args: tuple[Any, ...]) -> "_Call":
+        return cls(*jax.tree.flatten(args if fn is None else (fn.data, *args)), fn)
 
 
 class CapturedTracerError(Exception):
@@ -81,18 +114,38 @@ def _inside(x: Any) -> Any:
 
 
 def _run(
-    function: Callable[..., Any], packed: list[Partitioned], *, reuse: bool
+    function: Callable[..., Any], kept: list[Partitioned], call: _Call, *, reuse: bool = True
 ) -> tuple[Partitioned, ...]:
-    # A new function, for JAX keeps the programs of one that it knows.
-    program = _program if reuse else jax.jit(lambda *x: _body(*x), static_argnums=(0, 1))
-    return program(function, tuple([x.spec for x in packed]), [x.arrays for x in packed])
+    reuse = reuse and (call.fn is None or call.fn.is_reusable())
+    packed = [*kept, pack_leaves(call.leaves, call.structure, remember=reuse)]
+    specs, arrays = tuple([x.spec for x in packed]), [x.arrays for x in packed]
+    fn = None if call.fn is None else call.fn.static
+    program = _program if reuse else _new_program()
+    if reuse and fn is not None and fn.has_arrays():
+        program = _program_with_arrays(fn)
+    # The function is an argument of its own. It must be the one of this call that is traced, and
+    # not an equal one of an earlier call, which may have changed since.
+    results = program(function, specs, fn, arrays)
+    if fn is not None and fn.is_traced and not jit_is_disabled():
+        kinds = [jax.typeof(x) for xs in arrays for x in xs if x is not None]
+        statics = [(x.structure, repr(x.statics)) for x in specs]
+        # JAX has kept the trace.
+        jaxpr = program.trace(function, specs, fn, arrays).jaxpr
+        fn.learn(jaxpr, (function, *statics, *kinds))
+    return results
 
 
 def _body(
-    function: Callable[..., Any], specs: tuple[StaticPart, ...], arrays: list[list[Any]]
+    function: Callable[..., Any],
+    specs: tuple[StaticPart, ...],
+    fn: StaticFunction | None,
+    arrays: list[list[Any]],
 ) -> tuple[Partitioned, ...]:
-    *kept, args = map(Partitioned, arrays, specs)
-    result = function(*map(Flat.from_partitioned, kept), *args.unpack())
+    *kept, last = map(Partitioned, arrays, specs)
+    args = last.unpack()
+    if fn is not None:
+        args = (KeyedFunction(fn, *args[0]), *args[1:])
+    result = function(*map(Flat.from_partitioned, kept), *args)
     results = (pack(result),) if not kept else (result[0].packed, pack(result[1]))
     # What is small and passed on is copied. JAX would give back the very array that was put in, and
     # one array serves all equal hyper-parameters.
@@ -103,10 +156,16 @@ def _body(
     )
 
 
-_program = jax.jit(_body, static_argnums=(0, 1))
+_program = jax.jit(_body, static_argnums=(0, 1, 2))
 
 
-def signature(tree: Any) -> Hashable:
-    """All of a tree that decides what is traced: its spec, and the arrays' types."""
-    packed = pack(tree)
-    return packed.spec, tuple(jax.typeof(x) for x in packed.arrays if x is not None)
+def _new_program() -> Any:
+    # A new function, for JAX keeps the programs of one that it knows.
+    return jax.jit(lambda *x: _body(*x), static_argnums=(0, 1, 2))
+
+
+@functools.lru_cache(maxsize=8)
+def _program_with_arrays(fn: StaticFunction) -> Any:
+    """The program for a function that reads arrays: few are kept, for the arrays are in them."""
+    del fn
+    return _new_program()

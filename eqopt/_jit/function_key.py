@@ -1,381 +1,360 @@
-"""What a function reads, and what that is known by.
+"""Builds a hashable key of all that a function reads: functions with equal keys do the same.
 
-Nothing is data here: see `_closure.py` for what may be.
+In: a function. Out: its code and everything that the code names: globals, closure, defaults, and
+the same of every function, class, module and object found there. Packages are not read.
+The key exists because identity does not tell: a lambda that is made anew at each call is new and
+does the same; a function whose global has been rebound is old and does not.
 """
 
-import builtins
+import argparse
+import collections
 import enum
 import functools
 import hashlib
-import inspect
+import io
+import os
 import re
 import sys
+import sysconfig
 import types
-from collections.abc import Hashable, Iterator, Set
-from typing import Any
+import weakref
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import numpy as np
 
-from .bytecode import (
-    CALL,
-    Callbacks,
-    CALLED,
-    installed,
-    NOWHERE,
-    Path,
-    Paths,
-    uses,
-    uses_of_self,
-    WHOLE,
-)
-from .identity_keys import Identity, Place, place, Same
+from .._base.compat import Tracer
 
-# Of a code, a name that it reads.
-Name = tuple[Hashable, str]
-ROOT = "<code>"
-
-
-class UnseenError(Exception):
-    """There is something that cannot be seen into."""
-
-
-_BLIND = {"globals", "locals", "vars", "eval", "exec", "open", "input", "__import__", "getattr"}
-_ATOMS = (bool, int, str, bytes, range, type(None), type(...), enum.Enum, np.dtype, re.Pattern)
-_CONSTANTS = (np.ufunc, type(jax.jit(lambda: None)), type(np.sum), types.GenericAlias)
-_CONSTANTS += (types.UnionType, types.MethodDescriptorType, types.WrapperDescriptorType)
-_MAX_BYTES = 1 << 20
-# What a callback may change, and those of its methods that do so without reading it.
-_WRITERS: dict[type, frozenset[str]] = {
-    list: frozenset({"append", "extend", "insert", "clear"}),
-    dict: frozenset({"update", "clear"}),
-    set: frozenset({"add", "update", "discard", "clear"}),
-    np.ndarray: frozenset(),
-}
+# Larger arrays and longer containers are compared by identity.
+_MAX_BYTES, _MAX_LENGTH = 1 << 20, 1000
+_ATOMS = (bool, int, str, bytes, range, type(None), type(...))
+_NUMBERS = (bool, int, float, complex)
+_VALUES = (enum.Enum, np.dtype, re.Pattern)
+_CONTAINERS = (dict, types.MappingProxyType, list, tuple, set, frozenset, collections.deque)
+_MUTABLE = (dict, list, set, collections.deque, np.ndarray)
+_BAGS = (argparse.Namespace, types.SimpleNamespace)
+# Attributes in which callable objects and descriptors keep other functions and their arguments.
+_PARTS = ("__func__", "__self__", "__wrapped__", "func", "args", "keywords", "fget")
+_COMPOSED = (types.MethodType, types.BuiltinFunctionType, functools.partial, property)
+_COMPOSED += (functools._lru_cache_wrapper, staticmethod, classmethod)
+_BLIND = {"globals", "locals", "eval", "exec", "open", "input"}
+# A function that names one of these may read any attribute of an object.
+_REFLECTION = {"getattr", "vars", "__dict__", "asdict", "astuple", "fields", "replace"}
+# Methods that a function does not run because it has an object.
+_UNUSED = {"__init__", "__new__", "__post_init__", "__repr__", "__str__", "__eq__", "__hash__"}
+_PLACES = ("stdlib", "platstdlib", "purelib", "platlib")
+_ROOTS = tuple({os.path.join(sysconfig.get_path(x), "") for x in _PLACES})
+_ROOTS += (os.path.join(os.path.dirname(os.path.dirname(__file__)), ""), "<frozen ")
+_PACKAGES = tuple(f"{os.sep}{x}{os.sep}" for x in ("site-packages", "dist-packages"))
+_MISSING = object()
+_NONE = type(None), None
 
 
-def known(module: str | None) -> bool:
-    """Whether a module belongs to an installed package, and so does not change."""
-    if module is None or module == "__main__":
-        return False
-    loaded = sys.modules.get(module)
-    path = None if loaded is None else vars(loaded).get("__file__")
-    return module.partition(".")[0] in sys.stdlib_module_names or (
-        path is not None and installed(path)
-    )
+class UnreadableError(Exception):
+    """Something that a function reads cannot be compared."""
 
 
-class Reader:
-    """Collects, by code and name, what each thing that is read is known by.
+class Identity:
+    """Compares by identity. The object is kept alive only if it has no weak references."""
 
-    **Arguments:**
+    def __init__(self, x: Any) -> None:
+        self.hash = id(x)
+        try:
+            self.ref: Any = weakref.ref(x)
+        except TypeError:
+            self.ref = lambda: x
 
-    - `callbacks`: codes that only run when the program runs.
-    - `written`: names of what the function itself changes, a counter or a log: no input either.
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Identity) and self.ref() is other.ref() is not None
+
+    def __hash__(self) -> int:
+        return self.hash
+
+
+class Callbacks(NamedTuple):
+    """Codes that run on the host while the program runs, and the containers that they use.
+
+    A function that has callbacks reads everything by identity too: its program calls back into the
+    very objects of the function for which it was compiled.
     """
 
-    def __init__(self, callbacks: Callbacks, written: Set[Name]) -> None:
-        self.callbacks, self.written = callbacks, written
-        self.items: dict[Name, Hashable] = {}
-        self.doubtful = False  # whether a callback might change some of it
-        self.partial = False  # whether there were any callbacks
-        self.order: dict[int, Hashable] = {}  # what functions and objects are called, by id
-        self.numbers: dict[Hashable, int] = {}
-        self.hoisting: set[int] = set()  # functions that are being taken apart
-        self.taken: dict[Name, Paths] = {}  # what is done with an attribute
-        self.done: set[tuple[int, Path]] = set()
-        # What has attributes that any code may read, and all that any code reads.
-        self.open: dict[int, Any] = {}
-        self.attributes: set[str] = set()
+    codes: frozenset[types.CodeType | None] = frozenset()
+    containers: tuple[Any, ...] = ()
 
-    def finish(self) -> None:
-        """Reads the attributes of functions, classes and modules, if any code names them."""
-        before = -1
-        while before < len(self.items):
-            before = len(self.items)
-            for x in list(self.open.values()):
-                for name in sorted(self.attributes & vars(x).keys()):
-                    if not isinstance(x, type) or _is_data(vars(x)[name]):
-                        self._take(x, name, vars(x)[name], WHOLE)
 
-    def note_value(self, kind: str, key: Hashable) -> None:
-        """Notes something that has no name."""
-        self.items[(kind, self._count(kind)), ROOT] = key
+class FunctionKey:
+    """The key of a function; an `UnreadableError` says what cannot be compared, and why.
 
-    def read_globals(self, fn: types.FunctionType, *, runs: bool = False) -> Hashable:
-        """Reads a function's globals; `runs` if it is certain to run while tracing."""
-        code, runs = fn.__code__, runs or not self.order
-        me = self._name(fn, code)
-        self.items[me, ROOT] = id(fn.__globals__)
-        if installed(code.co_filename):
-            return me  # what a package's own names stand for does not change
-        found = uses(code, self.callbacks)
-        self.attributes |= found.attributes
-        self.partial = self.partial or found.partial
-        if fn.__dict__:
-            self.open[id(fn)] = fn
-        for name in sorted(found.globals):
-            if name in fn.__globals__:
-                # What it reads itself is read, whatever its callbacks do.
-                certain = runs and name not in found.inner
-                self.doubtful = self.doubtful or name in found.stored
-                self.note(me, name, fn.__globals__[name], found.globals[name], certain=certain)
-            elif name in _BLIND and name in vars(builtins):
-                raise UnseenError(f"it calls `{name}`")
-        if not all(map(known, found.modules)):
-            raise UnseenError("it imports a module that is not installed")
-        return me
+    - `tokens`, `names`: one token for each thing that the function reads, and the thing's name.
+    - `has_arrays`: whether it reads arrays. They are constants of a program.
+    - `glance`: what it reads, if that is numbers, packages, and functions that read nothing else.
+    """
 
-    def read_cell(
-        self, me: Hashable, code: types.CodeType, name: str, cell: types.CellType
-    ) -> tuple[Paths, bool]:
-        """Gives what is done with a cell while tracing, and whether a callback has it as well."""
-        if installed(code.co_filename):
-            return WHOLE, False
-        found = uses(code, self.callbacks)
-        self.doubtful = self.doubtful or name in found.stored
-        if name in found.handed:  # it matters, then, which one it is
-            self.items[me, f"<cell> {name}"] = Place(cell, name in found.stored, frozenset())
-        return found.cells.get(name, NOWHERE), name in found.handed
+    def __init__(self, reader: "_Reader") -> None:
+        self.tokens, self.names = tuple(reader.tokens), reader.names
+        self.has_arrays = reader.has_arrays
+        self.glance = reader.glance if reader.plain else None
+        self.hash = hash(self.tokens)
 
-    def note(
-        self, me: Hashable, name: str, x: Any, paths: Paths = WHOLE, *, certain: bool = False
-    ) -> None:
-        if (me, name) in self.written:
-            return
-        self.doubtful = self.doubtful or (type(x) in _WRITERS and not certain)
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, FunctionKey) and self.tokens == other.tokens
+
+    def __hash__(self) -> int:
+        return self.hash
+
+    def is_current(self) -> bool:
+        """Whether a glance tells that the function reads the very objects that it has read."""
+        return self.glance is not None and all(
+            scope.get(name, _MISSING) is x if name else scope.__code__ is x and _is_bare(scope)
+            for scope, name, x in self.glance
+        )
+
+    def changes(self, before: "FunctionKey") -> dict[str, tuple[Any, Any]]:
+        """The names of the things that differ, with the tokens before and now."""
+        old, new = (dict(zip(x.names, x.tokens, strict=True)) for x in (before, self))
+        pairs = {x: (old.get(x, _NONE), new.get(x, _NONE)) for x in old | new}
+        return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+    def has_grown(self, before: "FunctionKey") -> bool:
+        """Whether things were only added or counted up, as a memo or a counter does."""
+        return all(
+            old == _NONE or (old[0] is new[0] and isinstance(new[1], int) and new[1] > old[1])
+            for old, new in self.changes(before).values()
+        )
+
+
+def described(name: str) -> str:
+    where, _, expression = name.rpartition(":")
+    return f"`{expression}`, {where}," if where else f"`{expression}`"
+
+
+def read(fn: Any, callbacks: Callbacks) -> tuple[FunctionKey, tuple[Tracer, ...]]:
+    """Gives the key of a function, and the tracers that it reads: data of another program."""
+    reader = _Reader(callbacks)
+    reader.read_all(fn)
+    return FunctionKey(reader), tuple(reader.captured)
+
+
+def callbacks_of(functions: list[Any]) -> Callbacks:
+    """The codes of some functions, and all lists, sets and dictionaries that they use."""
+    reader = _Reader(Callbacks())
+    for fn in functions:
+        try:
+            reader.read_all(fn)
+        except UnreadableError:
+            continue
+    codes = frozenset(getattr(x, "__code__", None) for x in functions)
+    return Callbacks(codes, tuple(x for x in reader.alive if isinstance(x, _MUTABLE)))
+
+
+def is_of_package(path: str) -> bool:
+    """Whether a file belongs to Python, to an installed package, or to eqopt."""
+    return path.startswith(_ROOTS) or any(x in path for x in _PACKAGES)
+
+
+def _is_package(module: Any) -> bool:
+    if type(module) is not str or module == "__main__":
+        return False
+    # A module without a file is the user's, unless it is Python's.
+    file = getattr(sys.modules.get(module), "__file__", None) or ""
+    return module.partition(".")[0] in sys.stdlib_module_names or is_of_package(file)
+
+
+def _is_known(x: Any) -> bool:
+    """Whether a package has it under its own name."""
+    if isinstance(x, types.ModuleType):
+        return _is_package(x.__name__)
+    # Not every callable object says how it is called and where it is from.
+    module, name = getattr(x, "__module__", None), getattr(x, "__name__", "")
+    return callable(x) and _is_package(module) and vars(sys.modules[module]).get(name) is x
+
+
+def _is_bare(fn: types.FunctionType) -> bool:
+    return not (fn.__closure__ or fn.__defaults__ or fn.__kwdefaults__ or fn.__dict__)
+
+
+@functools.lru_cache(4096)
+def _names(code: types.CodeType, skipped: frozenset[types.CodeType]) -> frozenset[str]:
+    # Strings too, for they may be given to `getattr`.
+    found = {*code.co_names, *(x for x in code.co_consts if isinstance(x, str))}
+    inner = [x for x in code.co_consts if isinstance(x, types.CodeType) and x not in skipped]
+    return frozenset(found.union(*(_names(x, skipped) for x in inner)))
+
+
+class _Owner(NamedTuple):
+    """A module, class or object: attributes that no code names are not read, such as a counter."""
+
+    attributes: Mapping[str, Any]
+    name: str
+    done: set[str]
+    reflects: bool = False  # reflection may read all attributes
+    is_open: bool = False  # all attributes are read
+
+
+class _Reader:
+    """Adds a token and a name for each thing that it reads."""
+
+    def __init__(self, callbacks: Callbacks) -> None:
+        self.callbacks = callbacks
+        self.tokens: list[Any] = []
+        self.names: list[str] = []
+        self.seen: dict[Any, int] = {}
+        self.alive: list[Any] = []  # whatever has been read, so that no `id` is used twice
+        self.captured: list[Any] = []
+        self.has_arrays = False
+        self.named: set[str] = set()
+        self.owners: list[_Owner] = []
+        self.glance: list[tuple[Any, str, Any]] = []
+        self.plain = True
+
+    def read_all(self, fn: Any) -> None:
+        try:
+            self.read(fn, type(fn).__name__)
+            before = -1
+            while before < (before := len(self.named) + len(self.owners)):
+                for owner in list(self.owners):
+                    self.read_owner(owner)
+        except RecursionError:
+            raise UnreadableError("it reads something that is nested too deeply") from None
+
+    def read_owner(self, owner: _Owner) -> None:
+        every = owner.is_open or (owner.reflects and self.named & _REFLECTION)
+        names = owner.attributes.keys() if every else self.named & owner.attributes.keys()
+        for name in sorted(names - owner.done):
+            owner.done.add(name)
+            self.read(owner.attributes[name], f"{owner.name}.{name}")
+
+    def add(self, token: Any, name: str) -> None:
+        self.tokens.append(token)
+        self.names.append(name)
+
+    def read(self, x: Any, name: str) -> None:
+        kind = type(x)
+        if kind in _ATOMS or isinstance(x, _VALUES):
+            return self.add((kind, x), name)
+        if kind is float or kind is complex:  # a NaN equals itself, and -0.0 is not 0.0
+            return self.add((kind, repr(x)), name)
+        if id(x) in self.seen:
+            return self.add(("seen", self.seen[id(x)]), name)
+        self.seen[id(x)] = len(self.seen)
+        self.alive.append(x)
+        if _is_known(x):
+            return self.add(Identity(x), name)
         if isinstance(x, types.FunctionType):
-            runs = certain and not paths.isdisjoint(CALLED)
-            self.items[me, name] = self._function_key(x, runs=runs)
-        else:
-            self.items[me, name] = self.key(x, paths)
-
-    def key(self, x: Any, paths: Paths = WHOLE) -> Hashable:
-        """Gives what a value is known by, if it may not be data."""
-        if isinstance(x, types.ModuleType):  # what a function names most often
-            return self._module_key(x, paths)
-        if isinstance(x, float | complex):
-            return type(x), repr(x)  # tells 0.0 from -0.0, and not NaN from NaN
-        if isinstance(x, _ATOMS):
-            return type(x), x
+            return self.read_function(x, name)
+        self.plain = False
         if isinstance(x, jax.Array):
-            return Identity(x)
-        if isinstance(x, np.ndarray | np.generic):
-            if x.dtype.hasobject or x.nbytes > _MAX_BYTES:
-                raise UnseenError("a large NumPy array may be changed in place")
-            return x.shape, x.dtype, hashlib.blake2b(x.tobytes()).digest()
-        if isinstance(x, types.FunctionType):
-            return self._function_key(x)
-        if isinstance(x, type):
-            return self._class_key(x, paths)
-        if isinstance(x, types.MethodType):
-            ordinary = _static(type(x.__self__), x.__func__.__name__) is x.__func__
-            path = frozenset({(x.__func__.__name__, CALL)})
-            return self.key(x.__func__), self.key(x.__self__, path if ordinary else WHOLE)
-        if isinstance(x, functools.partial):
-            return self.key(x.func), self.key(x.args), self.key(dict(x.keywords))
-        if isinstance(x, types.BuiltinFunctionType):
-            plain = isinstance(x.__self__, types.ModuleType) or _only_writes(x.__self__, x.__name__)
-            return x, None if plain else self.key(x.__self__)
-        if isinstance(x, jax.custom_jvp | jax.custom_vjp):
-            return self._custom_key(x)
-        if paths and all(path and _only_writes(x, path[0]) for path in paths):
-            # It is not read. Handed on, as `log.append` is, it matters which one it is.
-            return "log", Same(x) if any(len(path) == 1 for path in paths) else None
-        if isinstance(x, set | frozenset):
-            return type(x), tuple(self.key(y) for y in x)
-        if isinstance(x, Iterator):
-            raise UnseenError("an iterator is used up by looking at it")
-        if isinstance(x, _CONSTANTS) or _known_constant(x):
-            return x
-        try:
-            leaves, treedef = jax.tree.flatten(x)
-        except Exception:  # keys that cannot be sorted, a cycle, whatever a class may raise
-            raise UnseenError(f"a {type(x).__name__} cannot be taken apart") from None
-        if len(leaves) == 1 and leaves[0] is x:
-            return self._object_key(x, paths)
-        return treedef, self.classes(x), tuple(self.key(leaf) for leaf in leaves)
+            return self.read_array(x, name)
+        if self.callbacks.codes and not isinstance(x, type | types.BuiltinFunctionType | tuple):
+            self.add(Identity(x), name)
+            if any(x is y for y in self.callbacks.containers):
+                return self.read_shared(x, name)
+        if isinstance(x, np.ndarray | np.generic) and not x.dtype.hasobject:
+            small = x.nbytes <= _MAX_BYTES
+            content = hashlib.blake2b(x.tobytes()).digest() if small else Identity(x)
+            return self.add((kind, x.shape, x.dtype, content), name)
+        if isinstance(x, Iterator) and not isinstance(x, io.IOBase):
+            raise UnreadableError(
+                f"{described(name)} is a {kind.__name__}, which changes when read"
+            )
+        if isinstance(x, types.ModuleType):
+            self.add(Identity(x), name)
+            self.owners.append(_Owner(vars(x), name, set()))
+        elif isinstance(x, type):
+            self.add(x, name)
+            self.read_class(x, name, set())
+        elif isinstance(x, _COMPOSED):
+            self.add((kind, getattr(x, "__name__", None)), name)
+            for part in [y for y in _PARTS if y in dir(x)]:
+                self.read(getattr(x, part), name)
+        elif isinstance(x, _CONTAINERS):
+            self.read_container(x, name)
+        else:
+            self.read_object(x, name)
 
-    def _count(self, kind: Hashable) -> int:
-        self.numbers[kind] = self.numbers.get(kind, -1) + 1
-        return self.numbers[kind]
+    def read_array(self, x: jax.Array, name: str) -> None:
+        if isinstance(x, Tracer):
+            self.captured.append(x)
+            return self.add((x.shape, x.dtype), name)
+        self.has_arrays = True
+        self.add(Identity(x), name)
 
-    def _name(self, x: Any, kind: Hashable) -> Hashable:
-        """Gives something a name, by which it is known when it is met again."""
-        if id(x) not in self.order:
-            self.order[id(x)] = kind, self._count(kind)
-        return self.order[id(x)]
-
-    def _take(self, owner: Any, name: str, x: Any, paths: Paths) -> None:
-        """Notes an attribute, with all that has been done with it so far."""
-        me = "attribute", self.order[id(owner)]
-        known = self.taken.get((me, name), NOWHERE)
-        if paths <= known:
-            return
-        self.taken[me, name] = known | paths
-        try:
-            self.note(me, name, x, known | paths)
-        except UnseenError:
-            if not isinstance(owner, type):
-                raise
-            self.items[me, name] = Same(x)  # a lock, a registry: what classes have
-
-    def _function_key(self, fn: types.FunctionType, *, runs: bool = False) -> Hashable:
-        if installed(fn.__code__.co_filename) and fn.__closure__ is None:
-            return fn
-        if fn.__code__ in self.callbacks.silent:
-            self.partial = True
-            return place(fn)
-        if id(fn) in self.hoisting and (fn.__closure__ or fn.__defaults__ or fn.__kwdefaults__):
-            raise UnseenError("it calls itself by a global name, with its own arrays")
-        if id(fn) in self.order:
-            return self.order[id(fn)]
-        me = self.read_globals(fn, runs=runs)
-        for name, cell in zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True):
-            paths, _ = self.read_cell(me, fn.__code__, name, cell)
+    def read_function(self, fn: types.FunctionType, name: str) -> None:
+        code = fn.__code__
+        if code in self.callbacks.codes:
+            return self.add(Identity(fn), name)
+        self.add(code, name)
+        self.glance.append((fn, "", code))
+        self.plain = self.plain and _is_bare(fn)
+        if not is_of_package(code.co_filename):
+            self.read_globals(fn)
+        called = [c for c in code.co_consts if c in self.callbacks.codes]
+        for variable, cell in zip(code.co_freevars, fn.__closure__ or (), strict=True):
+            where = f"in the closure of `{fn.__name__}`:{variable}"
             try:
-                if paths:
-                    self.note(me, name, cell.cell_contents, paths)
+                x = cell.cell_contents
             except ValueError:  # not assigned yet
-                self.items[me, name] = None
-        self.items[me, "<defaults>"] = self.key(fn.__defaults__), self.key(fn.__kwdefaults__)
-        return me
+                x = _MISSING
+            if type(x) in _NUMBERS and any(variable in c.co_freevars for c in called):
+                self.add(Identity(cell), where)  # a callback may count in it
+            self.read(x, where)
+        for x in (fn.__defaults__, fn.__kwdefaults__, fn.__dict__):
+            if x:
+                self.read(x, f"in the signature of `{fn.__name__}`:defaults")
 
-    def _custom_key(self, x: Any) -> Hashable:
-        """A function with its own rules for derivatives is known by them too."""
-        fn = x.__wrapped__
-        if isinstance(fn, types.FunctionType) and installed(fn.__code__.co_filename):
-            return Same(x)
-        rules = [vars(x).get(name) for name in ("jvp", "fwd", "bwd")]
-        return Same(x), self.key(fn), tuple(map(self.key, rules))
+    def read_globals(self, fn: types.FunctionType) -> None:
+        names, scope = _names(fn.__code__, self.callbacks.codes), fn.__globals__
+        blind = sorted(_BLIND.intersection(fn.__code__.co_names) - scope.keys())
+        if blind:
+            raise UnreadableError(f"`{fn.__name__}` calls `{blind[0]}`, which may read anything")
+        self.named |= names
+        for name in sorted(names):
+            x = scope.get(name, _MISSING)
+            self.glance.append((scope, name, x))
+            if x is _MISSING:  # perhaps a module that is imported within the function
+                within = f"{scope.get('__package__') or ''}.{name}"
+                x = sys.modules.get(name) or sys.modules.get(within, _MISSING)
+            if x is not _MISSING and (id(scope), name) not in self.seen:
+                self.seen[id(scope), name] = len(self.seen)
+                self.read(x, f"a global of `{fn.__name__}`:{name}")
 
-    def _module_key(self, module: types.ModuleType, paths: Paths) -> Hashable:
-        me = self._name(module, ("module", id(module)))
-        if not known(module.__name__):
-            for path in paths:
-                if not path:
-                    self.open[id(module)] = module
-                if path and path[0] in vars(module):
-                    self._take(module, path[0], vars(module)[path[0]], frozenset({path[1:]}))
-        return me
-
-    def _object_key(self, x: Any, paths: Paths) -> Hashable:
-        """An object of a user's own class is known by those of its attributes that are read."""
-        cls = type(x)
-        if known(cls.__module__) or cls.__dictoffset__ == 0 or any(map(_hides, cls.__mro__)):
-            raise UnseenError(f"a {cls.__name__} cannot be seen into")
-        self.doubtful = True
-        me, pending = self._name(x, ("object", cls)), paths
-        if any(_static(cls, name) is not None for name in ("__getattr__", "__getattribute__")):
-            pending = WHOLE
-        while pending:
-            path = next(iter(pending))
-            pending -= {path}
-            if (id(x), path) in self.done:
-                continue
-            self.done.add((id(x), path))
-            if path:
-                pending |= self._take_path(x, path)
-            else:
-                self._open(cls)
-                for name, value in list(vars(x).items()):
-                    self._take(x, name, value, WHOLE)
-        return me, ("class", cls)
-
-    def _take_path(self, x: Any, path: Path) -> Paths:
-        """Reads what leads to one attribute; gives what its methods do with the object then."""
-        head, tail, found = path[0], frozenset({path[1:]}), _static(type(x), path[0])
-        if head in vars(x):
-            self._take(x, head, vars(x)[head], tail)
-        method = found.fget if isinstance(found, property) else found
-        if isinstance(method, types.FunctionType) and not installed(method.__code__.co_filename):
-            self._function_key(method)
-            paths, handed = uses_of_self(method.__code__, self.callbacks)
-            if handed:
-                self.items[self.order[id(x)], "<object>"] = Same(x)
-            return paths
-        if head.startswith("__") or (found is None and head not in vars(x)):
-            return WHOLE
-        if isinstance(found, classmethod) or (found is not None and _is_data(found)):
-            self._open(type(x))
-            self.attributes.add(head)
-            return NOWHERE
-        return NOWHERE if found is None or isinstance(found, staticmethod) else WHOLE
-
-    def _class_key(self, cls: type, paths: Paths = WHOLE) -> Hashable:
-        """A class is known by its identity; what its own methods read, as if they were called."""
-        self._open(cls)
-        self.attributes.update(path[0] for path in paths if path)
-        return "class", cls
-
-    def _open(self, cls: type) -> None:
+    def read_class(self, cls: type, name: str, unused: set[str]) -> None:
         for base in cls.__mro__:
-            if known(base.__module__) or base is object or id(base) in self.order:
-                continue
-            self._name(base, ("class", base))
-            self.open[id(base)] = base
-            for name in vars(base):
-                method = (
-                    inspect.unwrap(getattr(base, name)) if callable(getattr(base, name)) else None
-                )
-                method = method.__func__ if isinstance(method, types.MethodType) else method
-                if isinstance(vars(base)[name], property):
-                    method = vars(base)[name].fget
-                if isinstance(method, types.FunctionType):
-                    self._function_key(method)
+            if not _is_package(base.__module__):
+                own = vars(base)
+                self.named |= {x for x in own if x[:2] == "__" and callable(own[x])} - unused
+                self.owners.append(_Owner(own, name, set(unused)))
 
-    def classes(self, x: Any) -> Hashable:
-        """What the classes in a tree are known by, and the functions in its static fields."""
-        found: list[Hashable] = []
-        if _is_node(x):
-            found.append(self._class_key(type(x)))
-        if isinstance(x, eqx.Module):
-            found += [
-                self.key(value)
-                for value in vars(x).values()
-                if isinstance(value, types.FunctionType | types.MethodType | functools.partial)
-            ]
-        for child in jax.tree.leaves(x, is_leaf=lambda y: y is not x and _is_node(y)):
-            if _is_node(child) and child is not x:
-                found.append(self.classes(child))
-        return tuple(found)
+    def read_container(self, x: Any, name: str) -> None:
+        has_keys = isinstance(x, dict | types.MappingProxyType)
+        self.add((type(x), len(x)), name)
+        if len(x) > _MAX_LENGTH:
+            return self.add(Identity(x), name)
+        for key, value in list(x.items() if has_keys else enumerate(x)):
+            if has_keys:
+                self.read(key, name)
+            self.read(value, f"{name}[{key!r}]" if type(key) in _ATOMS else name)
+        if type(x) not in _CONTAINERS:
+            self.read_object(x, name)
 
+    def read_shared(self, x: Any, name: str) -> None:
+        """Reads a container that a callback uses: only the items that other code names."""
+        if isinstance(x, dict):
+            items = {key: value for key, value in x.items() if type(key) is str}
+            self.owners.append(_Owner(items, name, set()))
 
-def _is_node(x: Any) -> bool:
-    """Whether `x` is a tree of a class that has methods."""
-    return isinstance(x, eqx.Module) or (isinstance(x, tuple) and type(x) is not tuple)
-
-
-# Of these packages, what is no function and no tree is configuration, and does not change.
-_TRUSTED = {"jax", "jaxlib", "equinox", "jaxtyping", "typing", "pathlib", "datetime"}
-
-
-def _known_constant(x: Any) -> bool:
-    cls = type(x)
-    trusted = cls.__module__.partition(".")[0] in _TRUSTED and not isinstance(x, eqx.Module)
-    return cls is object or (trusted and cls.__hash__ is not None)
-
-
-def _only_writes(x: Any, method: str) -> bool:
-    return method in _WRITERS.get(type(x), frozenset())
-
-
-def _static(cls: type, name: str) -> Any:
-    """An attribute of a class as it was written."""
-    found = (vars(base)[name] for base in cls.__mro__[:-1] if name in vars(base))
-    return next(found, None)
-
-
-def _is_data(x: Any) -> bool:
-    """Whether an attribute of a class is what it seems, and is read with no code of its own."""
-    kept = any("__get__" in vars(base) for base in type(x).__mro__)
-    return not kept and not isinstance(x, staticmethod | classmethod)
-
-
-def _hides(base: type) -> bool:
-    """Whether the objects of a class hold more than attributes in a dictionary."""
-    builtin = not base.__flags__ & (1 << 9)  # not made by a `class` statement
-    slots = vars(base).get("__slots__", ())
-    slots = {slots} if isinstance(slots, str) else set(slots)
-    return base is not object and (builtin or bool(slots - {"__dict__", "__weakref__"}))
+    def read_object(self, x: Any, name: str) -> None:
+        cls = type(x)
+        mro, foreign = cls.__mro__, _is_package(cls.__module__)
+        is_open = any("__getattr__" in vars(c) for c in mro) or not jax.tree_util.all_leaves([x])
+        by_identity = foreign and not is_open and not isinstance(x, _BAGS)
+        self.add(Identity(x) if by_identity else cls, name)
+        self.read_class(cls, name, _UNUSED)
+        # An object of C has no dictionary, and a slot may not be set.
+        state = dict(getattr(x, "__dict__", {}))
+        slots = [vars(c).get("__slots__", ()) for c in mro]
+        for slot in [y for ys in slots for y in ((ys,) if isinstance(ys, str) else ys)]:
+            if not slot.startswith("__"):
+                state[slot] = getattr(x, slot, _MISSING)
+        self.owners.append(_Owner(state, name, set(), not foreign, is_open))

@@ -17,7 +17,7 @@ from .._base.models import split
 from .._base.progress import AbstractProgress, as_progress, NoProgress
 from .._base.types import Aux, Function, Model, State, Tree
 from .._jit import compiled_call, partition
-from .._jit.function import hoist, note_trace, opaque
+from .._jit.function import key_function
 from .._objective.objective import Objective
 from .._transformation.base import AbstractTransformation, check_transformation
 from .implicit import attach
@@ -122,13 +122,13 @@ def minimize(
         max_evals=steps("max_evals", at_least=1)(limit),
     )
     bar = as_progress(progress)
+    fn = key_function(fn)
     shown = None if isinstance(bar, NoProgress) else _Show(bar)
-    hoisted = hoist(fn)
 
     def run(*, keep: bool) -> Solution[Model, State, Any]:
-        return compiled_call.call(
+        return compiled_call.call_objective(
             _minimize,
-            hoisted,
+            fn,
             canonicalize(optimizer),
             params,
             partition.mark_numbers_dynamic(args),
@@ -143,7 +143,7 @@ def minimize(
     bar.start(None)
     try:
         try:
-            solution = run(keep=not opaque(hoisted) and shown is None)
+            solution = run(keep=shown is None and fn.is_reusable())
         except compiled_call.CapturedTracerError:
             solution = None
         # Not within `except`: an error in the objective would be told as one of two.
@@ -211,7 +211,6 @@ def _minimize(
     if not compiled_call.is_inside_trace():
         if keep and compiled_call.captures(objective, trained):
             raise compiled_call.CapturedTracerError
-        note_trace(fn, compiled_call.signature((optimizer, model, args)))
     end = descend(
         _constant(objective),
         _constant(optimizer),

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from .._base.converters import float_dtype
 from .._base.trees import all_finite, zeros_exactly_like
 from .._base.xla import changing
-from .._jit.function import opaque
+from .._jit.function import is_unknown
 from .fingerprint import fingerprint, Key, same_bits
 from .objective import AnyEvaluation, as_arrays, Evaluation, FullProblem, Objective
 
@@ -92,7 +92,7 @@ def filled(
 
 
 def key_of(objective: Objective) -> Key:
-    return fingerprint(objective.arguments(), fresh=opaque(objective.fn))
+    return fingerprint(objective.arguments(), fresh=is_unknown(objective.fn))
 
 
 def searches(state: PyTree) -> list[LinesearchState[Any]]:

@@ -8,7 +8,6 @@ from jaxtyping import PyTree
 from .._base import checks
 from .._base.types import Function
 from .._jit import compiled_call, partition
-from .._jit.function import hoist, note_trace, opaque
 from .cache import Cache, recall, searches
 from .objective import Objective
 
@@ -38,19 +37,17 @@ class ValueAndGradFromState(eqx.Module):
         - `*args`, `**kwargs`: the objective's arguments, the parameters among them.
         - `state`: any state that holds one line search's state somewhere.
         """
-        fn = hoist(self.fun)
-        models, others = split(fn, self.argnums, args)
+        models, others = split(self.fun, self.argnums, args)
         single = isinstance(self.argnums, int)
-        return compiled_call.call(
+        return compiled_call.call_objective(
             _recall,
-            fn,
+            self.fun,
             models[0] if single else models,
             partition.mark_numbers_dynamic(others),
             partition.mark_numbers_dynamic(kwargs),
             self.argnums,
             self.has_aux,
             state,
-            reuse=not opaque(fn),
         )
 
 
@@ -146,8 +143,6 @@ def _recall(
     has_aux: bool,
     state: PyTree,
 ) -> tuple[Any, PyTree]:
-    if not compiled_call.is_inside_trace():
-        note_trace(fn, compiled_call.signature((model, args, kwargs, state)))
     cache = only_cache(state)
     trained, rest = eqx.partition(model, checks.is_inexact)
     objective = Objective(

@@ -17,7 +17,6 @@ from .._base.converters import canonicalize, module_pdoc, optional, real, steps
 from .._base.trees import add_updates, all_finite, conj, increment, round_like
 from .._base.types import Function, Model, Scalar, State, Steps
 from .._jit import compiled_call, partition
-from .._jit.function import hoist, note_trace, opaque
 from .._objective.objective import (
     accepted,
     AnyEvaluation,
@@ -215,19 +214,17 @@ class DynamicScale(eqx.Module):
         A [`ScaledStep`][eqopt.ScaledStep], a tuple `(dynamic_scale, finite, model, state,
         evaluation)`.
         """
-        hoisted = hoist(fn)
-        return compiled_call.call(
+        return compiled_call.call_objective(
             _scaled_step,
+            fn,
             canonicalize(self),
             canonicalize(optimizer),
-            hoisted,
             model,
             state,
             partition.mark_numbers_dynamic(args),
             partition.mark_numbers_dynamic(kwargs),
             has_aux,
             axis_name,
-            reuse=not opaque(hoisted),
         )
 
     def unscale(self, grads: PyTree, axis_name: Hashable | None = None) -> PyTree:
@@ -314,9 +311,9 @@ class _ScaledValueAndGrad(eqx.Module):
 
 
 def _scaled_step(
+    fn: Function,
     dynamic_scale: DynamicScale,
     optimizer: AnyTransformation,
-    fn: Function,
     model: PyTree,
     state: object,
     args: tuple[Any, ...],
@@ -324,9 +321,6 @@ def _scaled_step(
     has_aux: bool,
     axis_name: Hashable | None,
 ) -> ScaledStep[Any, Any]:
-    if not compiled_call.is_inside_trace():
-        given = (dynamic_scale, optimizer, model, state, args, kwargs, has_aux, axis_name)
-        note_trace(fn, compiled_call.signature(given))
     check_state(optimizer, state, "state")
     trained, rest = eqx.partition(model, checks.is_inexact)
     objective = Objective(fn=fn, rest=rest, args=args, kwargs=accepted(fn, kwargs), has_aux=has_aux)

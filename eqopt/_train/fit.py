@@ -20,7 +20,7 @@ from .._base.norms import global_norm
 from .._base.progress import AbstractProgress, as_progress
 from .._base.types import Function, Model
 from .._base.xla import written_after
-from .._jit.function import hoist, opaque
+from .._jit.function import key_function, KeyedFunction, StaticFunction
 from .._jit.partition import mark_numbers_dynamic, on_device, pack, Partitioned, StaticPart
 from .._transformation.base import (
     AnyTransformation,
@@ -151,11 +151,12 @@ def fit(
     key = optional(prng_key("key"))(key)
     bar = as_progress(progress)
     optimizer = canonicalize(optimizer)
-    hoisted = hoist(loss_fn)
+    keyed = key_function(loss_fn)
     state = optimizer.init(model) if state is None else state
-    reuse = not opaque(hoisted)
+    # Arrays that the function reads are in the program, which is then not kept for another call.
+    reuse = keyed.is_reusable() and not keyed.static.has_arrays()
     carry = pack((model, state, key))
-    fixed = pack(on_device((optimizer, hoisted)), remember=reuse)
+    fixed = pack(on_device((optimizer, keyed.data)))
     make = _make if reuse else _make.__wrapped__
     call_one, call_many = make(carry.spec, fixed.spec, has_aux)
     # Copied, for the loop overwrites what it is given.
@@ -172,9 +173,10 @@ def fit(
                 length = len(group)
                 try:
                     if length == 1:
-                        new = call_one(loop.arrays, fixed.arrays, group[0])
+                        new = call_one(keyed.static, loop.arrays, fixed.arrays, group[0])
                     else:
-                        new = call_many(loop.arrays, fixed.arrays, _stacked(group), length)
+                        batches = _stacked(group)
+                        new = call_many(keyed.static, loop.arrays, fixed.arrays, batches, length)
                     loop.arrays, metrics = new
                     record.add(metrics, length)
                 finally:
@@ -225,16 +227,19 @@ def _make(
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """The compiled step, and the compiled sequence of steps."""
 
-    def one(arrays: list[Any], fixed: list[Any], batch: Partitioned) -> tuple[list[Any], Metrics]:
+    def one(
+        static: StaticFunction, arrays: list[Any], fixed: list[Any], batch: Partitioned
+    ) -> tuple[list[Any], Metrics]:
         model, state, key = Partitioned(arrays, spec).unpack()
-        optimizer, fn = Partitioned(fixed, fixed_spec).unpack()
+        optimizer, data = Partitioned(fixed, fixed_spec).unpack()
+        fn = KeyedFunction(static, *data)
         kwargs = {}
         if key is not None:
             after, kwargs["key"] = jax.random.split(unkept(key))
             key = kept(after)
         rate = learning_rate(optimizer, state)
         args = batch.unpack()
-        model, state, evaluation = step(optimizer, fn, model, state, args, kwargs, has_aux)
+        model, state, evaluation = step(fn, optimizer, model, state, args, kwargs, has_aux)
         # A barrier: otherwise XLA shares these squares with the optimizer and keeps them alive.
         norm = global_norm(jax.lax.optimization_barrier(evaluation.grad))
         model = written_after(norm, model)
@@ -242,12 +247,20 @@ def _make(
         return pack((model, state, key)).arrays, metrics
 
     def many(
-        arrays: list[Any], fixed: list[Any], batches: Partitioned, num: int
+        static: StaticFunction,
+        arrays: list[Any],
+        fixed: list[Any],
+        batches: Partitioned,
+        num: int,
     ) -> tuple[list[Any], Metrics]:
-        # By their number, for there may be no array in a batch.
-        return jax.lax.scan(lambda carry, x: one(carry, fixed, x), arrays, batches, length=num)
+        def body(carry: list[Any], batch: Partitioned) -> tuple[list[Any], Metrics]:
+            return one(static, carry, fixed, batch)
 
-    return jax.jit(one, donate_argnums=0), jax.jit(many, donate_argnums=0, static_argnums=3)
+        # By their number, for there may be no array in a batch.
+        return jax.lax.scan(body, arrays, batches, length=num)
+
+    first = jax.jit(one, static_argnums=0, donate_argnums=1)
+    return first, jax.jit(many, static_argnums=(0, 4), donate_argnums=1)
 
 
 def _taken(batch: Any) -> Partitioned:

@@ -7,8 +7,6 @@ from jaxtyping import PyTree
 
 from .._base import checks
 from .._base.types import Function
-from .._jit import compiled_call
-from .._jit.function import note_trace
 from .._jit.partition import Flat
 from .._objective.objective import AnyEvaluation, Evaluation, Objective
 from .._transformation.apply import apply_updates
@@ -74,8 +72,6 @@ def gradient(
     has_aux: bool,
     frozen: Chosen | None,
 ) -> AnyEvaluation:
-    if not compiled_call.is_inside_trace():
-        note_trace(fn, compiled_call.signature((target, args, kwargs)))
     trained, rest = eqx.partition(target, checks.is_inexact)
     if frozen is not None:
         rest = eqx.combine(hide(trained, frozen, name="target"), rest)
@@ -91,11 +87,9 @@ def take_step(
     kwargs: dict[str, Any],
     has_aux: bool,
 ) -> tuple[Flat, AnyEvaluation]:
-    if not compiled_call.is_inside_trace():
-        note_trace(fn, compiled_call.signature((rule, flat, args, kwargs)))
     target, state = flat.whole()
     transformation, frozen = _unpacked(rule, state)
-    moved, state, evaluation = step(transformation, fn, target, state, args, kwargs, has_aux)
+    moved, state, evaluation = step(fn, transformation, target, state, args, kwargs, has_aux)
     if frozen is not None:
         trained, _ = eqx.partition(target, checks.is_inexact)
         moved = eqx.combine(hide(trained, frozen, name="target"), moved)

@@ -9,7 +9,6 @@ from jaxtyping import Array, PyTree
 from .._base.converters import canonicalize
 from .._base.types import Function, Model, State
 from .._jit import compiled_call
-from .._jit.function import hoist, opaque
 from .._jit.partition import filter_arrays, Flat, mark_numbers_dynamic, on_device
 from .._objective.objective import AnyEvaluation
 from .._transformation.base import (
@@ -217,17 +216,15 @@ class Optimizer(eqx.Module, Generic[Model, State]):
         `(value, grads)`, or with `has_aux` `(value, aux, grads)`. The gradients are like `target`,
         with `None` for what is not trained.
         """
-        hoisted = hoist(loss_fn)
         target, state = self._flat.whole()
-        evaluation = compiled_call.call(
+        evaluation = compiled_call.call_objective(
             gradient,
-            hoisted,
+            loss_fn,
             target,
             mark_numbers_dynamic(args),
             mark_numbers_dynamic(kwargs),
             has_aux,
             out_of_focus(state, self.focus),
-            reuse=not opaque(hoisted),
         )
         aux = (evaluation.aux,) if has_aux else ()
         return evaluation.value, *aux, evaluation.grad
@@ -358,14 +355,12 @@ def _stepped(
     kwargs: dict[str, Any],
     has_aux: bool,
 ) -> tuple[Optimizer[Model, State], AnyEvaluation]:
-    hoisted = hoist(loss_fn)
     flat, evaluation = compiled_call.advance(
         take_step,
         (_rule(optimizer, overrides), optimizer._flat),
-        hoisted,
         mark_numbers_dynamic(args),
         mark_numbers_dynamic(kwargs),
         has_aux,
-        reuse=not opaque(hoisted),
+        fn=loss_fn,
     )
     return _after(optimizer, flat), evaluation

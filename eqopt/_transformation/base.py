@@ -16,7 +16,6 @@ from .._base.models import check_places, split
 from .._base.trees import conj, round_like
 from .._base.types import Function, Model, Params, State, Tree, Updates
 from .._jit import compiled_call, partition
-from .._jit.function import hoist, note_trace, opaque
 from .._objective.cache import evaluate
 from .._objective.from_state import ValueAndGradFromState
 from .._objective.objective import accepted, Context, Evaluation, FullProblem, Objective
@@ -58,15 +57,15 @@ class AbstractTransformation(eqx.Module, Generic[State]):
 
         The state: arrays only, on the devices of the parameters, none shared with them.
         """
-        fn = None if value_fn is None else hoist(value_fn)
-        return compiled_call.call(
-            _init,
+        if value_fn is None:
+            return compiled_call.call(_init, canonicalize(self), partition.filter_arrays(params))
+        return compiled_call.call_objective(
+            _init_with,
+            value_fn,
             canonicalize(self),
-            params if fn is not None else partition.filter_arrays(params),
-            fn,
+            params,
             partition.mark_numbers_dynamic(args),
             has_aux,
-            reuse=fn is None or not opaque(fn),
         )
 
     def update(
@@ -105,23 +104,15 @@ class AbstractTransformation(eqx.Module, Generic[State]):
         argnums: Any = 0
         if isinstance(value_fn, ValueAndGradFromState):
             value_fn, argnums = value_fn.fun, value_fn.argnums
-        fn = None if value_fn is None else hoist(value_fn)
         if type(value) in (int, float):
             # Strongly typed, so that a number and an array of JAX's are one and the same program.
             value = np.asarray(value, float_dtype())
-        return compiled_call.call(
-            _update,
-            canonicalize(self),
-            updates,
-            state,
-            params if fn is not None else partition.filter_arrays(params),
-            value,
-            grad,
-            fn,
-            key,
-            partition.mark_numbers_dynamic(extra),
-            argnums,
-            reuse=fn is None or not opaque(fn),
+        given = value, grad, key, partition.mark_numbers_dynamic(extra)
+        if value_fn is None:
+            params = partition.filter_arrays(params)
+            return compiled_call.call(_update, canonicalize(self), updates, state, params, *given)
+        return compiled_call.call_objective(
+            _update_with, value_fn, canonicalize(self), updates, state, params, *given, argnums
         )
 
     def step(
@@ -153,17 +144,15 @@ class AbstractTransformation(eqx.Module, Generic[State]):
 
         The new model, the new state, and the [`eqopt.Evaluation`][] at the model that was given.
         """
-        hoisted = hoist(fn)
-        return compiled_call.call(
-            _step,
+        return compiled_call.call_objective(
+            step,
+            fn,
             canonicalize(self),
-            hoisted,
             params,
             state,
             partition.mark_numbers_dynamic(args),
             partition.mark_numbers_dynamic(kwargs),
             has_aux,
-            reuse=not opaque(hoisted),
         )
 
     def replace(self, **changes: Any) -> Self:
@@ -307,15 +296,20 @@ def check_state(transformation: AnyTransformation, state: object, name: str) -> 
 # The bodies of the compiled programs: they run when tracing, and cost nothing a step.
 
 
-def _init(
+def _init(transformation: AbstractTransformation[State], params: PyTree) -> State:
+    trained, _ = split(params, "params")
+    return transformation.init_state(trained, Context(whole=FullProblem(trained)))
+
+
+def _init_with(
+    fn: Function,
     transformation: AbstractTransformation[State],
     params: PyTree,
-    fn: Function | None,
     args: tuple[Any, ...],
     has_aux: bool,
 ) -> State:
     trained, rest = split(params, "params")
-    objective = None if fn is None else Objective(fn, rest, args, kwargs={}, has_aux=has_aux)
+    objective = Objective(fn, rest, args, kwargs={}, has_aux=has_aux)
     context = Context(value_fn=objective, whole=FullProblem(trained, objective))
     return transformation.init_state(trained, context)
 
@@ -327,10 +321,10 @@ def _update(
     params: PyTree,
     value: Any,
     grad: PyTree,
-    fn: Function | None,
     key: Any,
     extra: dict[str, Any],
-    argnums: int | tuple[int, ...],
+    fn: Function | None = None,
+    argnums: int | tuple[int, ...] = 0,
 ) -> tuple[PyTree, State]:
     check_state(transformation, state, "state")
     trained, rest = split(params, "params")
@@ -338,8 +332,6 @@ def _update(
         check_places(updates, params, "params")
     objective = None
     if fn is not None:
-        if not compiled_call.is_inside_trace():
-            note_trace(fn, compiled_call.signature((transformation, updates, state, params, extra)))
         objective = Objective(fn, rest, (), accepted(fn, extra), has_aux=None, argnums=argnums)
     if value is not None and not (checks.is_array(value) and value.shape == ()):
         shape = f"shape {value.shape}" if checks.is_array(value) else checks.describe(value)
@@ -352,6 +344,13 @@ def _update(
     whole = None if given is None else FullProblem(given, objective)
     context = Context(value=value, grad=grad, value_fn=objective, key=key, extra=extra, whole=whole)
     return _transform(transformation, updates, state, given, context)
+
+
+def _update_with(
+    fn: Function, transformation: AbstractTransformation[State], *given: Any
+) -> tuple[PyTree, State]:
+    *others, argnums = given
+    return _update(transformation, *others, fn, argnums)
 
 
 def _transform(
@@ -369,8 +368,8 @@ def _transform(
 
 
 def step(
-    transformation: AbstractTransformation[State],
     fn: Function,
+    transformation: AbstractTransformation[State],
     model: Model,
     state: State,
     args: tuple[Any, ...],
@@ -392,9 +391,3 @@ def step(
     )
     updates, state = _transform(transformation, evaluation.grad, state, trained, context)
     return eqx.combine(applied(trained, updates), rest), state, evaluation
-
-
-def _step(transformation: AnyTransformation, fn: Function, *rest: Any) -> Any:
-    if not compiled_call.is_inside_trace():
-        note_trace(fn, compiled_call.signature((transformation, *rest)))
-    return step(transformation, fn, *rest)

@@ -7,8 +7,8 @@ from typing import Any
 import jax.numpy as jnp
 import pytest
 
-from eqopt._jit.function import hoist
-from tests.jit.test_closure import Door, P
+from eqopt._jit.function import key_function
+from tests.jit.test_functions import Door, P
 
 SOURCE = """
 import jax.numpy as jnp
@@ -43,8 +43,8 @@ def scope() -> dict[str, Any]:
 @pytest.mark.parametrize("name", ["inner", "loss", "other"])
 def test_a_plain_function_is_read_once(name: str) -> None:
     found = scope()
-    assert hoist(found[name]) is hoist(found[name])
-    assert hoist(found[name]) is not hoist(scope()[name])
+    assert key_function(found[name]) is key_function(found[name])
+    assert key_function(found[name]) is not key_function(scope()[name])
 
 
 def _rebind_number(found: dict[str, Any]) -> None:
@@ -135,4 +135,4 @@ NOT_PLAIN = [_closure(), _with_default, _reads_a_list, _has_an_attribute, _reads
 
 @pytest.mark.parametrize("fn", NOT_PLAIN)
 def test_what_may_change_within_is_read_anew(fn: Any) -> None:
-    assert hoist(fn) is not hoist(fn)
+    assert key_function(fn) is not key_function(fn)
