@@ -27,26 +27,37 @@ def call(function: Callable[..., Any], *args: Any) -> Any:
     Inside another trace the function is called directly: a program within a program would only be
     traced twice.
     """
-    return call_objective(function, None, *args)
+    return _call(function, None, args)
 
 
 def call_objective(
     function: Callable[..., Any], fn: Function | None, *args: Any, reuse: bool = True
 ) -> Any:
-    """Calls `function(fn, *args)`, or `function(*args)` without `fn`, likewise.
+    """Calls `function(fn, *args)` likewise.
 
     **Arguments:**
 
     - `function`: what is compiled.
-    - `fn`: the user's function, which is static and known by its key.
+    - `fn`: the user's function, which is static and known by its key, or `None`.
     - `*args`: all else.
     - `reuse`: whether the program may serve again. It serves once anyway if `fn` reads something
         that cannot be compared.
     """
-    keyed = None if fn is None else key_function(fn)
-    call = _Call.of(keyed, args)
+    if fn is None:
+        return _call(function, None, (None, *args))
+    return _call(function, key_function(fn), args, reuse=reuse)
+
+
+def _call(
+    function: Callable[..., Any],
+    fn: KeyedFunction | None,
+    args: tuple[Any, ...],
+    *,
+    reuse: bool = True,
+) -> Any:
+    call = _Call.of(fn, args)
     if _traced(call.leaves):
-        return _inline(function, args if keyed is None else (keyed, *args))
+        return _inline(function, args if fn is None else (fn, *args))
     (result,) = _run(function, [], call, reuse=reuse)
     return result.unpack()
 
@@ -121,18 +132,28 @@ def _run(
     specs, arrays = tuple([x.spec for x in packed]), [x.arrays for x in packed]
     fn = None if call.fn is None else call.fn.static
     program = _program if reuse else _new_program()
-    if reuse and fn is not None and fn.has_arrays():
+    if reuse and fn is not None and fn.has_arrays:
         program = _program_with_arrays(fn)
     # The function is an argument of its own. It must be the one of this call that is traced, and
     # not an equal one of an earlier call, which may have changed since.
     results = program(function, specs, fn, arrays)
-    if fn is not None and fn.is_traced and not jit_is_disabled():
-        kinds = [jax.typeof(x) for xs in arrays for x in xs if x is not None]
-        statics = [(x.structure, repr(x.statics)) for x in specs]
-        # JAX has kept the trace.
-        jaxpr = program.trace(function, specs, fn, arrays).jaxpr
-        fn.learn(jaxpr, (function, *statics, *kinds))
+    if fn is not None:
+        learn(fn, program, (function, specs, fn, arrays), specs, results)
     return results
+
+
+def learn(
+    fn: StaticFunction,
+    program: Any,
+    args: tuple[Any, ...],
+    specs: tuple[StaticPart, ...],
+    results: Any,
+) -> None:
+    """Lets the function learn from a call of a program, if the call has traced it."""
+    if fn.after is not None and not jit_is_disabled():
+        jaxpr = program.trace(*args).jaxpr  # JAX has kept the trace
+        statics = [(x.structure, repr(x.statics)) for x in specs]
+        fn.learn(jaxpr, results, (args[0], *statics, *jaxpr.in_avals))
 
 
 def _body(

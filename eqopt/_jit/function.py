@@ -2,7 +2,7 @@
 
 In: any function. Out: a `KeyedFunction`, which is called as the function is, and is static: a
 program that was compiled for one serves for all with an equal key (see `function_key.py`). What a
-trace shows is learned: which functions are callbacks, and what the function itself changes.
+trace and a run show is learned: what the function itself changes, and what its callbacks change.
 """
 
 import functools
@@ -11,7 +11,7 @@ import os
 import types
 import warnings
 import weakref
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 import jax
@@ -19,15 +19,7 @@ import numpy as np
 
 from .._base.compat import is_jaxpr
 from .._base.types import Function
-from .function_key import (
-    Callbacks,
-    callbacks_of,
-    described,
-    FunctionKey,
-    is_of_package,
-    read,
-    UnreadableError,
-)
+from .function_key import changes, described, has_grown, Key, Reader, UnreadableError
 
 _MAX_TRACES, _MAX_REMEMBERED = 4, 256
 
@@ -39,103 +31,100 @@ class RecompilationWarning(UserWarning):
 class _Learned:
     """What is known of all functions with one code.
 
-    - `canonical`: the key of the program, for the key that the trace has left by changing what the
+    - `calls_back`, `written`: as in `Reader`.
+    - `aliases`: the key of the program, for the key that its trace has left by adding to what the
         function reads: a memo, a counter. The program serves until something else changes.
-    - `left`: keys that a trace has left by changing a value that was there, which may have been
-        another thread. Only if the next trace changes something too, it is the function.
     - `traces`: how often it was traced for one signature, and the key of the latest trace.
-    - `latest`: the latest function, for a glance.
     """
 
     def __init__(self) -> None:
-        self.callbacks = Callbacks()
-        self.left: set[FunctionKey] = set()
-        self.canonical: dict[FunctionKey, FunctionKey] = {}
-        self.traces: dict[Hashable, tuple[int, FunctionKey | None]] = {}
-        self.latest: tuple[Callable[[], Any], KeyedFunction] | None = None
+        self.calls_back = False
+        self.written: set[str] = set()
+        self.aliases: dict[Key, Key] = {}
+        self.traces: dict[Hashable, tuple[int, Key | None]] = {}
 
 
-_learned: dict[Hashable, _Learned] = {}
+_learned: dict[Any, _Learned] = {}
 
 
 class StaticFunction:
-    """A function with its key; without a key it equals itself only, and `reason` says why."""
+    """A function with its key; without a key it equals itself only, and `reason` says why.
 
-    def __init__(self, fn: Function, learned: _Learned) -> None:
-        self.learned, self.reason, self.is_traced = learned, "", False
-        self.own: FunctionKey | None = None
-        self.key: FunctionKey | None = None
-        self.after: FunctionKey | None = None
+    - `own`: the key before the call.
+    - `after`: the key after the trace, if the function was traced; empty, if it cannot be read.
+    - `key`: that of the program which serves for this function.
+    """
+
+    def __init__(self, fn: Function) -> None:
+        self.reason, self.has_arrays = "", False
+        self.after: Key | None = None
+        self.captured: tuple[Any, ...] = ()
         try:
             self.ref: Callable[[], Any] = weakref.ref(fn)
         except TypeError:
             self.ref = lambda: fn
+        self.learned = _learned.setdefault(_root(fn), _Learned())
+        self.own = self.read()
+        self.key = None if self.own is None else self.learned.aliases.get(self.own, self.own)
+        self.hash = hash(self.key)
 
-    def read(self) -> tuple[FunctionKey | None, tuple[Any, ...]]:
-        """Gives the key as it is now, and the tracers that the function reads."""
+    def read(self) -> Key | None:
+        """The key as it is now."""
+        reader = Reader(self.learned.calls_back, self.learned.written)
         try:
-            return read(self.ref(), self.learned.callbacks)
+            key = reader.key(self.ref())
+            hash(key)
         except (UnreadableError, TypeError) as error:  # a `TypeError`: something has no hash
             self.reason = str(error)
-            return None, ()
+            return None
+        self.has_arrays, self.captured = reader.has_arrays, tuple(reader.captured)
+        return key
 
     def __eq__(self, other: object) -> bool:
-        known = isinstance(other, StaticFunction) and self.key is not None
-        return self.key == other.key if known else self is other
+        if self is other or not isinstance(other, StaticFunction):
+            return self is other
+        return self.key is not None and self.key == other.key
 
     def __hash__(self) -> int:
-        return hash(self.key)
+        return self.hash
 
-    def has_arrays(self) -> bool:
-        return self.key is not None and self.key.has_arrays
-
-    def note_trace(self) -> None:
-        """Reads the function again: tracing may have changed what it reads."""
-        self.is_traced = True
-        self.after, _ = self.read()
-
-    def learn(self, jaxpr: Any, signature: Hashable) -> None:
-        """Notes what a trace of a program with this function has shown.
+    def learn(self, jaxpr: Any, results: Any, signature: Hashable) -> None:
+        """Notes what the trace of a program with this function, and its first run, have shown.
 
         **Arguments:**
 
-        - `jaxpr`: that of the program. The callbacks are read off it.
+        - `jaxpr`: that of the program. That it has callbacks is read off it.
+        - `results`: those of the run.
         - `signature`: all that is a good reason to trace anew: shapes, dtypes, structures.
         """
-        learned, after, self.is_traced = self.learned, self.after, False
+        learned, after, self.after = self.learned, self.after, None
         num, before = learned.traces.get(signature, (0, None))
         learned.traces[signature] = num + 1, self.own
         if num + 1 == _MAX_TRACES:
             self._warn(before)
-        if self.own is None or self.key is None or after is None:
+        if not (self.own and self.key and after):
             return
-        functions = [y for x in _callbacks_in(jaxpr) for y in _users_functions(x)]
-        if functions:
-            found, known = callbacks_of(functions), learned.callbacks
-            containers = {id(x): x for x in (*found.containers, *known.containers)}
-            kept = tuple(containers.values())[:_MAX_REMEMBERED]
-            learned.callbacks = Callbacks(known.codes | {*map(root_of, functions)}, kept)
-        if not after.has_grown(self.own) and self.own not in learned.left:
-            learned.left.add(after)
-            return
-        left = self.read()[0] if functions else after
-        if left is not None:
-            learned.canonical[left] = self.key
+        left = after
+        if _calls_back(jaxpr):
+            jax.block_until_ready(results)
+            jax.effects_barrier()
+            ran = self.read()
+            learned.written.update(() if ran is None else changes(after, ran))
+            learned.calls_back = True
+            left = self.read()
+        if left is not None and has_grown(self.own, after):
+            learned.aliases[left] = self.key
 
-    def _warn(self, before: FunctionKey | None) -> None:
-        fn = self.ref()
-        code = root_of(fn)
-        why = self.reason
+    def _warn(self, before: Key | None) -> None:
+        code, why = _root(self.ref()), self.reason
         if self.own is not None and before is not None:
-            changed = [*self.own.changes(before)]
-            why = f"{described(changed[0]) if changed else 'its code'} changes"
+            (name, *_) = [*changes(before, self.own), "its code"]
+            why = f"{described(name)} changes"
         # At the function, and not at the call, which is somewhere within eqopt.
-        where = (
-            (code.co_filename, code.co_firstlineno) if isinstance(code, types.CodeType) else ("", 0)
-        )
+        where = getattr(code, "co_filename", ""), getattr(code, "co_firstlineno", 0)
         warnings.warn_explicit(
-            f"`{getattr(code, 'co_name', code)}` has been compiled {_MAX_TRACES} times for arguments "
-            f"of the same shapes: {why}.\nPass it as an argument, which is data: "
+            f"`{getattr(code, 'co_name', code)}` has been compiled {_MAX_TRACES} times for "
+            f"arguments of the same shapes: {why}.\nPass it as an argument, which is data: "
             "`opt.step(fn, model, state, x, y)`.",
             RecompilationWarning,
             *where,
@@ -162,7 +151,7 @@ class KeyedFunction(NamedTuple):
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Calls the function, when tracing only."""
         out = self.static.ref()(*args, **kwargs)
-        self.static.note_trace()
+        self.static.after = self.static.read() or ()  # tracing may have changed what it reads
         return out
 
     @property
@@ -179,20 +168,10 @@ def key_function(fn: Function) -> KeyedFunction:
     """Gives a function its key."""
     if isinstance(fn, KeyedFunction):
         return fn
-    learned = _learned.setdefault(root_of(fn), _Learned())
     if len(_learned) > _MAX_REMEMBERED:
         del _learned[next(iter(_learned))]
-    if learned.latest is not None and learned.latest[0]() is fn:
-        keyed = learned.latest[1]
-        if keyed.static.own is not None and keyed.static.own.is_current():
-            return keyed
-    static = StaticFunction(fn, learned)
-    static.own, captured = static.read()
-    if static.own is not None:
-        static.key = learned.canonical.get(static.own, static.own)
-    keyed = KeyedFunction(static, captured)
-    learned.latest = None if captured else (static.ref, keyed)
-    return keyed
+    static = StaticFunction(fn)
+    return KeyedFunction(static, static.captured)
 
 
 def forget() -> None:
@@ -205,7 +184,7 @@ def is_unknown(fn: Function) -> bool:
     return isinstance(fn, KeyedFunction) and fn.static.key is None
 
 
-def root_of(fn: Any) -> Any:
+def _root(fn: Any) -> Any:
     """The code of a function, or of what it is made of; its class, if it has no code."""
     while isinstance(fn, functools.partial):
         fn = fn.func
@@ -214,23 +193,9 @@ def root_of(fn: Any) -> Any:
     return getattr(fn, "__code__", type(fn))  # a class that is written in C has no code
 
 
-def _callbacks_in(jaxpr: Any) -> Iterator[Any]:
-    """The callbacks of a program, and of those within it, but for those that give an answer."""
-    for equation in jaxpr.eqns:
-        if "callback" in equation.params and not equation.outvars:
-            yield equation.params["callback"]
-        for x in jax.tree.leaves(equation.params, is_leaf=is_jaxpr):
-            if is_jaxpr(x):
-                yield from _callbacks_in(x)
-
-
-def _users_functions(x: Any) -> Iterator[Any]:
-    """The functions of the user that a callback runs, which JAX has wrapped."""
-    if isinstance(x, types.FunctionType) and is_of_package(x.__code__.co_filename):
-        for cell in x.__closure__ or ():
-            yield from _users_functions(cell.cell_contents)
-    elif type(x).__module__.partition(".")[0] in ("jax", "equinox"):
-        for y in getattr(x, "__dict__", {}).values():  # an object of C has none
-            yield from _users_functions(y)
-    elif callable(x):
-        yield x
+def _calls_back(jaxpr: Any) -> bool:
+    """Whether a program, or one within it, calls back into Python."""
+    inner = [x for e in jaxpr.eqns for x in jax.tree.leaves(e.params, is_leaf=is_jaxpr)]
+    return any("callback" in e.params for e in jaxpr.eqns) or any(
+        _calls_back(x) for x in inner if is_jaxpr(x)
+    )

@@ -20,6 +20,7 @@ from .._base.norms import global_norm
 from .._base.progress import AbstractProgress, as_progress
 from .._base.types import Function, Model
 from .._base.xla import written_after
+from .._jit import compiled_call
 from .._jit.function import key_function, KeyedFunction, StaticFunction
 from .._jit.partition import mark_numbers_dynamic, on_device, pack, Partitioned, StaticPart
 from .._transformation.base import (
@@ -154,7 +155,7 @@ def fit(
     keyed = key_function(loss_fn)
     state = optimizer.init(model) if state is None else state
     # Arrays that the function reads are in the program, which is then not kept for another call.
-    reuse = keyed.is_reusable() and not keyed.static.has_arrays()
+    reuse = keyed.is_reusable() and not keyed.static.has_arrays
     carry = pack((model, state, key))
     fixed = pack(on_device((optimizer, keyed.data)))
     make = _make if reuse else _make.__wrapped__
@@ -173,10 +174,12 @@ def fit(
                 length = len(group)
                 try:
                     if length == 1:
-                        new = call_one(keyed.static, loop.arrays, fixed.arrays, group[0])
+                        call, rest = call_one, (group[0],)
                     else:
-                        batches = _stacked(group)
-                        new = call_many(keyed.static, loop.arrays, fixed.arrays, batches, length)
+                        call, rest = call_many, (_stacked(group), length)
+                    given = keyed.static, loop.arrays, fixed.arrays, *rest
+                    new = call(*given)
+                    compiled_call.learn(keyed.static, call, given, (carry.spec, fixed.spec), new)
                     loop.arrays, metrics = new
                     record.add(metrics, length)
                 finally:

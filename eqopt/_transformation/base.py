@@ -57,13 +57,11 @@ class AbstractTransformation(eqx.Module, Generic[State]):
 
         The state: arrays only, on the devices of the parameters, none shared with them.
         """
-        if value_fn is None:
-            return compiled_call.call(_init, canonicalize(self), partition.filter_arrays(params))
         return compiled_call.call_objective(
-            _init_with,
+            _init,
             value_fn,
             canonicalize(self),
-            params,
+            params if value_fn is not None else partition.filter_arrays(params),
             partition.mark_numbers_dynamic(args),
             has_aux,
         )
@@ -107,12 +105,18 @@ class AbstractTransformation(eqx.Module, Generic[State]):
         if type(value) in (int, float):
             # Strongly typed, so that a number and an array of JAX's are one and the same program.
             value = np.asarray(value, float_dtype())
-        given = value, grad, key, partition.mark_numbers_dynamic(extra)
-        if value_fn is None:
-            params = partition.filter_arrays(params)
-            return compiled_call.call(_update, canonicalize(self), updates, state, params, *given)
         return compiled_call.call_objective(
-            _update_with, value_fn, canonicalize(self), updates, state, params, *given, argnums
+            _update,
+            value_fn,
+            canonicalize(self),
+            updates,
+            state,
+            params if value_fn is not None else partition.filter_arrays(params),
+            value,
+            grad,
+            key,
+            partition.mark_numbers_dynamic(extra),
+            argnums,
         )
 
     def step(
@@ -127,8 +131,8 @@ class AbstractTransformation(eqx.Module, Generic[State]):
     ) -> tuple[Model, State, Evaluation[Any]]:
         """Evaluates the objective and its gradient, updates, and applies, in one compiled program.
 
-        Data belong in the arguments. What `fn` reads from elsewhere (a closure, a global) is looked
-        up at each call, as in plain Python, and is never out of date.
+        Data belong in the arguments. If something changes that `fn` names (a closure, a global),
+        the program is compiled anew.
 
         **Arguments:**
 
@@ -296,25 +300,21 @@ def check_state(transformation: AnyTransformation, state: object, name: str) -> 
 # The bodies of the compiled programs: they run when tracing, and cost nothing a step.
 
 
-def _init(transformation: AbstractTransformation[State], params: PyTree) -> State:
-    trained, _ = split(params, "params")
-    return transformation.init_state(trained, Context(whole=FullProblem(trained)))
-
-
-def _init_with(
-    fn: Function,
+def _init(
+    fn: Function | None,
     transformation: AbstractTransformation[State],
     params: PyTree,
     args: tuple[Any, ...],
     has_aux: bool,
 ) -> State:
     trained, rest = split(params, "params")
-    objective = Objective(fn, rest, args, kwargs={}, has_aux=has_aux)
+    objective = None if fn is None else Objective(fn, rest, args, kwargs={}, has_aux=has_aux)
     context = Context(value_fn=objective, whole=FullProblem(trained, objective))
     return transformation.init_state(trained, context)
 
 
 def _update(
+    fn: Function | None,
     transformation: AbstractTransformation[State],
     updates: PyTree,
     state: State,
@@ -323,8 +323,7 @@ def _update(
     grad: PyTree,
     key: Any,
     extra: dict[str, Any],
-    fn: Function | None = None,
-    argnums: int | tuple[int, ...] = 0,
+    argnums: int | tuple[int, ...],
 ) -> tuple[PyTree, State]:
     check_state(transformation, state, "state")
     trained, rest = split(params, "params")
@@ -344,13 +343,6 @@ def _update(
     whole = None if given is None else FullProblem(given, objective)
     context = Context(value=value, grad=grad, value_fn=objective, key=key, extra=extra, whole=whole)
     return _transform(transformation, updates, state, given, context)
-
-
-def _update_with(
-    fn: Function, transformation: AbstractTransformation[State], *given: Any
-) -> tuple[PyTree, State]:
-    *others, argnums = given
-    return _update(transformation, *others, fn, argnums)
 
 
 def _transform(

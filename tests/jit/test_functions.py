@@ -320,7 +320,7 @@ def test_a_change_at_each_call_is_named_once() -> None:
     assert caught.filename == __file__  # where the function is
     message = str(caught.message)
     assert "`loss` has been compiled 4 times" in message
-    assert "`target`, in the closure of `loss`, changes" in message
+    assert "`target`, which `loss` reads, changes" in message
     assert "Pass it as an argument" in message
     assert len(message.splitlines()) <= 3
 
@@ -335,7 +335,7 @@ def test_what_cannot_be_compared_is_named() -> None:
         return jnp.sum(p) * eval("2.0")
 
     (iterator,) = caught_warnings(5 * [reads_iterator])
-    assert "`stream`, in the closure of `reads_iterator`, is a generator" in str(iterator.message)
+    assert "`stream`, which `reads_iterator` reads, is a generator" in str(iterator.message)
     (evaluation,) = caught_warnings(5 * [evaluates])
     assert "`evaluates` calls `eval`, which may read anything" in str(evaluation.message)
 

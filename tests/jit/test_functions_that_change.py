@@ -161,7 +161,7 @@ def set_class(i: int) -> None:
 
 
 def set_module(i: int) -> None:
-    vars(module)["coefs"] = [1.0 + i]
+    vars(module)["factor"] = 1.0 + i
 
 
 def set_slot(i: int) -> None:
@@ -204,7 +204,7 @@ CHANGED: dict[str, tuple[Callable[[int], None], Callable[[Array], Array]]] = {
     "class, by an object": (set_class, lambda p: squares(p * settings.scale)),
     "class, by a method": (set_class, lambda p: squares(settings.scaled(p))),
     "class, by a method of the class": (set_class, lambda p: squares(Settings.scaled(p))),
-    "module": (set_module, lambda p: squares(p * module.coefs[0])),
+    "module": (set_module, lambda p: squares(p * module.factor)),
     "slot": (set_slot, lambda p: squares(p * slots.slot)),
     "a dictionary's class": (set_dictionary, lambda p: squares(p * dictionary["x"])),
     "function": (set_function, lambda p: squares(p * with_attribute.factor)),

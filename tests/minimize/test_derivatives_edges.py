@@ -316,13 +316,13 @@ def test_a_program_that_reads_a_tracer_from_a_dictionary_is_not_kept(
     monkeypatch: pytest.MonkeyPatch,
 ):
     kept: list[bool] = []
-    call = compiled_call.call
+    call = compiled_call.call_objective
 
     def noting(*args: Any, reuse: bool) -> Any:
         kept.append(reuse)
         return call(*args, reuse=reuse)
 
-    monkeypatch.setattr(compiled_call, "call", noting)
+    monkeypatch.setattr(compiled_call, "call_objective", noting)
 
     y, start = jnp.asarray(Y), jnp.zeros(3, FLOAT)
 
