@@ -137,8 +137,9 @@ def _run(
     # The function is an argument of its own. It must be the one of this call that is traced, and
     # not an equal one of an earlier call, which may have changed since.
     results = program(function, specs, fn, arrays)
-    if fn is not None:
-        learn(fn, program, (function, specs, fn, arrays), specs, results)
+    if fn is not None and fn.after is not None:
+        static = function, *[(x.structure, repr(x.statics)) for x in specs]
+        learn(fn, program, (function, specs, fn, arrays), results, static)
     return results
 
 
@@ -146,14 +147,16 @@ def learn(
     fn: StaticFunction,
     program: Any,
     args: tuple[Any, ...],
-    specs: tuple[StaticPart, ...],
     results: Any,
+    static: tuple[Any, ...] | None = None,
 ) -> None:
-    """Lets the function learn from a call of a program, if the call has traced it."""
+    """Lets the function learn from a call of a program, if the call has traced it.
+
+    With `static`, all that is static beside the function, it warns of one trace after the other.
+    """
     if fn.after is not None and not jit_is_disabled():
         jaxpr = program.trace(*args).jaxpr  # JAX has kept the trace
-        statics = [(x.structure, repr(x.statics)) for x in specs]
-        fn.learn(jaxpr, results, (args[0], *statics, *jaxpr.in_avals))
+        fn.learn(jaxpr, results, None if static is None else (*static, *jaxpr.in_avals))
 
 
 def _body(

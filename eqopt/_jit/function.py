@@ -34,7 +34,8 @@ class _Learned:
     - `calls_back`, `written`: as in `Reader`.
     - `aliases`: the key of the program, for the key that its trace has left by adding to what the
         function reads: a memo, a counter. The program serves until something else changes.
-    - `traces`: how often it was traced for one signature, and the key of the latest trace.
+    - `traces`: how often it was traced for one signature because the key had changed, and the key
+        of the latest trace.
     """
 
     def __init__(self) -> None:
@@ -88,23 +89,27 @@ class StaticFunction:
     def __hash__(self) -> int:
         return self.hash
 
-    def learn(self, jaxpr: Any, results: Any, signature: Hashable) -> None:
+    def learn(self, jaxpr: Any, results: Any, signature: Hashable | None) -> None:
         """Notes what the trace of a program with this function, and its first run, have shown.
 
         **Arguments:**
 
         - `jaxpr`: that of the program. That it has callbacks is read off it.
         - `results`: those of the run.
-        - `signature`: all that is a good reason to trace anew: shapes, dtypes, structures.
+        - `signature`: all that is a good reason to trace anew: shapes, dtypes, what else is static;
+            `None` if the traces are not to be counted.
         """
         learned, after, self.after = self.learned, self.after, None
-        num, before = learned.traces.get(signature, (0, None))
-        learned.traces[signature] = num + 1, self.own
-        if num + 1 == _MAX_TRACES:
-            self._warn(before)
+        if signature is not None:
+            self._count(signature)
         if not (self.own and self.key and after):
             return
-        left = after
+        if not has_grown(self.own, after):
+            self.key = (
+                None  # which value the program has read is not known: it serves no other call
+            )
+            return
+        left, grown = after, changes(self.own, after)
         if _calls_back(jaxpr):
             jax.block_until_ready(results)
             jax.effects_barrier()
@@ -112,13 +117,24 @@ class StaticFunction:
             learned.written.update(() if ran is None else changes(after, ran))
             learned.calls_back = True
             left = self.read()
-        if left is not None and has_grown(self.own, after):
+        if left is not None:
+            old = dict(left) | {name: token for name, (token, _) in grown.items()}
+            # The key before the trace too, for callbacks are known only now.
+            learned.aliases[tuple(x for x in old.items() if x[1] is not None)] = self.key
             learned.aliases[left] = self.key
+
+    def _count(self, signature: Hashable) -> None:
+        num, before = self.learned.traces.get(signature, (0, None))
+        if self.own is not None and self.own == before:
+            return  # it was not the function that has changed
+        self.learned.traces[signature] = num + 1, self.own
+        if num + 1 == _MAX_TRACES:
+            self._warn(before)
 
     def _warn(self, before: Key | None) -> None:
         code, why = _root(self.ref()), self.reason
         if self.own is not None and before is not None:
-            (name, *_) = [*changes(before, self.own), "its code"]
+            (name, *_) = changes(before, self.own)
             why = f"{described(name)} changes"
         # At the function, and not at the call, which is somewhere within eqopt.
         where = getattr(code, "co_filename", ""), getattr(code, "co_firstlineno", 0)

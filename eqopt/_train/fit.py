@@ -179,7 +179,7 @@ def fit(
                         call, rest = call_many, (_stacked(group), length)
                     given = keyed.static, loop.arrays, fixed.arrays, *rest
                     new = call(*given)
-                    compiled_call.learn(keyed.static, call, given, (carry.spec, fixed.spec), new)
+                    compiled_call.learn(keyed.static, call, given, new)
                     loop.arrays, metrics = new
                     record.add(metrics, length)
                 finally:

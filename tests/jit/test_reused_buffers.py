@@ -99,7 +99,7 @@ def _given_once() -> None:
         keys = jax.random.key_data(key)[0].astype(FLOAT)
         return weighted(model["trained"], weights) * model["still"][0].astype(FLOAT) + 0 * keys
 
-    given = model["trained"], model["still"], weights, key
+    given = model["trained"], model["still"], key
 
     def batches() -> Iterator[tuple[()]]:
         for x in given:
@@ -126,6 +126,25 @@ def test_arguments_of_step(size: int):
     np.testing.assert_array_equal(model, np.full(size, -6))
 
 
+def test_what_a_loss_reads_is_read_when_it_is_traced():
+    weights = buffer(1)
+
+    def fit(*values: float) -> Any:
+        def batches() -> Iterator[tuple[()]]:
+            weights[:] = values[-1]
+            yield ()
+
+        weights[:] = values[0]
+        model = jnp.zeros(2, FLOAT)
+        return eqopt.fit(lambda x: weighted(x, weights), OPT, model, batches()).model
+
+    np.testing.assert_array_equal(fit(1, 100), [-100, -100])
+    np.testing.assert_array_equal(fit(1), [-1, -1])
+    np.testing.assert_array_equal(fit(1, 100), [-100, -100])
+
+
+# Its content changes at each call.
+@pytest.mark.filterwarnings("ignore::eqopt._jit.function.RecompilationWarning")
 def test_the_closure_of_a_loss():
     model, weights = jnp.zeros(2, FLOAT), buffer(0)
     state = OPT.init(model)

@@ -18,6 +18,11 @@ BATCH, OTHER = np.array([4.0, 5.0, 6.0], FLOAT), np.array([-1.0, 0.5, 9.0], FLOA
 CALLS = Calls()
 
 
+@pytest.fixture(autouse=True)
+def _nothing_counted():
+    CALLS.reset()
+
+
 def distance(x: Array, y: Array) -> Array:
     return jnp.sum(jnp.square(CALLS.counted(x) + y))
 
@@ -137,9 +142,9 @@ def test_an_array_in_a_closure():
     def make(y: Any) -> Any:
         return lambda x: distance(x, y)
 
-    x, opt = jnp.asarray(X0), searching()
-    x, state, _ = opt.step(make(jnp.asarray(BATCH)), x, opt.init(x))
-    assert CALLS.of(lambda: _recalled(make(jnp.asarray(BATCH)), x, state)) == 0
+    x, y, opt = jnp.asarray(X0), jnp.asarray(BATCH), searching()
+    x, state, _ = opt.step(make(y), x, opt.init(x))
+    assert CALLS.of(lambda: _recalled(make(y), x, state)) == 0
     value, _ = _recalled(make(jnp.asarray(OTHER)), x, state)
     np.testing.assert_allclose(value, np.sum((np.asarray(x) + OTHER) ** 2), rtol=1e-6)
 
