@@ -105,9 +105,7 @@ class StaticFunction:
         if not (self.own and self.key and after):
             return
         if not has_grown(self.own, after):
-            self.key = (
-                None  # which value the program has read is not known: it serves no other call
-            )
+            self.key = None  # the program may have read either value: it serves no other call
             return
         left, grown = after, changes(self.own, after)
         if _calls_back(jaxpr):
