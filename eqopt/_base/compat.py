@@ -39,9 +39,7 @@ def of_one_trace(x: Tracer, y: Tracer) -> bool:
 
 # 0.7.2 to 0.12.0, for libraries that extend JAX. Without it: callbacks are not found, and an
 # objective that logs is compiled anew whenever its log has changed.
-def is_jaxpr(x: Any) -> bool:
-    """Whether `x` is a traced program, such as a parameter of an equation."""
-    return isinstance(x, Jaxpr | ClosedJaxpr)
+JAXPRS = Jaxpr, ClosedJaxpr
 
 
 # 0.7.2 to 0.12.0. The type of JAX's configuration does not tell what attributes it has.

@@ -19,6 +19,7 @@ import numpy as np
 import wadler_lindig as wl
 from jaxtyping import Array
 
+from . import checks
 from .compat import Tracer
 from .key_data import is_key, is_typed_key, kept, KeyData
 from .types import Scalar, ScalarLike, Steps, StepsLike
@@ -234,7 +235,7 @@ def canonicalize(module: _Module) -> _Module:
     numbers in the leaves; a compiled program would take them for other types and compile anew.
     """
     # Only the rare leaf costs: the common optimizer is looked through and returned as it is.
-    if all(map(_settled, jax.tree.leaves(module))):
+    if _are_settled(jax.tree.leaves(module)):
         return module
     return jax.tree.map(
         lambda x: _settle_module(x) if isinstance(x, eqx.Module) else x,
@@ -243,12 +244,18 @@ def canonicalize(module: _Module) -> _Module:
     )
 
 
-def _settled(x: object) -> bool:
-    if isinstance(x, jax.Array):
-        return isinstance(x, Tracer) or not (isinstance(x.dtype, np.dtype) and x.weak_type)
-    if isinstance(x, np.generic):
-        return x.dtype in (float_dtype(), np.int32, np.bool_)
-    return isinstance(x, bool) or not isinstance(x, int | float)
+def _are_settled(leaves: list[Any]) -> bool:
+    wide = float_dtype()
+    for x in leaves:
+        if isinstance(x, jax.Array):
+            settled = isinstance(x, Tracer) or not (isinstance(x.dtype, np.dtype) and x.weak_type)
+        elif isinstance(x, np.generic):
+            settled = x.dtype in (wide, np.int32, np.bool_)
+        else:
+            settled = isinstance(x, bool) or not isinstance(x, int | float)
+        if not settled:
+            return False
+    return True
 
 
 def _settle_module(module: _Module) -> _Module:
@@ -267,13 +274,13 @@ def _settle_module(module: _Module) -> _Module:
         lambda m: [getattr(m, fields[i].name) for i in changed],
         module,
         [new[i] for i in changed],
-        is_leaf=lambda x: x is None,
+        is_leaf=checks.is_none,
     )
 
 
 def _is_number(x: object) -> bool:
     # Or a pair of numbers, say. What is within a Module is its own affair.
-    return not all(map(_settled, jax.tree.leaves(x, is_leaf=lambda y: isinstance(y, eqx.Module))))
+    return not _are_settled(jax.tree.leaves(x, is_leaf=lambda y: isinstance(y, eqx.Module)))
 
 
 def module_pdoc(module: eqx.Module, **kwargs: Any) -> wl.AbstractDoc:

@@ -105,9 +105,7 @@ _MAX_SMALL = 1024
 def _is_small(x: Array) -> bool:
     # Where leaves are divided between devices, none is copied to all of them.
     kind = jax.typeof(x)
-    return x.size <= _MAX_SMALL and not (
-        kind.sharding.mesh.manual_axes or any(axis is not None for axis in kind.sharding.spec)
-    )
+    return x.size <= _MAX_SMALL and not (kind.sharding.mesh.manual_axes or any(kind.sharding.spec))
 
 
 @jax.jit

@@ -1,5 +1,6 @@
 """Trees of arrays, in which `None` stands for "not trained" or "no gradient"."""
 
+import functools
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Inexact, PyTree
 
+from . import checks
 from .arithmetic import cast, is_complex, real_dtype, wider
 from .trace_sharing import map_leaves
 from .types import Count
@@ -110,14 +112,20 @@ def sums(leaves: list[Any], updates: list[Any]) -> list[Any]:
 def add_updates(params: PyTree, updates: PyTree) -> PyTree:
     """The parameters after the updates, which may be of some of them only."""
     return jax.tree.map(
-        lambda x, u: x if x is None or u is None else add(x, u), params, updates, is_leaf=_is_none
+        lambda x, u: x if x is None or u is None else add(x, u),
+        params,
+        updates,
+        is_leaf=checks.is_none,
     )
 
 
 def round_like(updates: PyTree, reference: PyTree) -> PyTree:
     """Casts each update to the dtype of its leaf in `reference`."""
     return jax.tree.map(
-        lambda u, x: None if u is None else cast(u, x.dtype), updates, reference, is_leaf=_is_none
+        lambda u, x: None if u is None else cast(u, x.dtype),
+        updates,
+        reference,
+        is_leaf=checks.is_none,
     )
 
 
@@ -128,24 +136,22 @@ def widened(tree: PyTree) -> PyTree:
 
 def mask_like(updates: PyTree, tree: PyTree) -> PyTree:
     """The tree, without what has no gradient."""
-    return jax.tree.map(lambda u, x: None if u is None else x, updates, tree, is_leaf=_is_none)
+    return jax.tree.map(
+        lambda u, x: None if u is None else x, updates, tree, is_leaf=checks.is_none
+    )
 
 
 def fill_missing(updates: PyTree, other: PyTree) -> PyTree:
     """The updates, in the dtypes of `other`, which stands in for those that are missing."""
     return jax.tree.map(
-        lambda u, x: x if u is None else cast(u, x.dtype), updates, other, is_leaf=_is_none
+        lambda u, x: x if u is None else cast(u, x.dtype), updates, other, is_leaf=checks.is_none
     )
-
-
-def _is_none(x: object) -> bool:
-    return x is None
 
 
 def replicated(x: Array) -> Array:
     """A copy of all of `x` on every device, in explicit sharding mode; else `x` itself."""
     sharding = jax.typeof(x).sharding
-    if all(axis is None for axis in sharding.spec):
+    if not any(sharding.spec):
         return x
     return jax.sharding.reshard(x, sharding.update(spec=jax.sharding.PartitionSpec()))
 
@@ -160,7 +166,7 @@ def placed_like(x: Array, reference: Array) -> Array:
     if not jnp.issubdtype(reference.dtype, jnp.inexact):
         return x
     sharding = jax.typeof(reference).sharding
-    if any(axis is not None for axis in sharding.spec):
+    if any(sharding.spec):
         x = jax.sharding.reshard(x, sharding)
     real = jnp.real(lax.stop_gradient(reference))
     # Always false, also for infinities and NaN; the compiler does not simplify it. What is selected
@@ -193,17 +199,17 @@ def inner(a: PyTree, b: PyTree) -> Float[Array, ""]:
     """The real inner product of two trees, the real part of the sum of `conj(a) * b`."""
     dtype = np.dtype(jax.dtypes.canonicalize_dtype(np.float64))
     pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    terms = [cast(_inner(x, y), dtype) for x, y in pairs]
+    terms = [_inner(x, y, dtype) for x, y in pairs]
     return sum_of(terms) if terms else jnp.zeros((), dtype)
 
 
-@jax.jit
-def _inner(x: Array, y: Array) -> Array:
-    dtype = wider(x.dtype, y.dtype)
-    x, y = x.astype(dtype), y.astype(dtype)
+@functools.partial(jax.jit, static_argnums=2)
+def _inner(x: Array, y: Array, dtype: np.dtype) -> Array:
+    wide = wider(x.dtype, y.dtype)
+    x, y = x.astype(wide), y.astype(wide)
     if is_complex(x):
-        return jnp.sum(x.real * y.real + x.imag * y.imag)
-    return jnp.sum(x * y)
+        return jnp.sum(x.real * y.real + x.imag * y.imag).astype(dtype)
+    return jnp.sum(x * y).astype(dtype)
 
 
 def all_positive(tree: PyTree) -> Bool[Array, ""]:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from .._base.compat import is_jaxpr
+from .._base.compat import JAXPRS
 from .._base.types import Function
 from .function_key import changes, described, has_grown, Key, Reader, UnreadableError
 
@@ -209,7 +209,13 @@ def _root(fn: Any) -> Any:
 
 def _calls_back(jaxpr: Any) -> bool:
     """Whether a program, or one within it, calls back into Python."""
-    inner = [x for e in jaxpr.eqns for x in jax.tree.leaves(e.params, is_leaf=is_jaxpr)]
-    return any("callback" in e.params for e in jaxpr.eqns) or any(
-        _calls_back(x) for x in inner if is_jaxpr(x)
-    )
+    programs = [jaxpr]
+    while programs:
+        for equation in programs.pop().eqns:
+            if "callback" in equation.params:
+                return True
+            for x in equation.params.values():
+                for y in x if isinstance(x, tuple) else (x,):
+                    if isinstance(y, JAXPRS):
+                        programs.append(y)
+    return False

@@ -80,13 +80,15 @@ def pack_leaves(leaves: list[Any], structure: TreeDef, *, remember: bool = True)
         elif kind in _SCALARS:
             arrays.append(on_device_once(x))
             statics.append(None)
-        elif kind in _STATIC:
+        elif kind is _Number or (kind not in _STATIC and isinstance(x, checks.ARRAYS)):
+            array = data(x)
+            if isinstance(array, np.ndarray):
+                array = on_device_once(array) if _are_words(array) else array.copy()
+            arrays.append(array)
+            statics.append(None)
+        else:
             arrays.append(None)
             statics.append(x)
-        else:
-            array = data(x)
-            arrays.append(on_device_once(array) if _are_words(array) else owned(array))
-            statics.append(static(x))
     own = tuple(statics)
     if not remember:
         return Partitioned(arrays, StaticPart(structure, own))
@@ -128,7 +130,7 @@ def is_array(x: Any) -> bool:
 
 def data(x: Any) -> Any:
     """What of a leaf is data, or `None`."""
-    if is_array(x):
+    if isinstance(x, checks.ARRAYS):
         if isinstance(x, jax.Array) and not isinstance(x, Tracer):
             _CONCRETE.add(type(x))
         return None if x.dtype == _FLOAT0 else x
@@ -166,8 +168,8 @@ def _kept_on_device(dtype: Any, shape: tuple[int, ...], data: bytes, wide: Any) 
         return jax.device_put(np.frombuffer(data, dtype).reshape(shape))
 
 
-def _are_words(x: Any) -> bool:
-    return isinstance(x, np.ndarray) and x.dtype == np.uint32 and 0 < x.size <= MAX_SHARED
+def _are_words(x: np.ndarray) -> bool:
+    return x.dtype == np.uint32 and 0 < x.size <= MAX_SHARED
 
 
 def static(x: Any) -> Any:

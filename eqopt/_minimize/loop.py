@@ -10,6 +10,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from .._base import checks
 from .._base.converters import float_dtype
 from .._base.ravel import Ravel
 from .._base.trees import add_updates, all_finite, conj, inner, select, zeros_exactly_like
@@ -244,9 +245,7 @@ def _descend_by_search(
     direction = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
     whole = FullProblem(d.params, task.objective)
     line = begin_line(linesearch, state, whole, _typed(d.evaluation, task), direction)
-    d = eqx.tree_at(
-        lambda d: d.search, d, _Search(line, direction, state), is_leaf=lambda x: x is None
-    )
+    d = eqx.tree_at(lambda d: d.search, d, _Search(line, direction, state), is_leaf=checks.is_none)
 
     def round(d: MinimizeCarry) -> MinimizeCarry:
         search: Any = d.search

@@ -4,6 +4,7 @@ from typing import Any
 
 import equinox as eqx
 
+from .._base import checks
 from .._base.ravel import Ravel, Raveled
 from .._base.types import Params, Updates
 from .._objective.cache import LinesearchState
@@ -12,7 +13,8 @@ from .._transform.average import Trace
 from .._transform.basic import Identity, Scale
 from .._transform.clip import ClipByGlobalNorm
 from .._transform.learning_rate import ScaleByLearningRate
-from .._transformation.base import AbstractOptimizer, AnyTransformation
+from .._transformation.base import AnyTransformation, composed
+from .._transformation.sequence import transform_links
 from .._wrapper.chain import Chain, ChainState
 from ..linesearch._base import AbstractLinesearch
 from ..quasi_newton._conjugate_gradient import ScaleByNonlinearCG
@@ -21,8 +23,7 @@ from ..quasi_newton._lbfgs import ScaleByLBFGS
 
 def commutes_with_ravel(optimizer: AnyTransformation) -> bool:
     """Whether an optimizer does the same to one long vector as to the leaves in it."""
-    if isinstance(optimizer, AbstractOptimizer):
-        return commutes_with_ravel(optimizer.compose())
+    optimizer = composed(optimizer)
     if isinstance(optimizer, Chain):
         return all(map(commutes_with_ravel, optimizer.links))
     if isinstance(optimizer, AbstractLinesearch):
@@ -38,7 +39,7 @@ def raveled(objective: Objective, ravel: Ravel) -> Objective:
         found = objective.evaluate(ravel.unpack(bundle))
         return Evaluation(found.value, ravel.pack(found.grad), found.aux)
 
-    return eqx.tree_at(lambda o: o.replay, objective, evaluate, is_leaf=lambda x: x is None)
+    return eqx.tree_at(lambda o: o.replay, objective, evaluate, is_leaf=checks.is_none)
 
 
 _VECTORWISE = (
@@ -54,8 +55,7 @@ _VECTORWISE = (
 
 def last_search(optimizer: AnyTransformation) -> AbstractLinesearch[Any] | None:
     """The line search in which an optimizer ends, if it does."""
-    if isinstance(optimizer, AbstractOptimizer):
-        return last_search(optimizer.compose())
+    optimizer = composed(optimizer)
     if isinstance(optimizer, Chain) and optimizer.links:
         return last_search(optimizer.links[-1])
     if isinstance(optimizer, AbstractLinesearch) and optimizer.keeps_grad:
@@ -65,8 +65,7 @@ def last_search(optimizer: AnyTransformation) -> AbstractLinesearch[Any] | None:
 
 def own_state(optimizer: AnyTransformation, state: Any) -> LinesearchState[Any]:
     """The state of that line search."""
-    if isinstance(optimizer, AbstractOptimizer):
-        return own_state(optimizer.compose(), state)
+    optimizer = composed(optimizer)
     if isinstance(optimizer, Chain):
         return own_state(optimizer.links[-1], state.states[-1])
     return state
@@ -80,13 +79,12 @@ def transform_until_search(
     context: Context,
 ) -> tuple[Updates, Any]:
     """What all links but that line search do."""
-    if isinstance(optimizer, AbstractOptimizer):
-        return transform_until_search(optimizer.compose(), updates, state, params, context)
+    optimizer = composed(optimizer)
     if isinstance(optimizer, Chain):
         *links, last = optimizer.links
         *states, last_state = state.states
-        before = ChainState(tuple(states))
-        updates, before = Chain(*links).transform(updates, before, params, context)
+        names = [f"state.states[{i}]" for i in range(len(links))]
+        updates, states = transform_links(links, states, names, updates, params, context)
         updates, last_state = transform_until_search(last, updates, last_state, params, context)
-        return updates, ChainState((*before.states, last_state))
+        return updates, ChainState((*states, last_state))
     return updates, state

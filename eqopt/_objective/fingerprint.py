@@ -70,7 +70,7 @@ def _is_data(x: object) -> bool:
 
 
 def _is_sharded(x: Array) -> bool:
-    return any(axis is not None for axis in jax.typeof(x).sharding.spec)
+    return any(jax.typeof(x).sharding.spec)
 
 
 def _words(x: Array) -> list[Array]:

@@ -121,8 +121,8 @@ def fit(
     - `loss_fn`: called `loss_fn(model, *batch)` where a batch is a tuple or a list, and
         `loss_fn(model, batch)` where it is anything else, also a named tuple; with a `key`,
         `loss_fn(..., key=key)` if it takes one. It returns a real number, or with `has_aux` a pair
-        of it and anything else. What it reads from elsewhere (a closure, a global) is read once,
-        when `fit` is called.
+        of it and anything else. Changes of what it reads elsewhere (a closure, a global) are not
+        seen during the fit.
     - `optimizer`: any transformation.
     - `model`: any PyTree; its inexact arrays are trained.
     - `batches`: any iterable; it may be endless if `callback` ends the loop. What is in a batch is

@@ -15,9 +15,9 @@ from .._jit import compiled_call
 from .._schedule.base import AbstractSchedule
 from .._transformation.base import (
     AbstractOptimizer,
-    AbstractTransformation,
     AnyTransformation,
     check_state,
+    children,
     state_type,
 )
 from .._wrapper.inject_hyperparams import InjectedHyperparams
@@ -87,7 +87,7 @@ def _collect(transformation: AnyTransformation, state: Any) -> list[_Found]:
         return [_Found(name, None, x) for name, x in values.items()]
     if isinstance(transformation, AbstractOptimizer):
         # An optimizer's schedules are handed to its parts, which know how often they were applied.
-        inside = {id(x.source): x.value for x in _collect(transformation.compose(), state)}
+        inside = {id(x.source): x.value for x in _collect(transformation.composition, state)}
         return [
             _Found(name, x, inside[id(x)] if isinstance(x, AbstractSchedule) else jnp.asarray(x))
             for name, x in _numbers(transformation)
@@ -96,9 +96,8 @@ def _collect(transformation: AnyTransformation, state: Any) -> list[_Found]:
         _Found(name, x, x(state.count) if isinstance(x, AbstractSchedule) else jnp.asarray(x))
         for name, x in _numbers(transformation)
     ]
-    children = _children(transformation)
     states = iter(_modules(state))
-    for name, child in children:
+    for name, child in children(transformation).items():
         expected = state_type(child)
         own_state = next((x for x in states if isinstance(x, expected)), None)
         if own_state is None:
@@ -120,20 +119,6 @@ def _numbers(transformation: AnyTransformation) -> list[tuple[str, Any]]:
     found = [(f.name, getattr(transformation, f.name)) for f in dataclasses.fields(transformation)]
     kinds = AbstractSchedule | jax.Array | np.ndarray | np.generic
     return [(name, x) for name, x in found if isinstance(x, kinds) and not is_key(x)]
-
-
-def _children(
-    transformation: AnyTransformation,
-) -> list[tuple[str, AnyTransformation]]:
-    found, _ = jax.tree_util.tree_flatten_with_path(
-        transformation,
-        is_leaf=lambda x: isinstance(x, AbstractTransformation) and x is not transformation,
-    )
-    return [
-        (jax.tree_util.keystr(path).lstrip("."), x)
-        for path, x in found
-        if isinstance(x, AbstractTransformation)
-    ]
 
 
 def _modules(state: eqx.Module) -> list[Any]:

@@ -2,10 +2,13 @@
 
 import abc
 import dataclasses
+import functools
 import typing
+from contextvars import ContextVar
 from typing import Any, Generic, Self, TypeAlias, TypeVar
 
 import equinox as eqx
+import jax
 import numpy as np
 import wadler_lindig as wl
 from jaxtyping import PyTree
@@ -22,6 +25,9 @@ from .._objective.objective import accepted, Context, Evaluation, FullProblem, O
 from . import leafwise
 from .apply import applied
 from .eval_params import LookaheadParams
+
+# Whether a composition is being made again, whose nestings were checked the first time.
+recomposing: ContextVar[bool] = ContextVar("recomposing", default=False)
 
 
 class EmptyState(eqx.Module):
@@ -228,13 +234,26 @@ class AbstractOptimizer(AbstractTransformation[State]):
     def compose(self) -> AbstractTransformation[State]:
         """Gives the composition, built from this optimizer's fields."""
 
+    def __check_init__(self) -> None:
+        vars(self)["composition"] = self.compose()  # with the checks of each part
+
+    @functools.cached_property
+    def composition(self) -> AbstractTransformation[State]:
+        """The composition, which is made once."""
+        # Made again of the parts of an optimizer that was checked when the user built it.
+        token = recomposing.set(True)
+        try:
+            return self.compose()
+        finally:
+            recomposing.reset(token)
+
     def init_state(self, params: Params, context: Context) -> State:
-        return self.compose().init_state(params, context)
+        return self.composition.init_state(params, context)
 
     def transform(
         self, updates: Updates, state: State, params: Params | None, context: Context
     ) -> tuple[Updates, State]:
-        return self.compose().transform(updates, state, params, context)
+        return self.composition.transform(updates, state, params, context)
 
 
 class AbstractSequence(AbstractTransformation[State]):
@@ -252,10 +271,26 @@ class AbstractPerExample(AbstractTransformation[State]):
 AnyTransformation: TypeAlias = AbstractTransformation[Any]
 
 
+def composed(transformation: AnyTransformation) -> AnyTransformation:
+    """The composition of an optimizer; any other transformation itself."""
+    while isinstance(transformation, AbstractOptimizer):
+        transformation = transformation.composition
+    return transformation
+
+
+def children(transformation: AnyTransformation) -> dict[str, AnyTransformation]:
+    """The transformations that are directly within one, by their paths."""
+
+    def is_child(x: object) -> bool:
+        return isinstance(x, AbstractTransformation) and x is not transformation
+
+    found = jax.tree_util.tree_leaves_with_path(transformation, is_leaf=is_child)
+    return {jax.tree_util.keystr(path).lstrip("."): x for path, x in found if is_child(x)}
+
+
 def takes_examples(transformation: AnyTransformation) -> bool:
     """Whether a transformation is given the gradients of single examples: whether its first is."""
-    if isinstance(transformation, AbstractOptimizer):
-        return takes_examples(transformation.compose())
+    transformation = composed(transformation)
     if isinstance(transformation, AbstractSequence):
         return any(map(takes_examples, transformation.in_order()[:1]))
     return isinstance(transformation, AbstractPerExample)
@@ -269,9 +304,7 @@ def check_transformation(name: str, x: object) -> None:
 
 def state_type(transformation: AnyTransformation) -> type[Any]:
     """The class of a transformation's state, read from `AbstractTransformation[ItsState]`."""
-    if isinstance(transformation, AbstractOptimizer):
-        return state_type(transformation.compose())
-    return _state_type(type(transformation))
+    return _state_type(type(composed(transformation)))
 
 
 def _state_type(cls: type) -> type[Any]:

@@ -90,6 +90,7 @@ def run(rules: Sequence[Rule], updates: PyTree, params: PyTree | None) -> tuple[
     ]
     masks = [None if r.mask is None else treedef.flatten_up_to(r.mask) for r in rules]
 
+    programs = [rule.program for rule in rules]
     scalars: dict[Any, tuple[tuple[Array, ...], ...]] = {}
     kinds: dict[Any, _Kind] = {}
     places: list[int] = []
@@ -100,13 +101,13 @@ def run(rules: Sequence[Rule], updates: PyTree, params: PyTree | None) -> tuple[
         active = tuple([j for j, mask in enumerate(masks) if mask is None or mask[i]])
         if not active:
             continue
-        moments = [column[i] for j in active for column in columns[j]]
-        arrays = [param_leaves[i], *[x for x in moments if x is not None]]
+        moments = [column[i] for j in active for column in columns[j] if column[i] is not None]
+        arrays = [param_leaves[i], *moments]
         # Their shapes, which have been checked, and which of them are not there, follow from this.
         key = (active, leaf.shape, leaf.dtype, *[x.dtype for x in arrays])
         if key not in kinds:
-            program = tuple([rules[j].program for j in active])
-            needs_param = any(rules[j].needs_params for j in active)
+            program = tuple([programs[j] for j in active])
+            needs_param = True in [rules[j].needs_params for j in active]
             dtype = _compute_dtype([leaf, *arrays[0 if needs_param else 1 :]])
             own = (active, real_dtype(dtype))
             if own not in scalars:
@@ -180,7 +181,7 @@ def _compute_dtype(arrays: list[Array]) -> np.dtype:
 
 
 def _cast_scalars(scalars: tuple[Any, ...], dtype: np.dtype) -> tuple[Array, ...]:
-    return tuple(cast(jnp.asarray(x), dtype) for x in scalars)
+    return tuple([jnp.asarray(x, dtype) for x in scalars])
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -210,15 +211,15 @@ def _one(
     for (kernel, options, needs_params, has_trees), own, numbers in zip(
         program, trees, scalars, strict=True
     ):
-        before = [None if x is None else _widen(x, dtype) for x in own]
         values = [wide, *([cast(param, dtype)] if needs_params and param is not None else [])]
-        out = kernel(*options, *values, *before, *numbers)
-        wide, *after = out if has_trees else (out,)
-        results.append(
-            tuple(
-                None if x is None else cast(new, x.dtype) for new, x in zip(after, own, strict=True)
-            )
-        )
+        if not has_trees:
+            wide = kernel(*options, *values, *numbers)
+            results.append(())
+            continue
+        before = [None if x is None else _widen(x, dtype) for x in own]
+        wide, *after = kernel(*options, *values, *before, *numbers)
+        kept = zip(after, own, strict=True)
+        results.append(tuple([None if x is None else cast(new, x.dtype) for new, x in kept]))
     return wide, tuple(results)
 
 

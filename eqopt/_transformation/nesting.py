@@ -8,7 +8,7 @@ import jax
 
 from .._base.types import State
 from ..selectors._selector import AbstractSelector
-from .base import AbstractOptimizer, AbstractTransformation, AnyTransformation
+from .base import AbstractTransformation, AnyTransformation, children, composed, recomposing
 
 
 class Requirement(enum.Enum):
@@ -49,7 +49,7 @@ def check_nesting(
     - `broken`: the needs that go unmet there, and why.
     - `of_a_part`: whether to look into what transforms a part of the parameters.
     """
-    for part in _parts(inner, of_a_part):
+    for part in () if recomposing.get() else _parts(inner, of_a_part):
         if isinstance(part, AbstractConstrained):
             unmet = [need for need in broken if need in part.requirements()]
             if unmet:
@@ -66,7 +66,7 @@ def requirements_within(transformation: AnyTransformation) -> frozenset[Requirem
 
 def refuse_selectors(owner: AnyTransformation, inner: AnyTransformation, why: str) -> None:
     """Refuses a wrapper, in which the parameters are not as they were, around what chooses some."""
-    for part in _parts(inner, True):
+    for part in () if recomposing.get() else _parts(inner, True):
         if _selects(part):
             raise _senseless(owner, part, "chooses parameters as they are in the model", why)
 
@@ -81,18 +81,12 @@ def _senseless(
 def _parts(transformation: AnyTransformation, of_a_part: bool) -> Iterator[AnyTransformation]:
     """A transformation, and those within it."""
     yield transformation
-    if isinstance(transformation, AbstractOptimizer):
-        yield from _parts(transformation.compose(), of_a_part)
-        return
-    if not of_a_part and _selects(transformation):
-        return
-
-    def within(x: object) -> bool:
-        return x is not transformation and isinstance(x, AbstractTransformation)
-
-    for x in jax.tree.leaves(transformation, is_leaf=within):
-        if within(x):
-            yield from _parts(x, of_a_part)
+    within = composed(transformation)
+    if within is not transformation:
+        yield from _parts(within, of_a_part)
+    elif of_a_part or not _selects(transformation):
+        for child in children(transformation).values():
+            yield from _parts(child, of_a_part)
 
 
 def _selects(transformation: AnyTransformation) -> bool:

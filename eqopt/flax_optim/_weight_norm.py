@@ -34,8 +34,5 @@ class WeightNorm(AbstractOptimizerDef[_State]):
     wn_decay: Scalar = eqx.field(converter=non_negative("wn_decay"), default=0.0)
     wn_eps: Scalar = eqx.field(converter=positive("wn_eps"), default=1e-8)
 
-    def __check_init__(self) -> None:
-        self.compose()
-
     def compose(self) -> AbstractTransformation[_State]:
         return _WeightNorm(self.wrapped_optimizer, self.wn_decay, self.wn_eps, -1)
