@@ -27,6 +27,10 @@ from jax.interpreters.partial_eval import DynamicJaxprTracer
 
 JitTracer = DynamicJaxprTracer
 
+# 0.7.2 to 0.12.0. Without it: a function that has kept a tracer of an earlier trace would be given
+# it as data, which JAX refuses.
+from jax._src.core import trace_state_clean as nothing_is_traced
+
 # 0.7.2 to 0.12.0. Without it: a program that reads a tracer from a dictionary would be kept, with
 # the tracer in it.
 _trace = operator.attrgetter("_trace")
