@@ -23,7 +23,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from .._base.compat import nothing_is_traced, Tracer
+from .._base.compat import trace_state_clean, Tracer
 
 # Larger arrays and longer containers are compared by identity.
 _MAX_BYTES, _MAX_LENGTH = 1 << 20, 1000
@@ -81,13 +81,15 @@ def changes(before: Key, after: Key) -> dict[str, tuple[Any, Any]]:
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
+def _is_count(token: Any) -> bool:
+    """Whether it is that of an integer, or of a container with its length."""
+    return type(token) is tuple and type(token[1]) is int
+
+
 def has_grown(before: Key, after: Key) -> bool:
     """Whether things were only added or counted up, as a memo or a counter does."""
     return all(
-        old is None
-        # A number, or a container and its length.
-        or (type(old) is type(new) is tuple and old[0] is new[0])
-        and (type(old[1]) is type(new[1]) is int and old[1] < new[1])
+        old is None or (_is_count(old) and _is_count(new) and old[0] is new[0] and old[1] < new[1])
         for old, new in changes(before, after).values()
     )
 
@@ -194,7 +196,7 @@ class Reader:
         elif isinstance(x, types.FunctionType):
             self.read_function(x, name)
         elif isinstance(x, Tracer):
-            if not nothing_is_traced():  # else an earlier trace has left it
+            if not trace_state_clean():  # else an earlier trace has left it
                 self.captured.append(x)
             self.tokens[name] = x.shape, x.dtype
         elif isinstance(x, jax.Array):
@@ -276,8 +278,7 @@ class Reader:
             self.tokens[f"the identity of {name}"] = Identity(x)
             return
         # Not by `x[key]`, which may be the user's.
-        items = dict.items(x) if isinstance(x, dict) else x.items() if has_keys else enumerate(x)
-        for i, (key, value) in enumerate(list(items)):
+        for i, (key, value) in enumerate(list(x.items() if has_keys else enumerate(x))):
             where = f"{name}[{key!r}]" if type(key) in _ATOMS else f"{name}[{i}]"
             if has_keys:
                 self.read(key, f"the key of {where}")
