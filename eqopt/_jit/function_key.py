@@ -29,7 +29,7 @@ from .._base.compat import trace_state_clean, Tracer
 _MAX_BYTES, _MAX_LENGTH = 1 << 20, 1000
 _ATOMS = (bool, int, str, bytes, type(None), type(...))
 _NUMBERS = (bool, int, float, complex)
-_VALUES = (int, float, complex, str, bytes)
+_VALUES: tuple[Any, ...] = (int, float, complex, str, bytes)
 _CONTAINERS = (dict, types.MappingProxyType, list, tuple, set, frozenset, collections.deque)
 _IMMUTABLE = (type, tuple, frozenset, types.BuiltinFunctionType, *_VALUES)
 _OPEN = (collections.UserDict, collections.UserList, collections.ChainMap)
