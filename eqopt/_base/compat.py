@@ -12,6 +12,10 @@ from typing import Any
 import jax
 from jax import lax
 
+# 0.7.2 to 0.12.0. Without it: a function that has kept a tracer of an earlier trace would be given
+# it as data, which JAX refuses.
+from jax._src.core import trace_state_clean as trace_state_clean
+
 # 0.7.2 to 0.12.0. Most of `jax.core` is deprecated. Without it: there is no public way to ask
 # whether an array is traced, and the type of an argument within `jax.jit` would have to do.
 from jax.core import Tracer as Tracer

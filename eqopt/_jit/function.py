@@ -75,8 +75,11 @@ class StaticFunction:
         try:
             key = reader.key(self.ref())
             hash(key)
-        except (UnreadableError, TypeError) as error:  # a `TypeError`: something has no hash
+        except UnreadableError as error:
             self.reason = str(error)
+            return None
+        except Exception as error:  # of an object's own methods, or it is nested too deeply
+            self.reason = f"reading it raises {type(error).__name__}: {error}"
             return None
         self.has_arrays, self.captured = reader.has_arrays, tuple(reader.captured)
         return key
@@ -183,7 +186,7 @@ def key_function(fn: Function) -> KeyedFunction:
     if isinstance(fn, KeyedFunction):
         return fn
     if len(_learned) > _MAX_REMEMBERED:
-        del _learned[next(iter(_learned))]
+        _learned.pop(next(iter(_learned)), None)
     static = StaticFunction(fn)
     return KeyedFunction(static, static.captured)
 

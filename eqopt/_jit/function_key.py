@@ -23,14 +23,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from .._base.compat import Tracer
+from .._base.compat import trace_state_clean, Tracer
 
 # Larger arrays and longer containers are compared by identity.
 _MAX_BYTES, _MAX_LENGTH = 1 << 20, 1000
-_ATOMS = (bool, int, str, bytes, range, type(None), type(...))
+_ATOMS = (bool, int, str, bytes, type(None), type(...))
 _NUMBERS = (bool, int, float, complex)
+_VALUES: tuple[Any, ...] = (int, float, complex, str, bytes)
 _CONTAINERS = (dict, types.MappingProxyType, list, tuple, set, frozenset, collections.deque)
-_IMMUTABLE = (type, tuple, frozenset, types.BuiltinFunctionType)
+_IMMUTABLE = (type, tuple, frozenset, types.BuiltinFunctionType, *_VALUES)
+_OPEN = (collections.UserDict, collections.UserList, collections.ChainMap)
 _BAGS = (argparse.Namespace, types.SimpleNamespace)
 # Callable objects and descriptors, and the attributes in which they keep what they call.
 _COMPOSED = (types.MethodType, types.BuiltinFunctionType, functools.partial, property)
@@ -44,6 +46,8 @@ _UNUSED = {"__init__", "__new__", "__post_init__", "__repr__", "__str__", "__eq_
 _PLACES = ("stdlib", "platstdlib", "purelib", "platlib")
 _ROOTS = tuple({os.path.join(sysconfig.get_path(x), "") for x in _PLACES})
 _ROOTS += (os.path.join(os.path.dirname(os.path.dirname(__file__)), ""), "<frozen ")
+
+_INSTALLED = {"site-packages", "dist-packages"}
 
 # The names of all things that a function reads, each with a token.
 Key = tuple[tuple[str, Any], ...]
@@ -77,10 +81,15 @@ def changes(before: Key, after: Key) -> dict[str, tuple[Any, Any]]:
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
+def _is_count(token: Any) -> bool:
+    """Whether it is that of an integer, or of a container with its length."""
+    return type(token) is tuple and type(token[1]) is int
+
+
 def has_grown(before: Key, after: Key) -> bool:
     """Whether things were only added or counted up, as a memo or a counter does."""
     return all(
-        old is None or (new and new[0] is old[0] and type(new[1]) is int and new[1] > old[1])
+        old is None or (_is_count(old) and _is_count(new) and old[0] is new[0] and old[1] < new[1])
         for old, new in changes(before, after).values()
     )
 
@@ -88,32 +97,39 @@ def has_grown(before: Key, after: Key) -> bool:
 @functools.lru_cache(4096)
 def _is_in_package(path: str) -> bool:
     """Whether a file belongs to Python, to an installed package, or to eqopt."""
-    return path.startswith(_ROOTS) or "site-packages" in path or "dist-packages" in path
+    return path.startswith(_ROOTS) or not _INSTALLED.isdisjoint(path.split(os.sep))
 
 
 def _is_package(module: Any) -> bool:
     if type(module) is not str or module == "__main__":
         return False
     # A module without a file is the user's, unless it is Python's.
-    file = getattr(sys.modules.get(module), "__file__", None) or ""
-    return module.partition(".")[0] in sys.stdlib_module_names or _is_in_package(file)
+    file = getattr(sys.modules.get(module), "__file__", None)
+    return _is_in_package(file) if file else module.partition(".")[0] in sys.stdlib_module_names
+
+
+def _is_users(x: Any) -> bool:
+    return isinstance(x, types.FunctionType) and not _is_in_package(x.__code__.co_filename)
 
 
 def _is_known(x: Any) -> bool:
     """Whether a package has it under its own name."""
     if isinstance(x, types.ModuleType):
         return _is_package(x.__name__)
+    if not callable(x) or not _is_package(type(x).__module__):
+        return False
     # Not every callable object says how it is called and where it is from.
     module, name = getattr(x, "__module__", ""), getattr(x, "__name__", "")
-    return callable(x) and _is_package(module) and vars(sys.modules[module]).get(name) is x
+    return _is_package(module) and vars(sys.modules[module]).get(name) is x
 
 
 @functools.lru_cache(4096)
 def _names(code: types.CodeType) -> tuple[tuple[str, ...], set[str]]:
     """All names in a code and the codes within it, and those of them that may read anything."""
     inner = [_names(x) for x in code.co_consts if isinstance(x, types.CodeType)]
-    # Strings too, for they may be given to `getattr`.
-    found = {*code.co_names, *(x for x in code.co_consts if isinstance(x, str))}
+    # Strings too, for they may be given to `getattr` or `attrgetter`.
+    strings = [x.split(".") for x in code.co_consts if isinstance(x, str)]
+    found = {*code.co_names}.union(*strings)
     blind = _BLIND.intersection(code.co_names).union(*[x for _, x in inner])
     return tuple(sorted(found.union(*[x for x, _ in inner]))), blind
 
@@ -141,15 +157,12 @@ class Reader:
 
     def key(self, fn: Any) -> Key:
         """Gives the key of a function; an `UnreadableError` says what cannot be compared."""
-        try:
-            self.read(fn, type(fn).__name__)
-            before = -1
-            while before < (before := len(self.named) + len(self.owners)):
-                for owner in list(self.owners):
-                    self.read_attributes(*owner)
-            return tuple(self.tokens.items())
-        except RecursionError:
-            raise UnreadableError("it reads something that is nested too deeply") from None
+        self.read(fn, type(fn).__name__)
+        before = -1
+        while before < (before := len(self.named) + len(self.owners)):
+            for owner in list(self.owners):
+                self.read_attributes(*owner)
+        return tuple(self.tokens.items())
 
     def read_attributes(
         self, attributes: Mapping[str, Any], name: str, done: set[str], reflects: bool
@@ -164,9 +177,9 @@ class Reader:
         while name in self.tokens:
             name += "'"
         kind = type(x)
-        if kind in _ATOMS or isinstance(x, enum.Enum):
+        if kind in _ATOMS:
             self.tokens[name] = kind, x if name not in self.written else None
-        elif kind is float or kind is complex:  # a NaN equals itself, and -0.0 is not 0.0
+        elif kind in (float, complex, range):  # a NaN equals itself, and -0.0 is not 0.0
             self.tokens[name] = kind, repr(x) if name not in self.written else None
         elif id(x) in self.seen:
             self.tokens[name] = "seen", self.seen[id(x)]
@@ -179,10 +192,12 @@ class Reader:
         cls = type(x)
         if name in self.written or _is_known(x):
             self.tokens[name] = Identity(x)
+            self.named.add(getattr(x, "__name__", ""))  # `getattr` by another name
         elif isinstance(x, types.FunctionType):
             self.read_function(x, name)
         elif isinstance(x, Tracer):
-            self.captured.append(x)
+            if not trace_state_clean():  # else an earlier trace has left it
+                self.captured.append(x)
             self.tokens[name] = x.shape, x.dtype
         elif isinstance(x, jax.Array):
             self.has_arrays = True
@@ -211,7 +226,7 @@ class Reader:
             self.tokens[name] = cls, getattr(x, "__name__", None)
             for part in [y for y in _PARTS if y in dir(x)]:
                 self.read(getattr(x, part), f"{name}.{part}")
-        elif isinstance(x, _CONTAINERS):
+        elif isinstance(x, _CONTAINERS) or (isinstance(x, np.ndarray) and x.ndim):
             self.read_container(x, name)
             if cls not in _CONTAINERS:
                 self.read_instance(x, f"{name}.__dict__")
@@ -262,25 +277,31 @@ class Reader:
         if len(x) > _MAX_LENGTH:
             self.tokens[f"the identity of {name}"] = Identity(x)
             return
-        for i, key in enumerate(list(x)):
-            where = f"{name}[{key!r}]" if has_keys and type(key) in _ATOMS else f"{name}[{i}]"
+        # Not by `x[key]`, which may be the user's.
+        for i, (key, value) in enumerate(list(x.items() if has_keys else enumerate(x))):
+            where = f"{name}[{key!r}]" if type(key) in _ATOMS else f"{name}[{i}]"
             if has_keys:
                 self.read(key, f"the key of {where}")
-            self.read(x[key] if has_keys else key, where)
+            self.read(value, where)
 
     def read_instance(self, x: Any, name: str) -> None:
         cls = type(x)
         foreign = _is_package(cls.__module__)
         has_hook = any("__getattr__" in vars(c) for c in cls.__mro__)
-        is_open = has_hook or not jax.tree_util.all_leaves([x])
+        is_open = has_hook or isinstance(x, _OPEN) or not jax.tree_util.all_leaves([x])
         by_identity = foreign and not is_open and not isinstance(x, _BAGS)
-        self.tokens[name] = Identity(x) if by_identity else cls
+        values = [base.__repr__(x) for base in _VALUES if isinstance(x, base)]
+        self.tokens[name] = (
+            Identity(x) if by_identity or isinstance(x, enum.Enum) else (cls, *values)
+        )
         self.read_class(cls, name, _UNUSED)
         state: Any = object.__getstate__(x)  # the attributes, and those in slots
         for part in state if isinstance(state, tuple) else (state,):
             self.owners.append((part or {}, name, set(), not foreign))
-            for attribute in sorted(part or {}) if is_open else ():
-                self.read(part[attribute], f"{name}.{attribute}")
+            for attribute, value in sorted((part or {}).items(), key=lambda x: x[0]):
+                # What it may call is not named by any code that is read.
+                if is_open or (foreign and _is_users(value)):
+                    self.read(value, f"{name}.{attribute}")
 
 
 def described(name: str) -> str:

@@ -122,13 +122,13 @@ def minimize(
         max_evals=steps("max_evals", at_least=1)(limit),
     )
     bar = as_progress(progress)
-    fn = key_function(fn)
+    keyed = key_function(fn)  # which does not keep `fn` alive
     shown = None if isinstance(bar, NoProgress) else _Show(bar)
 
     def run(*, keep: bool) -> Solution[Model, State, Any]:
         return compiled_call.call_objective(
             _minimize,
-            fn,
+            keyed,
             canonicalize(optimizer),
             params,
             partition.mark_numbers_dynamic(args),
@@ -143,7 +143,7 @@ def minimize(
     bar.start(None)
     try:
         try:
-            solution = run(keep=shown is None and fn.is_reusable())
+            solution = run(keep=shown is None and keyed.is_reusable())
         except compiled_call.CapturedTracerError:
             solution = None
         # Not within `except`: an error in the objective would be told as one of two.

@@ -47,6 +47,9 @@ factor: Any = 1.0
 counted: int = 0
 log: list[int] = []
 helpers = types.ModuleType("helpers_of_a_user")
+found = types.ModuleType("statistics_of_a_user")
+vars(found)["__file__"] = "/srv/my-site-packages-fork/statistics_of_a_user.py"
+sys.modules[found.__name__] = found
 
 
 def helper(p: Array) -> Array:
@@ -186,6 +189,10 @@ def set_helpers(i: int) -> None:
     vars(helpers)["batch"] = i * jnp.ones(3)
 
 
+def set_found(i: int) -> None:
+    vars(found)["batch"] = i * jnp.ones(3)
+
+
 def in_dictionary(i: int) -> None:
     globals()["batch"] = {"x": i * jnp.ones(3)}
 
@@ -208,6 +215,10 @@ REBOUND = {
     "plain object": (set_plain, plain.loss),
     "plain object in a global": (set_plain, lambda p: plain.loss(p)),
     "a user's module": (set_helpers, lambda p: jnp.sum(p * helpers.batch)),
+    "a module in a folder with a misleading name": (
+        set_found,
+        lambda p: jnp.sum(p * found.batch),
+    ),
     "dictionary": (in_dictionary, lambda p: jnp.sum(p * batch["x"])),
     "NumPy, in place": (set_numpy, lambda p: jnp.sum(p * batch)),
     "flag": (set_factor, lambda p: jnp.sum(p) if factor > 2 else jnp.sum(p**2)),
@@ -255,6 +266,19 @@ def test_what_a_trace_adds_or_counts_is_no_change(
     for _ in range(4):
         compiled_call.call_objective(door._body, loss, P)
     assert (door.num_traces, counted, len(log), calls["n"]) == (1, 1, 1, 1)
+
+
+def test_a_trace_may_keep_anything() -> None:
+    kept: dict[str, Any] = {"last": None}
+
+    def loss(p: Array) -> Array:
+        kept["last"] = p if kept["last"] is None else 0
+        return jnp.sum(p**2)
+
+    door = Door()
+    for _ in range(4):
+        value, _ = compiled_call.call_objective(door._body, loss, P)
+        assert value == jnp.sum(P**2)
 
 
 def test_arrays_that_must_be_constants() -> None:

@@ -1,5 +1,9 @@
 """Whatever a function reads while it is traced is seen to change, with a callback or without."""
 
+import collections
+import enum
+import functools
+import operator
 import types
 from collections.abc import Callable
 from typing import Any
@@ -65,9 +69,36 @@ class Dictionary(dict):
     pass
 
 
+class Attributes(dict):
+    def __getattr__(self, name: str) -> Any:
+        return self[name]  # a `KeyError`, and not an `AttributeError`
+
+
+class Meters(float):
+    pass
+
+
+class Kind(enum.Enum):
+    LINEAR = 1
+
+    def times(self, p: Array) -> Array:
+        return coefs[0] * p
+
+
+class Methods:
+    def _times(self, num: int, p: Array) -> Array:
+        return coefs[0] * p
+
+    times = functools.partialmethod(_times, 1)
+
+
 settings: Any = Settings()
 settings.inner = derived = globals()["Derived"]()
 hooked, slots, dictionary = (Hooked(), Slots(), Dictionary())
+attributes, methods, kind, user_dict = Attributes(), Methods(), Kind.LINEAR, collections.UserDict()
+objects = np.array([1.0, "a"], object)
+find, steps, length = getattr, range(2), Meters(1)
+vectorized = np.vectorize(lambda x: x * coefs[0])
 
 
 def first_of(x: list[float]) -> float:
@@ -172,6 +203,11 @@ def set_dictionary(i: int) -> None:
     dictionary["x"] = 1.0 + i
 
 
+def set_others(i: int) -> None:
+    attributes["x"] = user_dict["x"] = objects[0] = 1.0 + i
+    globals().update(length=Meters(1.0 + i), steps=range(0, 3 + i, 2))  # the ranges are equal
+
+
 def set_function(i: int) -> None:
     with_attribute.factor = 1.0 + i
 
@@ -207,6 +243,19 @@ CHANGED: dict[str, tuple[Callable[[int], None], Callable[[Array], Array]]] = {
     "module": (set_module, lambda p: squares(p * module.factor)),
     "slot": (set_slot, lambda p: squares(p * slots.slot)),
     "a dictionary's class": (set_dictionary, lambda p: squares(p * dictionary["x"])),
+    "attribute, by getattr": (set_own, lambda p: squares(p * find(settings, "nwo"[::-1]))),
+    "attribute, by attrgetter": (
+        set_own,
+        lambda p: squares(p * operator.attrgetter("inner.own")(settings)),
+    ),
+    "enum": (set_list, lambda p: squares(kind.times(p))),
+    "partial method": (set_list, lambda p: squares(methods.times(p))),
+    "vectorized": (set_list, lambda p: squares(p * vectorized(1.0))),
+    "dictionary with attributes": (set_others, lambda p: squares(p * attributes.x)),
+    "UserDict": (set_others, lambda p: squares(p * user_dict["x"])),
+    "array of objects": (set_others, lambda p: squares(p * objects[0])),
+    "a number's class": (set_others, lambda p: squares(p * float(length))),
+    "range": (set_others, lambda p: squares(p * steps.stop)),
     "function": (set_function, lambda p: squares(p * with_attribute.factor)),
 }
 
