@@ -1,5 +1,6 @@
 """The words that every signature in eqopt is written in."""
 
+import typing
 from collections.abc import Callable
 from typing import Any, TypeAlias, TypeVar
 
@@ -31,3 +32,16 @@ Tree = TypeVar("Tree")
 Model = TypeVar("Model")
 Aux = TypeVar("Aux")
 State = TypeVar("State", bound=eqx.Module)
+
+
+def type_argument(cls: type, generic: type, parameter: TypeVar) -> type[Any]:
+    """The class that `cls` gives for a parameter of a generic base; `object` if it gives none."""
+    for base in vars(cls).get("__orig_bases__", cls.__bases__):
+        origin, arguments = typing.get_origin(base) or base, typing.get_args(base)
+        if not issubclass(origin, generic):
+            continue
+        if parameter in vars(origin).get("__parameters__", ()):
+            named = typing.get_origin(arguments[0]) or arguments[0] if arguments else object
+            return object if isinstance(named, TypeVar) else named
+        return type_argument(origin, generic, parameter)
+    return object

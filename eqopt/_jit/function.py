@@ -135,12 +135,14 @@ class StaticFunction:
     def _warn(self, before: Key | None) -> None:
         code, why = _root(self.ref()), self.reason
         if self.own is not None and before is not None:
-            (name, *_) = changes(before, self.own)
-            why = f"{described(name)} changes"
-        # At the function, and not at the call, which is somewhere within eqopt.
+            (changed, *_) = changes(before, self.own)
+            why = f"{described(changed)} changes"
+        # At the function, and not at the call, which is somewhere within eqopt. A class written in
+        # C has no code.
         where = getattr(code, "co_filename", ""), getattr(code, "co_firstlineno", 0)
+        name = getattr(code, "co_name", code)
         warnings.warn_explicit(
-            f"`{getattr(code, 'co_name', code)}` has been compiled {_MAX_TRACES} times for "
+            f"`{name}` has been compiled {_MAX_TRACES} times for "
             f"arguments of the same shapes: {why}.\nPass it as an argument, which is data: "
             "`opt.step(fn, model, state, x, y)`.",
             RecompilationWarning,

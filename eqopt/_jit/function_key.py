@@ -223,7 +223,7 @@ class Reader:
             self.tokens[name] = x
             self.read_class(x, name, set())
         elif isinstance(x, _COMPOSED):
-            self.tokens[name] = cls, getattr(x, "__name__", None)
+            self.tokens[name] = cls, getattr(x, "__name__", None)  # a property has none
             for part in [y for y in _PARTS if y in dir(x)]:
                 self.read(getattr(x, part), f"{name}.{part}")
         elif isinstance(x, _CONTAINERS) or (isinstance(x, np.ndarray) and x.ndim):

@@ -3,9 +3,7 @@
 import abc
 import dataclasses
 import functools
-import typing
-from contextvars import ContextVar
-from typing import Any, Generic, Self, TypeAlias, TypeVar
+from typing import Any, Generic, Self, TypeAlias
 
 import equinox as eqx
 import jax
@@ -16,8 +14,9 @@ from jaxtyping import PyTree
 from .._base import checks
 from .._base.converters import canonicalize, float_dtype, module_pdoc
 from .._base.models import check_places, split
+from .._base.rebuilding import rebuilding
 from .._base.trees import conj, round_like
-from .._base.types import Function, Model, Params, State, Tree, Updates
+from .._base.types import Function, Model, Params, State, Tree, type_argument, Updates
 from .._jit import compiled_call, partition
 from .._objective.cache import evaluate
 from .._objective.from_state import ValueAndGradFromState
@@ -25,9 +24,6 @@ from .._objective.objective import accepted, Context, Evaluation, FullProblem, O
 from . import leafwise
 from .apply import applied
 from .eval_params import LookaheadParams
-
-# Whether a composition is being made again, whose nestings were checked the first time.
-recomposing: ContextVar[bool] = ContextVar("recomposing", default=False)
 
 
 class EmptyState(eqx.Module):
@@ -240,12 +236,8 @@ class AbstractOptimizer(AbstractTransformation[State]):
     @functools.cached_property
     def composition(self) -> AbstractTransformation[State]:
         """The composition, which is made once."""
-        # Made again of the parts of an optimizer that was checked when the user built it.
-        token = recomposing.set(True)
-        try:
+        with rebuilding():
             return self.compose()
-        finally:
-            recomposing.reset(token)
 
     def init_state(self, params: Params, context: Context) -> State:
         return self.composition.init_state(params, context)
@@ -304,20 +296,7 @@ def check_transformation(name: str, x: object) -> None:
 
 def state_type(transformation: AnyTransformation) -> type[Any]:
     """The class of a transformation's state, read from `AbstractTransformation[ItsState]`."""
-    return _state_type(type(composed(transformation)))
-
-
-def _state_type(cls: type) -> type[Any]:
-    for base in vars(cls).get("__orig_bases__", cls.__bases__):
-        origin, arguments = typing.get_origin(base) or base, typing.get_args(base)
-        if not issubclass(origin, AbstractTransformation):
-            continue
-        if State in vars(origin).get("__parameters__", ()):
-            # A class that does not say which state it has may have any.
-            named = typing.get_origin(arguments[0]) or arguments[0] if arguments else object
-            return object if isinstance(named, TypeVar) else named
-        return _state_type(origin)
-    return object
+    return type_argument(type(composed(transformation)), AbstractTransformation, State)
 
 
 def check_state(transformation: AnyTransformation, state: object, name: str) -> None:

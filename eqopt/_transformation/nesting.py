@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping
 
 import jax
 
+from .._base.rebuilding import is_rebuilding
 from .._base.types import State
 from ..selectors._selector import AbstractSelector
-from .base import AbstractTransformation, AnyTransformation, children, composed, recomposing
+from .base import AbstractTransformation, AnyTransformation, children, composed
 
 
 class Requirement(enum.Enum):
@@ -49,7 +50,7 @@ def check_nesting(
     - `broken`: the needs that go unmet there, and why.
     - `of_a_part`: whether to look into what transforms a part of the parameters.
     """
-    for part in () if recomposing.get() else _parts(inner, of_a_part):
+    for part in () if is_rebuilding() else _parts(inner, of_a_part):
         if isinstance(part, AbstractConstrained):
             unmet = [need for need in broken if need in part.requirements()]
             if unmet:
@@ -66,7 +67,7 @@ def requirements_within(transformation: AnyTransformation) -> frozenset[Requirem
 
 def refuse_selectors(owner: AnyTransformation, inner: AnyTransformation, why: str) -> None:
     """Refuses a wrapper, in which the parameters are not as they were, around what chooses some."""
-    for part in () if recomposing.get() else _parts(inner, True):
+    for part in () if is_rebuilding() else _parts(inner, True):
         if _selects(part):
             raise _senseless(owner, part, "chooses parameters as they are in the model", why)
 

@@ -11,7 +11,6 @@ import wadler_lindig as wl
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from .._base import checks
 from .._base.arithmetic import cast, times, wider
 from .._base.converters import float_dtype, module_pdoc
 from .._base.trees import add_updates, conj, inner, mask_like, select, zeros_exactly_like
@@ -383,7 +382,7 @@ def scaled(direction: Updates, step: Float[Array, ""], like: PyTree) -> Updates:
         real = jnp.finfo(dtype).dtype
         return cast(times(cast(d, dtype), cast(step, real)), x.dtype)
 
-    return jax.tree.map(scale, direction, like, is_leaf=checks.is_none)
+    return jax.tree.map(scale, direction, like, is_leaf=lambda x: x is None)
 
 
 def slope_of(grad: PyTree, direction: Updates) -> Float[Array, ""]:

@@ -86,14 +86,20 @@ def private_faults(path: Path) -> list[str]:
 def word_faults(path: Path) -> list[str]:
     """Constructs that the style does without, found in the syntax and not in the text."""
     faults = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    text = path.read_text(encoding="utf-8")
+    lines = text.splitlines()
+    for node in ast.walk(ast.parse(text)):
         word = ""
         if isinstance(node, ast.ImportFrom) and node.module == "__future__":
             word = "from __future__ import ..."
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             name, given = node.func.id, len(node.args)
-            if name in ("super", "hasattr") or (name == "getattr" and given == 3):
-                word = f"{name}(...)"
+            # A foreign object may lack an attribute; a comment beside it says why.
+            if name == "hasattr" or (name == "getattr" and given == 3):
+                beside = lines[max(0, node.lineno - 3) : node.lineno]
+                word = "" if any("#" in x for x in beside) else f"{name}(...) without a comment"
+            elif name == "super":
+                word = "super(...)"
         elif isinstance(node, ast.ClassDef) and any(x.arg == "metaclass" for x in node.keywords):
             word = "metaclass=..."
         if word:
