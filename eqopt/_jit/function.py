@@ -82,6 +82,8 @@ class StaticFunction:
             self.reason = f"reading it raises {type(error).__name__}: {error}"
             return None
         self.has_arrays, self.captured = reader.has_arrays, tuple(reader.captured)
+        if self.captured:
+            self.reason = "it reads an array that is traced by another transformation"
         return key
 
     def __eq__(self, other: object) -> bool:
@@ -126,7 +128,7 @@ class StaticFunction:
 
     def _count(self, signature: Hashable) -> None:
         num, before = self.learned.traces.get(signature, (0, None))
-        if self.own is not None and self.own == before:
+        if self.own is not None and self.own == before and not self.captured:
             return  # it was not the function that has changed
         self.learned.traces[signature] = num + 1, self.own
         if num + 1 == _MAX_TRACES:
@@ -134,8 +136,8 @@ class StaticFunction:
 
     def _warn(self, before: Key | None) -> None:
         code, why = _root(self.ref()), self.reason
-        if self.own is not None and before is not None:
-            (changed, *_) = changes(before, self.own)
+        if not why:
+            (changed, *_) = changes(before or (), self.own or ())
             why = f"{described(changed)} changes"
         # At the function, and not at the call, which is somewhere within eqopt. A class written in
         # C has no code.

@@ -38,7 +38,7 @@ _BAGS = (argparse.Namespace, types.SimpleNamespace)
 _COMPOSED = (types.MethodType, types.BuiltinFunctionType, functools.partial, property)
 _COMPOSED += (functools._lru_cache_wrapper, staticmethod, classmethod)
 _PARTS = ("__func__", "__self__", "__wrapped__", "func", "args", "keywords", "fget")
-_BLIND = {"globals", "locals", "eval", "exec", "open", "input"}
+_BLIND = {"globals", "eval", "exec"}
 # A function that names one of these may read any attribute of an object.
 _REFLECTION = {"getattr", "vars", "__dict__", "asdict", "astuple", "fields", "replace"}
 # Methods that a function does not run because it has an object.

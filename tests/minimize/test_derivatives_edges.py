@@ -303,7 +303,7 @@ def test_the_objective_is_traced_once_for_all_derivatives():
     calls = Calls()
 
     def outer(y: Array) -> Array:
-        return jnp.sum(minimizer(lambda x: bowl(calls.counted(x), y), np.zeros(3, FLOAT)))
+        return jnp.sum(minimizer(lambda x, y: bowl(calls.counted(x), y), np.zeros(3, FLOAT), y))
 
     outer(jnp.asarray(Y))
     for y in (Y, Y + 1):
@@ -335,7 +335,7 @@ def test_a_program_that_reads_a_tracer_from_a_dictionary_is_not_kept(
     for transformed in (jax.grad(outer), jax.jit(outer)):
         kept.clear()
         transformed(y)
-        assert kept == [True, False]
+        assert kept == [False]
 
 
 def test_a_failure_in_one_lane_is_told_with_keys_in_aux_too():
