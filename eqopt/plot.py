@@ -1,4 +1,7 @@
-"""Pictures, by matplotlib: `pip install eqopt[plot]`."""
+"""Pictures, by matplotlib: `pip install eqopt[plot]`.
+
+Begin with `history(fit.history)`, for what `eqopt.fit` returns.
+"""
 
 from typing import Any
 
@@ -7,6 +10,12 @@ import numpy as np
 from ._base.types import Function
 from ._schedule.base import AbstractSchedule, as_schedule
 from ._train.fit import History
+
+__all__ = ["history", "schedule"]
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 def history(history: History, axes: Any = None) -> Any:

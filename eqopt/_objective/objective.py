@@ -44,11 +44,11 @@ class Context(eqx.Module):
     - `grad`: its gradient there, like the updates, or `None`. The gradient of complex parameters
         is conjugated, as the updates are: it points uphill.
     - `value_fn`: the objective as a function of the parameters alone, which returns its value and
-        aux (see [`eqopt.Objective`][]), or `None`.
+        aux (see [`eqopt.writing.Objective`][]), or `None`.
     - `key`: a PRNG key, or `None`.
     - `extra`: every other keyword argument, by name.
     - `whole`: all parameters and the objective as a function of all of them (see
-        [`eqopt.FullProblem`][]), also where a wrapper shows a part of them only; or `None`.
+        [`eqopt.writing.FullProblem`][]), also where a wrapper shows a part of them only; or `None`.
     """
 
     value: Any = None

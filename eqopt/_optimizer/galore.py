@@ -220,9 +220,9 @@ class ScaleByGaLore(AbstractTransformation[ScaleByGaLoreState]):
     - `scale`: the factor $\alpha \ge 0$.
     - `base_optimizer`: the rule, any transformation; `None` is [`eqopt.ScaleByAdam`][].
     - `weight_dimension_numbers`: what of a parameter is a matrix: a tree of
-        [`eqopt.MuonDimensionNumbers`][] and `None`, possibly a prefix, or a function from the
-        parameters to one. `None` is for parameters with two axes. Each index of the batch axes has
-        a projector of its own.
+        [`eqopt.options.MuonDimensionNumbers`][] and `None`, possibly a prefix, or a function from
+        the parameters to one. `None` is for parameters with two axes. Each index of the batch axes
+        has a projector of its own.
 
     The base optimizer is given the parameters, and `grad`, projected as the gradient is, and the
     other arguments as they are; but for `value_fn`, which is of whole parameters. When the
@@ -316,8 +316,8 @@ class GaLore(AbstractOptimizer[_State]):
     - `mask`: what decays: a selector, a function from the parameters to booleans, or a tree of
         booleans; `None` is everything.
     - `weight_dimension_numbers`: what of a parameter is a matrix: a tree of
-        [`eqopt.MuonDimensionNumbers`][] and `None`, possibly a prefix, or a function from the
-        parameters to one. `None` is for parameters with two axes.
+        [`eqopt.options.MuonDimensionNumbers`][] and `None`, possibly a prefix, or a function from
+        the parameters to one. `None` is for parameters with two axes.
     """
 
     learning_rate: Scalar | AbstractSchedule = eqx.field(

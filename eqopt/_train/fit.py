@@ -38,9 +38,9 @@ class Fit(eqx.Module, Generic[Model]):
     - `model`: the trained model.
     - `state`: the optimizer's state. With `key`, it is what going on needs.
     - `history`: what happened at each step.
-    - `key`: the key for the steps to come, to be given to the next `fit`: an [`eqopt.KeyData`][],
-        whose `wrap()` is the key for `jax.random`, or words if those were given; `None` if none
-        was.
+    - `key`: the key for the steps to come, to be given to the next `fit`: an
+        [`eqopt.states.KeyData`][], whose `wrap()` is the key for `jax.random`, or words if those
+        were given; `None` if none was.
     - `interrupted`: whether Ctrl-C ended the loop.
     """
 
@@ -121,8 +121,8 @@ def fit(
     - `optimizer`: any transformation.
     - `model`: any PyTree; its inexact arrays are trained.
     - `batches`: any iterable; it may be endless if `callback` ends the loop. What is in a batch is
-        data or static as in [`eqopt.AbstractTransformation.step`][]. NumPy's arrays are copied: the
-        next batch may be written over them.
+        data or static as in [`eqopt.writing.AbstractTransformation.step`][]. NumPy's arrays are
+        copied: the next batch may be written over them.
     - `state`: the optimizer's state to go on from; `None` begins anew.
     - `has_aux`: whether `loss_fn` returns `(loss, aux)`.
     - `steps_per_call`: how many steps go into one compiled call. More than one saves the cost of a
@@ -130,9 +130,9 @@ def fit(
         all of them, and Ctrl-C waits for them.
     - `key`: a PRNG key, or the `key` of a [`eqopt.Fit`][]; each step gets its own, split from it.
     - `progress`: whether to show a progress bar: tqdm's or rich's where installed, else text. Or an
-        [`eqopt.AbstractProgress`][].
-    - `callback`: called after each call with an [`eqopt.FitCallbackArgs`][]; ends the loop by
-        returning `True`.
+        [`eqopt.writing.AbstractProgress`][].
+    - `callback`: called after each call with an [`eqopt.writing.FitCallbackArgs`][]; ends the loop
+        by returning `True`.
 
     **Returns:**
 

@@ -270,7 +270,7 @@ class Optimizer(eqx.Module, Generic[Model, State]):
         - `loss_fn`: called `loss_fn(target, *args, **kwargs)`; it returns a real number, or with
             `has_aux` a pair of it and anything else.
         - `*args`, `**kwargs`: for `loss_fn`, and for the transformations, as in
-            [`eqopt.AbstractTransformation.step`][].
+            [`eqopt.writing.AbstractTransformation.step`][].
         - `has_aux`: whether `loss_fn` returns `(value, aux)`.
 
         **Returns:**

@@ -175,8 +175,8 @@ class ScaleByDAdaptAdam(AbstractTransformation[ScaleByDAdaptAdamState]):
 
     **Arguments:**
 
-    - `learning_rate`: the factor $\eta_t \ge 0$: a number, an [`eqopt.AbstractSchedule`][], or a
-        function of the count.
+    - `learning_rate`: the factor $\eta_t \ge 0$: a number, an [`eqopt.writing.AbstractSchedule`][],
+        or a function of the count.
     - `betas`: the pair of decays $\beta_1$ and $\beta_2$, each in $[0, 1)$.
     - `eps`: $\epsilon > 0$.
     - `estim_lr0`: the estimate $d_1$ to begin with, positive. It grows from there, and should be
@@ -289,8 +289,8 @@ class ScaleByProdigy(AbstractTransformation[ScaleByProdigyState]):
 
     **Arguments:**
 
-    - `learning_rate`: the factor $\eta_t \ge 0$: a number, an [`eqopt.AbstractSchedule`][], or a
-        function of the count.
+    - `learning_rate`: the factor $\eta_t \ge 0$: a number, an [`eqopt.writing.AbstractSchedule`][],
+        or a function of the count.
     - `betas`: the pair of decays $\beta_1$ and $\beta_2$, each in $[0, 1)$.
     - `beta3`: the decay $\beta_3$ of what the estimate is made of, in $[0, 1)$; `None` is
         $\sqrt{\beta_2}$.

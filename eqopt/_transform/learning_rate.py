@@ -40,8 +40,8 @@ class ScaleByLearningRate(AbstractLeafwise[ScaleByLearningRateState]):
 
     **Arguments:**
 
-    - `learning_rate`: the rate $\gamma_t \ge 0$: a number, an [`eqopt.AbstractSchedule`][], or a
-        function of the count.
+    - `learning_rate`: the rate $\gamma_t \ge 0$: a number, an [`eqopt.writing.AbstractSchedule`][],
+        or a function of the count.
     - `flip_sign`: whether to flip the sign; `False` goes uphill.
     """
 
@@ -78,8 +78,8 @@ class ScaleBySchedule(AbstractLeafwise[ScaleByScheduleState]):
 
     **Arguments:**
 
-    - `step_size_fn`: the factor $s(t)$, of any sign, as an [`eqopt.AbstractSchedule`][] or a
-        function of the count; $t$ is the number of steps taken before this one.
+    - `step_size_fn`: the factor $s(t)$, of any sign, as an [`eqopt.writing.AbstractSchedule`][] or
+        a function of the count; $t$ is the number of steps taken before this one.
     """
 
     step_size_fn: AbstractSchedule = eqx.field(converter=lambda x: as_schedule("step_size_fn", x))

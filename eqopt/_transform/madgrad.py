@@ -91,8 +91,8 @@ class ScaleByMADGRAD(AbstractLeafwise[ScaleByMADGRADState]):
 
     **Arguments:**
 
-    - `learning_rate`: the rate $\gamma_t \ge 0$: a number, an [`eqopt.AbstractSchedule`][], or a
-        function of the count.
+    - `learning_rate`: the rate $\gamma_t \ge 0$: a number, an [`eqopt.writing.AbstractSchedule`][],
+        or a function of the count.
     - `momentum`: the factor $\mu$, in $[0, 1)$.
     - `eps`: $\epsilon \ge 0$, added to the cube root, and to the rate.
 

@@ -171,7 +171,7 @@ class ScaleByMoMo(AbstractTransformation[ScaleByMoMoState]):
     **Arguments:**
 
     - `learning_rate`: the largest step size $\eta_t \ge 0$: a number, an
-        [`eqopt.AbstractSchedule`][], or a function of the count.
+        [`eqopt.writing.AbstractSchedule`][], or a function of the count.
     - `beta`: the decay of the averages, in $[0, 1)$.
     - `lower_bound`: the lower bound $f_0$ of the objective, any number. Where the objective goes
         below it, the steps end.
@@ -273,7 +273,7 @@ class ScaleByMoMoAdam(AbstractTransformation[ScaleByMoMoAdamState]):
     **Arguments:**
 
     - `learning_rate`: the largest step size $\eta_t \ge 0$: a number, an
-        [`eqopt.AbstractSchedule`][], or a function of the count.
+        [`eqopt.writing.AbstractSchedule`][], or a function of the count.
     - `b1`: the decay $\beta_1$ of the averages of gradients, values and products, in $[0, 1)$.
     - `b2`: the decay $\beta_2$ of the average $v_t$ of the squared gradients, in $[0, 1)$.
     - `eps`: $\epsilon > 0$.

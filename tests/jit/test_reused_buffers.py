@@ -156,7 +156,7 @@ def _minimized(x: np.ndarray) -> Any:
 
 def _scaled(x: np.ndarray) -> Any:
     params = late(jnp.zeros(2, FLOAT))
-    scale = eqopt.DynamicScale(scale=1.0)
+    scale = eqopt.precision.DynamicScale(scale=1.0)
     return scale.scaled_step(OPT, weighted, params, OPT.init(params), x).model
 
 

@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import eqopt
-from eqopt import AbstractTransformation, Context
+from eqopt.writing import AbstractTransformation, Context
 from tests.laws.table import each, every, Row, ROWS
 from tests.support.toolbox import (
     assert_close,

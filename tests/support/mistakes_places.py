@@ -82,7 +82,7 @@ def _fit_on(model: Any) -> Any:
 
 
 def _stochastically(model: Any, updates: Any) -> Any:
-    return eqopt.apply_updates_stochastically(model, updates, jax.random.key(0))
+    return eqopt.precision.apply_updates_stochastically(model, updates, jax.random.key(0))
 
 
 PLACES = [
@@ -166,7 +166,7 @@ PLACES = [
     ),
     Case(
         "Optimizer, another's state",
-        lambda: eqopt.Optimizer(OPT, eqopt.EmptyState(), MODEL),
+        lambda: eqopt.Optimizer(OPT, eqopt.states.EmptyState(), MODEL),
         TypeError,
         ("`state` is a `EmptyState`", "`ChainState`"),
     ),
@@ -218,13 +218,13 @@ def warmup_by_if(count: Any) -> Any:
     return 0.1 if count < 10 else 0.2
 
 
-class Wide(eqopt.AbstractSchedule):
+class Wide(eqopt.writing.AbstractSchedule):
     def at(self, count: Any) -> Any:
         return jnp.ones((*jnp.shape(count), 2), FLOAT)
 
 
 def _rounded(step: Callable[..., Any]) -> Any:
-    opt = eqopt.StochasticRounding(SGD)
+    opt = eqopt.precision.StochasticRounding(SGD)
     return step(opt, opt.init(_HALF))
 
 
@@ -317,7 +317,7 @@ KEYS = [
     ),
     Case(
         "in apply_updates_stochastically",
-        lambda: eqopt.apply_updates_stochastically(_HALF, _HALF, 0),
+        lambda: eqopt.precision.apply_updates_stochastically(_HALF, _HALF, 0),
         TypeError,
         ("`key`", "jax.random.key(0)"),
     ),

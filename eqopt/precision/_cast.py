@@ -23,8 +23,8 @@ def cast_floating(model: Model, dtype: Any, where: AbstractSelector | Any = None
     import equinox as eqx, eqopt, jax, jax.numpy as jnp
 
     model = eqx.nn.MLP(2, 1, 8, 1, key=jax.random.key(0))
-    half = eqopt.cast_floating(model, jnp.bfloat16)
-    weights = eqopt.cast_floating(model, jnp.bfloat16, eqopt.ByNdim(2))  # the biases stay
+    half = eqopt.precision.cast_floating(model, jnp.bfloat16)
+    weights = eqopt.precision.cast_floating(model, jnp.bfloat16, eqopt.ByNdim(2))  # the biases stay
     ```
 
     **Arguments:**

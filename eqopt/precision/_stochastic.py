@@ -42,7 +42,7 @@ def _land(
 
 
 class StochasticRoundingState(eqx.Module, Generic[State]):
-    """The state of [`eqopt.StochasticRounding`][].
+    """The state of [`eqopt.precision.StochasticRounding`][].
 
     **Arguments:**
 
@@ -139,7 +139,7 @@ def apply_updates_stochastically(model: Model, updates: PyTree, key: Any) -> Mod
     """Adds updates to a model, each sum rounded at random to a number of the parameter's dtype.
 
     Half-precision parameters arrive where the updates take them in the mean (see
-    [`eqopt.StochasticRounding`][]); for all others it is [`eqopt.apply_updates`][].
+    [`eqopt.precision.StochasticRounding`][]); for all others it is [`eqopt.apply_updates`][].
 
     **Arguments:**
 

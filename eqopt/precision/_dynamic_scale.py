@@ -33,7 +33,7 @@ def _float32(name: str) -> Callable[[Any], Any]:
 
 
 class DynamicScaleResult(NamedTuple):
-    """What the functions that [`eqopt.DynamicScale.value_and_grad`][] makes return.
+    """What the functions that [`eqopt.precision.DynamicScale.value_and_grad`][] makes return.
 
     - `dynamic_scale`: the scale to go on with.
     - `finite`: whether all gradients are finite, a boolean of shape `()`.
@@ -48,7 +48,7 @@ class DynamicScaleResult(NamedTuple):
 
 
 class ScaledStep(NamedTuple, Generic[Model, State]):
-    """What [`eqopt.DynamicScale.scaled_step`][] returns.
+    """What [`eqopt.precision.DynamicScale.scaled_step`][] returns.
 
     - `dynamic_scale`: the scale to go on with.
     - `finite`: whether all gradients were finite, a boolean of shape `()`. If not, model and state
@@ -88,8 +88,8 @@ class DynamicScale(eqx.Module):
 
     model = eqx.nn.MLP(2, 1, 8, 1, dtype=jnp.float16, key=jax.random.key(0))
     x, y = jnp.ones((4, 2), jnp.float16), jnp.ones((4, 1), jnp.float16)
-    opt = eqopt.MasterWeights(eqopt.AdamW(1e-3))
-    state, scale = opt.init(model), eqopt.DynamicScale()
+    opt = eqopt.precision.MasterWeights(eqopt.AdamW(1e-3))
+    state, scale = opt.init(model), eqopt.precision.DynamicScale()
     for _ in range(3):
         scale, finite, model, state, evaluation = scale.scaled_step(
             opt, loss_fn, model, state, x, y
@@ -142,7 +142,7 @@ class DynamicScale(eqx.Module):
 
         opt = eqopt.SGD(0.1)
         params = jnp.ones(3, jnp.float16)
-        state, scale = opt.init(params), eqopt.DynamicScale()
+        state, scale = opt.init(params), eqopt.precision.DynamicScale()
 
 
         @jax.jit
@@ -167,7 +167,7 @@ class DynamicScale(eqx.Module):
         **Returns:**
 
         A function with the arguments of `fun` that returns a
-        [`DynamicScaleResult`][eqopt.DynamicScaleResult], a tuple
+        [`DynamicScaleResult`][eqopt.precision.DynamicScaleResult], a tuple
         `(dynamic_scale, finite, value, grad)`, with `(value, aux)` for the value with `has_aux`.
         The gradients are in float32, or in their own dtype where that is wider.
         """
@@ -198,12 +198,12 @@ class DynamicScale(eqx.Module):
         - `fn`: the objective, called `fn(model, *args, **kwargs)`.
         - `model`: the model.
         - `state`: what the optimizer's `init`, or the last step, returned.
-        - `*args`, `has_aux`, `**kwargs`: as in [`step`][eqopt.AbstractTransformation.step].
+        - `*args`, `has_aux`, `**kwargs`: as in [`step`][eqopt.writing.AbstractTransformation.step].
         - `axis_name`: as in `value_and_grad`.
 
         **Returns:**
 
-        A [`ScaledStep`][eqopt.ScaledStep], a tuple `(dynamic_scale, finite, model, state,
+        A [`ScaledStep`][eqopt.precision.ScaledStep], a tuple `(dynamic_scale, finite, model, state,
         evaluation)`.
         """
         hoisted = hoist(fn)
