@@ -15,13 +15,13 @@ from . import (
 
 # Training: the loop, the bundle, and functions of models and states.
 from ._base.norms import global_norm as global_norm
-from ._jit.function import RecompilationWarning as RecompilationWarning
+from ._base.types import RecompilationWarning as RecompilationWarning
 from ._objective.from_state import value_and_grad_from_state as value_and_grad_from_state
 from ._objective.micro_grad import micro_grad as micro_grad
 from ._objective.objective import Evaluation as Evaluation
 from ._objective.per_example import per_example_value_and_grad as per_example_value_and_grad
 from ._objective.value_and_grad import value_and_grad as value_and_grad
-from ._train.fit import Fit as Fit, fit as fit
+from ._train.fit import Fit as Fit, fit as fit, FitCallbackArgs as FitCallbackArgs
 from ._train.history import History as History
 from ._train.hyperparameters import hyperparameters as hyperparameters
 from ._train.optimizer import Optimizer as Optimizer
@@ -34,7 +34,7 @@ from ._transformation.eval_params import (
     eval_params as eval_params,
     LookaheadParams as LookaheadParams,
 )
-from ._wrapper.monitor import measurements as measurements
+from ._transform.monitor import measurements as measurements
 from ._wrapper.multi_steps import (
     skip_large_updates as skip_large_updates,
     skip_not_finite as skip_not_finite,
@@ -167,7 +167,7 @@ from ._transform.rss import ScaleByRSS as ScaleByRSS
 from ._transform.sign import ScaleBySign as ScaleBySign
 from ._transform.sm3 import ScaleBySM3 as ScaleBySM3
 from ._transform.yogi import ScaleByYogi as ScaleByYogi
-from ._wrapper.monitor import Snapshot as Snapshot
+from ._transform.monitor import Snapshot as Snapshot
 from .linesearch._backtracking import ScaleByBacktrackingLinesearch as ScaleByBacktrackingLinesearch
 from .linesearch._zoom import ScaleByZoomLinesearch as ScaleByZoomLinesearch
 from .quasi_newton._lbfgs import ScaleByLBFGS as ScaleByLBFGS
@@ -188,7 +188,7 @@ from ._wrapper.inject_hyperparams import (
 from ._wrapper.lookahead import Lookahead as Lookahead
 from ._wrapper.masked import Masked as Masked
 from ._wrapper.mechanize import Mechanize as Mechanize
-from ._wrapper.monitor import MeasureWithEMA as MeasureWithEMA, Monitor as Monitor
+from ._transform.monitor import MeasureWithEMA as MeasureWithEMA, Monitor as Monitor
 from ._wrapper.multi_steps import MultiSteps as MultiSteps
 from ._wrapper.named_chain import NamedChain as NamedChain
 from ._wrapper.param_ema import ParamEMA as ParamEMA

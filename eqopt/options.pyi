@@ -25,6 +25,7 @@ from ._wrapper.finite import (
     raise_error as raise_error,
     skip_update as skip_update,
 )
+from ._wrapper.multi_steps import ShouldSkipUpdateFunction as ShouldSkipUpdateFunction
 
 # Of schedules.
 from ._schedule.base import (

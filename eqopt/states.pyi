@@ -29,7 +29,7 @@ from ._wrapper.inject_hyperparams import InjectHyperparamsState as InjectHyperpa
 from ._wrapper.lookahead import LookaheadState as LookaheadState
 from ._wrapper.masked import MaskedState as MaskedState
 from ._wrapper.mechanize import MechanizeState as MechanizeState
-from ._wrapper.monitor import MonitorState as MonitorState
+from ._transform.monitor import MonitorState as MonitorState
 from ._wrapper.multi_steps import MultiStepsState as MultiStepsState
 from ._wrapper.param_ema import ParamEMAState as ParamEMAState
 from ._wrapper.partition import PartitionState as PartitionState

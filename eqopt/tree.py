@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ._base import checks
+from ._base.trees import owned
 from ._base.types import Tree
-from ._jit.partition import owned
 from ._train.optimizer import Optimizer
 
 __all__ = ["get", "get_all", "map_params", "set"]

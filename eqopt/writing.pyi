@@ -8,18 +8,16 @@ from ._transformation.base import (
     AbstractOptimizer as AbstractOptimizer,
     AbstractTransformation as AbstractTransformation,
 )
-from ._wrapper.monitor import AbstractMeasure as AbstractMeasure
+from ._transform.monitor import AbstractMeasure as AbstractMeasure
 
-# Objects that a transformation, a callback or a condition is given, or gives.
+# Objects that a transformation is given, or gives.
 from ._objective.from_state import ValueAndGradFromState as ValueAndGradFromState
 from ._objective.objective import (
     Context as Context,
     FullProblem as FullProblem,
     Objective as Objective,
 )
-from ._train.fit import FitCallbackArgs as FitCallbackArgs
 from ._transformation.leafwise import Rule as Rule
-from ._wrapper.multi_steps import ShouldSkipUpdateFunction as ShouldSkipUpdateFunction
 
 # Converters of fields.
 from ._base.converters import real as real, size as size, steps as steps

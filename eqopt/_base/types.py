@@ -31,3 +31,7 @@ Tree = TypeVar("Tree")
 Model = TypeVar("Model")
 Aux = TypeVar("Aux")
 State = TypeVar("State", bound=eqx.Module)
+
+
+class RecompilationWarning(UserWarning):
+    """A function is compiled again and again."""

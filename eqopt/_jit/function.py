@@ -30,15 +30,11 @@ import equinox as eqx
 import jax
 import numpy as np
 
-from .._base.types import Function
+from .._base.types import Function, RecompilationWarning
 from .bytecode import Callbacks, CALLED, installed, NO_CALLBACKS, Paths, WHOLE
 from .callbacks import Watch, watching
 from .function_fast_path import Glance
 from .function_key import Name, Reader, UnseenError
-
-
-class RecompilationWarning(UserWarning):
-    """A function is compiled again and again."""
 
 
 @functools.partial(

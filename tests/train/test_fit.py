@@ -160,7 +160,7 @@ def test_callback_sees_and_ends() -> None:
     seen: list[tuple[int, float]] = []
     kept: list[Any] = []
 
-    def callback(progress: eqopt.writing.FitCallbackArgs[Affine]) -> bool:
+    def callback(progress: eqopt.FitCallbackArgs[Affine]) -> bool:
         seen.append((progress.num_steps, float(progress.loss)))
         kept.append((progress.model, progress.state))
         return progress.num_steps >= 4
