@@ -159,7 +159,7 @@ def _stays_finite(old: Any, new: Any) -> Bool[Array, ""]:
         jnp.all(jnp.isfinite(b) | ~jnp.isfinite(a))
         for a, b in zip(_numbers(old), _numbers(new), strict=True)
     ]
-    return jnp.all(jnp.stack(found)) if checks else jnp.asarray(True)
+    return jnp.all(jnp.stack(found)) if found else jnp.asarray(True)
 
 
 def _numbers(state: Any) -> list[Any]:
