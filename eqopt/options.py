@@ -1,7 +1,7 @@
 """Functions and small Modules to pass as arguments to optimizers, wrappers, schedules and loops.
 
 Begin with the class that takes one: its docstring names those that fit. As in
-`eqopt.Lion(1e-4, sign=eqopt.options.lion_smooth)`, or
+`eqopt.ScaleByLion(mode=eqopt.options.lion_smooth)`, or
 `eqopt.fit(..., progress=eqopt.options.RichProgress())`.
 """
 

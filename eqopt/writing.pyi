@@ -16,8 +16,16 @@ from ._objective.objective import (
     Context as Context,
     FullProblem as FullProblem,
     Objective as Objective,
+    require_params as require_params,
 )
 from ._transformation.leafwise import Rule as Rule
+
+# Which transformations make no sense within which.
+from ._transformation.nesting import (
+    AbstractConstrained as AbstractConstrained,
+    check_nesting as check_nesting,
+    Requirement as Requirement,
+)
 
 # Converters of fields.
 from ._base.converters import real as real, size as size, steps as steps

@@ -233,7 +233,14 @@ def accepted(fn: Function, kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 def require_params(params: Params | None, owner: object, context: Context) -> Params:
-    """Gives the parameters; a `ValueError` if the user gave none."""
+    """Gives the parameters; a `ValueError` if the user gave none.
+
+    **Arguments:**
+
+    - `params`: the parameters, or `None`.
+    - `owner`: the transformation that needs them, whose class the error names.
+    - `context`: what `transform` was given.
+    """
     # A model that is one array is `None` too, where a wrapper hides it.
     if params is None and context.whole is None:
         raise ValueError(
