@@ -94,9 +94,9 @@ class FitCallbackArgs(Generic[Model]):
 
 
 def fit(
-    loss_fn: Function,
+    fn: Function,
     optimizer: AbstractTransformation[Any],
-    model: Model,
+    params: Model,
     batches: Iterable[Any],
     *,
     state: eqx.Module | None = None,
@@ -113,18 +113,18 @@ def fit(
 
     **Arguments:**
 
-    - `loss_fn`: called `loss_fn(model, *batch)` where a batch is a tuple or a list, and
-        `loss_fn(model, batch)` where it is anything else, also a named tuple; with a `key`,
-        `loss_fn(..., key=key)` if it takes one. It returns a real number, or with `has_aux` a pair
+    - `fn`: the loss, called `fn(params, *batch)` where a batch is a tuple or a list, and
+        `fn(params, batch)` where it is anything else, also a named tuple; with a `key`,
+        `fn(..., key=key)` if it takes one. It returns a real number, or with `has_aux` a pair
         of it and anything else. What it reads from elsewhere (a closure, a global) is read once,
         when `fit` is called.
     - `optimizer`: any transformation.
-    - `model`: any PyTree; its inexact arrays are trained.
+    - `params`: the model, any PyTree; its inexact arrays are trained.
     - `batches`: any iterable; it may be endless if `callback` ends the loop. What is in a batch is
         data or static as in [`eqopt.writing.AbstractTransformation.step`][]. NumPy's arrays are
         copied: the next batch may be written over them.
     - `state`: the optimizer's state to go on from; `None` begins anew.
-    - `has_aux`: whether `loss_fn` returns `(loss, aux)`.
+    - `has_aux`: whether `fn` returns `(loss, aux)`.
     - `steps_per_call`: how many steps go into one compiled call. More than one saves the cost of a
         call, about a tenth of a millisecond, for small models; `callback` is then called once for
         all of them, and Ctrl-C waits for them.
@@ -147,10 +147,10 @@ def fit(
     key = optional(prng_key("key"))(key)
     bar = as_progress(progress)
     optimizer = canonicalize(optimizer)
-    hoisted = hoist(loss_fn)
-    state = optimizer.init(model) if state is None else state
+    hoisted = hoist(fn)
+    state = optimizer.init(params) if state is None else state
     reuse = not opaque(hoisted)
-    carry = pack((model, state, key))
+    carry = pack((params, state, key))
     fixed = pack(on_device((optimizer, hoisted)), remember=reuse)
     make = _make if reuse else _make.__wrapped__
     call_one, call_many = make(carry.spec, fixed.spec, has_aux)
@@ -255,7 +255,7 @@ def _make(
 
 
 def _taken(batch: Any) -> Partitioned:
-    """What `loss_fn` is given of a batch, taken apart; of NumPy's arrays a copy."""
+    """What `fn` is given of a batch, taken apart; of NumPy's arrays a copy."""
     several = type(batch) in (tuple, list)
     return pack(mark_numbers_dynamic(tuple(batch) if several else (batch,)))
 

@@ -179,7 +179,7 @@ class DynamicScale(eqx.Module):
         self,
         optimizer: AbstractTransformation[State],
         fn: Function,
-        model: Model,
+        params: Model,
         state: State,
         /,
         *args: Any,
@@ -195,8 +195,8 @@ class DynamicScale(eqx.Module):
         **Arguments:**
 
         - `optimizer`: the optimizer.
-        - `fn`: the objective, called `fn(model, *args, **kwargs)`.
-        - `model`: the model.
+        - `fn`: the objective, called `fn(params, *args, **kwargs)`.
+        - `params`: the model.
         - `state`: what the optimizer's `init`, or the last step, returned.
         - `*args`, `has_aux`, `**kwargs`: as in [`step`][eqopt.writing.AbstractTransformation.step].
         - `axis_name`: as in `value_and_grad`.
@@ -212,7 +212,7 @@ class DynamicScale(eqx.Module):
             canonicalize(self),
             canonicalize(optimizer),
             hoisted,
-            model,
+            params,
             state,
             partition.mark_numbers_dynamic(args),
             partition.mark_numbers_dynamic(kwargs),
