@@ -71,10 +71,33 @@ def install(session: nox.Session, *groups: str, editable: bool = True) -> None:
     session.install(*wanted, *(["-e", "."] if editable else ["."]))
 
 
-def pytest(session: nox.Session, *arguments: str, x64: bool, cache: bool = True) -> None:
-    """Runs the tests in one float width, on two processes; a group of tests on one of them."""
-    env = {**(COMPILED if cache else {}), "EQOPT_X64": str(int(x64))}
-    session.run("python", "-m", "pytest", *PROCESSES, *arguments, env=env)
+def pytest(
+    session: nox.Session,
+    *arguments: str,
+    x64: bool = False,
+    default_flags: bool = False,
+    cache: bool = True,
+) -> None:
+    """Runs tests in one float width, on two processes; a group of tests on one of them.
+
+    With `default_flags` it runs the tests that are marked so, with XLA's default flags, and without
+    it all others.
+    """
+    env = {"EQOPT_X64": str(int(x64)), "EQOPT_DEFAULT_FLAGS": str(int(default_flags))}
+    marks = "default_flags" if default_flags else "not default_flags"
+    # 5: among the tests that the user asks for there is none with these marks.
+    session.run(
+        *("python", "-m", "pytest", *PROCESSES, "-m", marks, *arguments),
+        env={**(COMPILED if cache else {}), **env},
+        success_codes=[0, 5] if set(session.posargs) - {"--lean"} else [0],
+    )
+
+
+def all_tests(session: nox.Session) -> None:
+    """Runs the tests in both float widths, and those of compiled programs."""
+    pytest(session, *session.posargs, default_flags=True)
+    for x64 in (False, True):
+        pytest(session, *session.posargs, x64=x64)
 
 
 @nox.session
@@ -88,8 +111,7 @@ def quickstart(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Runs the tests in both float widths; arguments go to pytest."""
     install(session, "tests")
-    for x64 in (False, True):
-        pytest(session, *session.posargs, x64=x64)
+    all_tests(session)
 
 
 @nox.session
@@ -108,7 +130,7 @@ def docs(session: nox.Session) -> None:
     if session.posargs:
         session.run("mkdocs", *session.posargs)
         return
-    pytest(session, "tests/repo/test_docs.py", x64=False)
+    pytest(session, "tests/repo/test_docs.py")
     session.run("python", "examples/float16.py")
     session.run(
         "mkdocs",
@@ -149,15 +171,13 @@ def newest(session: nox.Session) -> None:
     groups = nox.project.dependency_groups(PYPROJECT, "tests", "quickstart")
     session.install("--upgrade", "--upgrade-strategy", "eager", *groups, "-e", ".")
     session.run("python", "-m", "pip", "list")
-    arguments = list(session.posargs)
-    if "--lean" not in arguments:
-        for x64 in (False, True):
-            pytest(session, *arguments, x64=x64)
+    if "--lean" not in session.posargs:
+        all_tests(session)
         return
-    arguments.remove("--lean")
+    arguments = [x for x in session.posargs if x != "--lean"]
     session.run("python", "examples/quickstart.py")
-    pytest(session, *arguments, *(f"tests/{x}" for x in LEAN), x64=False)
-    pytest(session, *arguments, *(f"tests/{x}" for x in LAWS), "-k", ROWS, x64=False)
+    pytest(session, *arguments, *(f"tests/{x}" for x in LEAN))
+    pytest(session, *arguments, *(f"tests/{x}" for x in LAWS), "-k", ROWS)
 
 
 @nox.session(python=OLDEST)
@@ -167,7 +187,8 @@ def oldest(session: nox.Session) -> None:
     groups = nox.project.dependency_groups(PYPROJECT, "tests")
     session.install(*groups, *floors, "-e", ".")
     # The oldest `jaxlib` dies now and then of reading a program that was kept.
-    pytest(session, *session.posargs, x64=False, cache=False)
+    for default_flags in (True, False):
+        pytest(session, *session.posargs, default_flags=default_flags, cache=False)
 
 
 def floor(requirement: Requirement) -> str:

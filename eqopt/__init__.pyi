@@ -90,8 +90,8 @@ from ._optimizer.sophia import Sophia as Sophia
 from ._optimizer.yogi import Yogi as Yogi
 
 # Transformations, the links of a chain.
+from ._matrix.galore import ScaleByGaLore as ScaleByGaLore
 from ._matrix.muon import ScaleByMuon as ScaleByMuon, ScaleByShape as ScaleByShape
-from ._optimizer.galore import ScaleByGaLore as ScaleByGaLore
 from ._transform.acprop import ScaleByACProp as ScaleByACProp
 from ._transform.adadelta import ScaleByAdadelta as ScaleByAdadelta
 from ._transform.adam import ScaleByAdam as ScaleByAdam

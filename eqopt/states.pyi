@@ -44,8 +44,8 @@ from .precision._master_weights import MasterWeightsState as MasterWeightsState
 from .precision._stochastic import StochasticRoundingState as StochasticRoundingState
 
 # Of transformations.
+from ._matrix.galore import ScaleByGaLoreState as ScaleByGaLoreState
 from ._matrix.muon import ScaleByMuonState as ScaleByMuonState
-from ._optimizer.galore import ScaleByGaLoreState as ScaleByGaLoreState
 from ._transform.acprop import ScaleByACPropState as ScaleByACPropState
 from ._transform.adadelta import ScaleByAdadeltaState as ScaleByAdadeltaState
 from ._transform.adam import ScaleByAdamState as ScaleByAdamState

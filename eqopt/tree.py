@@ -34,7 +34,7 @@ _Path = tuple[Any, ...]
 def get(state: PyTree, which: type[_Class]) -> _Class: ...
 @overload
 def get(state: PyTree, which: str) -> Any: ...
-def get(state: PyTree, which: Any) -> Any:
+def get(state: PyTree, which: object) -> Any:
     """Gives the one thing in a state that is of a class, or has a name.
 
     ```python
@@ -81,7 +81,7 @@ def get_all(state: PyTree, which: type[_Class] | str) -> dict[str, Any]:
     return {_written(path): x for path, x in _found(_state(state), which)}
 
 
-def set(state: Tree, which: type[Any] | str, value: Any) -> Tree:
+def set(state: Tree, which: type[Any] | str, value: object) -> Tree:
     """Gives a copy of a state with something else in place of the one thing of a class, or name.
 
     ```python
@@ -171,7 +171,7 @@ def map_params(
             return checks.is_inexact(x) and np.shape(x) == np.shape(leaves[0])
         return all(y is None or checks.is_inexact(y) for y in found)
 
-    def change(x: Any) -> Any:
+    def change(x: object) -> Any:
         if is_part(x):
             columns_of_x, _ = checks.flatten(x)
             new = [
@@ -214,7 +214,7 @@ def _walk(tree: PyTree, path: _Path = ()) -> Iterator[tuple[_Path, Any]]:
             yield from _walk(child, (*path, *own))
 
 
-def _found(tree: PyTree, which: Any) -> list[tuple[_Path, Any]]:
+def _found(tree: PyTree, which: object) -> list[tuple[_Path, Any]]:
     if isinstance(which, type):
         return [(path, x) for path, x in _walk(tree) if isinstance(x, which)]
     if not isinstance(which, str):
@@ -230,7 +230,7 @@ def _name(key: Any) -> str | None:
     return key.key if isinstance(key, jax.tree_util.DictKey) and type(key.key) is str else None
 
 
-def _one(tree: PyTree, which: Any) -> tuple[_Path, Any]:
+def _one(tree: PyTree, which: object) -> tuple[_Path, Any]:
     found = _found(tree, which)
     if len(found) == 1:
         return found[0]
@@ -247,7 +247,7 @@ def _one(tree: PyTree, which: Any) -> tuple[_Path, Any]:
     raise ValueError(f"`state` has no {word}; it has {', '.join(there) or 'neither'}")
 
 
-def _replaced(tree: PyTree, path: _Path, value: Any) -> Any:
+def _replaced(tree: PyTree, path: _Path, value: object) -> Any:
     if not path:
         return value
     children, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: x is not tree)
@@ -256,7 +256,7 @@ def _replaced(tree: PyTree, path: _Path, value: Any) -> Any:
     )
 
 
-def _fitted(value: Any, old: Any, name: str) -> Any:
+def _fitted(value: object, old: object, name: str) -> Any:
     """Refuses what is of another type, by the name of the leaf."""
     expected, treedef = checks.flatten(old)
     given, own = checks.flatten(value)
@@ -267,7 +267,7 @@ def _fitted(value: Any, old: Any, name: str) -> Any:
     return treedef.unflatten(new)
 
 
-def _fitted_leaf(x: Any, old: Any, name: str, old_name: str) -> Any:
+def _fitted_leaf(x: object, old: object, name: str, old_name: str) -> Any:
     if isinstance(old, checks.ARRAYS) and old.shape == () and isinstance(x, bool | int | float):
         kinds = {bool: np.bool_, int: np.integer, float: np.floating}
         integral = isinstance(x, int) and not isinstance(x, bool)

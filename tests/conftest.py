@@ -22,12 +22,21 @@ _FLAGS = ["--xla_force_host_platform_device_count=8"]
 # Most of the time goes into compiling programs that run once. What comes after XLA's passes does
 # less here, and a third of the time is saved; pages, examples and benchmarks run as users do. XLA
 # dies of a flag that it does not know: where these are gone, nothing is lost but that time.
+# Tests of compiled programs are marked `default_flags`. They run in processes without these flags,
+# with `EQOPT_DEFAULT_FLAGS=1`.
+_DEFAULT_FLAGS = os.environ.get("EQOPT_DEFAULT_FLAGS", "0") == "1"
 _JAXLIB = tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2]))
-if _JAXLIB <= (0, 12):
+if not _DEFAULT_FLAGS and _JAXLIB <= (0, 12):
     _FLAGS += ["--xla_backend_optimization_level=0"]
-if _JAXLIB <= (0, 10):
+if not _DEFAULT_FLAGS and _JAXLIB <= (0, 10):
     _FLAGS += ["--xla_cpu_use_fusion_emitters=false"]
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_FLAGS]).strip()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("default_flags") is not None and not _DEFAULT_FLAGS:
+        pytest.fail("this test runs with `EQOPT_DEFAULT_FLAGS=1`, as in `nox -s tests`")
+
 
 # A compiled program takes up to hundreds of mappings of memory, of which Linux gives a process
 # 65,530. It dies of one more, wherever it is.

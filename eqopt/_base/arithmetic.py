@@ -25,7 +25,7 @@ def wider(*dtypes: Any) -> np.dtype:
     return np.dtype(np.float32 if bits == 32 else np.float64)
 
 
-def real_dtype(dtype: Any) -> np.dtype:
+def real_dtype(dtype: object) -> np.dtype:
     """The dtype of the real part."""
     return np.dtype(jnp.finfo(dtype).dtype)
 
@@ -141,6 +141,23 @@ def within(norm: Float[Array, "*shape"], limit: Float[Array, ""]) -> Float[Array
     # The limit where it is exceeded; else 1, or 0 if there is no direction.
     limits = jnp.broadcast_to(limit, norm.shape)
     return over_where(exceeds, lax.select(exceeds, limits, finite.astype(norm.dtype)), norm)
+
+
+def safe_divide(
+    x: Array, y: Array, where_zero: float = 0.0, *, zero: Bool[Array, "*shape"] | None = None
+) -> Array:
+    """`x / y`, or `where_zero` where `y` is 0, with a finite derivative in both cases.
+
+    **Arguments:**
+
+    - `x`, `y`: the numerator and the denominator.
+    - `where_zero`: the quotient where nothing is divided.
+    - `zero`: where nothing is divided, if not where `y` is 0.
+    """
+    # Not `y > 0`, which takes a NaN for a zero.
+    zero = y == 0 if zero is None else zero
+    # Guarded before the division too: the derivative of what is not selected must be finite.
+    return jnp.where(zero, where_zero, divide(x, jnp.where(zero, 1, y)))
 
 
 def clipped(x: Inexact[Array, "*shape"], limit: Float[Array, ""]) -> Inexact[Array, "*shape"]:

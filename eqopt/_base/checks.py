@@ -9,15 +9,16 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 
 from .arithmetic import wider
-from .types import TreeDef
+from .types import Function, TreeDef
 
 Annotated = TypeVar("Annotated")
 
@@ -56,7 +57,7 @@ def _checked(fn: Callable[..., Any]) -> Callable[..., Any]:
     return jaxtyping.jaxtyped(fn, typechecker=beartype)
 
 
-def is_function(x: Any) -> bool:
+def is_function(x: object) -> bool:
     """Whether it is a function, and not a class or a tree that can be called.
 
     Never by `callable` alone: a mask for a model that can be called is a tree of that kind.
@@ -67,6 +68,11 @@ def is_function(x: Any) -> bool:
     # of a function.
     known = isinstance(x, functools.partial) or not {"__func__", "__wrapped__"}.isdisjoint(dir(x))
     return known or jax.tree_util.all_leaves([x])
+
+
+def is_plain_function(x: object) -> TypeGuard[Function]:
+    """Whether it can be called, and is neither a class nor a Module: models can be called."""
+    return callable(x) and not isinstance(x, eqx.Module | type)
 
 
 def call_traced(name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -98,11 +104,11 @@ def enabled() -> bool:
     return not jaxtyping.config.jaxtyping_disable
 
 
-def is_none(x: Any) -> bool:
+def is_none(x: object) -> bool:
     return x is None
 
 
-def flatten(tree: Any) -> tuple[list[Any], TreeDef]:
+def flatten(tree: object) -> tuple[list[Any], TreeDef]:
     """Flattens `tree` so that `None`, which stands for "nothing here", is a leaf."""
     return jax.tree.flatten(tree, is_leaf=is_none)
 
@@ -112,13 +118,13 @@ def keystr(path: Any) -> str:
     return jax.tree_util.keystr(path)
 
 
-def paths(name: str, tree: Any) -> list[str]:
+def paths(name: str, tree: object) -> list[str]:
     """Names each leaf of `tree`, `None` included, as `name.layers[0].weight`."""
     found, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_none)
     return [name + keystr(path) for path, _ in found]
 
 
-def describe(x: Any) -> str:
+def describe(x: object) -> str:
     """Says what `x` is in a few words: `float32[3,4]` for arrays, else its type."""
     if x is None:
         return "None"
@@ -140,11 +146,11 @@ def mark(kind: type) -> Mark:
     return Mark(kind)
 
 
-def kind_of(x: Any) -> type:
+def kind_of(x: object) -> type:
     return x.kind if isinstance(x, Mark) else type(x)
 
 
-def no_transformation(name: str, x: Any) -> str:
+def no_transformation(name: str, x: object) -> str:
     """Says that an argument is no transformation, and how to make one of it."""
     got, way = describe(x), ""
     if isinstance(x, type):
@@ -158,12 +164,12 @@ def no_transformation(name: str, x: Any) -> str:
     return f"`{name}` must be a transformation; got {got}{way}"
 
 
-def is_array(x: Any) -> bool:
+def is_array(x: object) -> bool:
     # The dtype of a PRNG key is not a NumPy one, and a key is not a number.
     return isinstance(x, ARRAYS) and not jnp.issubdtype(x.dtype, jax.dtypes.extended)
 
 
-def is_inexact(x: Any) -> bool:
+def is_inexact(x: object) -> bool:
     return isinstance(x, ARRAYS) and _is_inexact_dtype(x.dtype)
 
 
@@ -186,14 +192,36 @@ def check_num_leaves(leaves: list[Any], expected: int, name: str) -> None:
         raise ValueError(f"`state` was made for {expected} leaves; `{name}` has {len(leaves)}")
 
 
-def structure_error(tree: Any, reference: Any, name: str, reference_name: str) -> ValueError:
+def structure_error(tree: object, reference: object, name: str, reference_name: str) -> ValueError:
     """Explains why `tree` has not the structure of `reference`."""
     faults: list[str] = []
     _compare(tree, reference, name, reference_name, faults)
     return ValueError(listed(faults))
 
 
-def _compare(tree: Any, reference: Any, name: str, other: str, faults: list[str]) -> None:
+def spread_prefix(
+    prefix: object, tree: object, name: str, fits: Callable[[Any, Any], bool] = lambda *_: True
+) -> list[Any]:
+    """For each leaf of `tree`, the leaf of `prefix` at or above it; `None` is a leaf of both.
+
+    A `ValueError` names the leaf where it does not fit. `fits` tells whether a leaf of `prefix` may
+    stand for a part of `tree`.
+    """
+    found: list[Any] = []
+
+    def spread(entry: object, part: object) -> None:
+        if not fits(entry, part):
+            raise ValueError
+        found.extend([entry] * len(flatten(part)[0]))
+
+    try:
+        jax.tree.map(spread, prefix, tree, is_leaf=is_none)
+    except ValueError:
+        raise structure_error(prefix, tree, name, "params") from None
+    return found
+
+
+def _compare(tree: object, reference: object, name: str, other: str, faults: list[str]) -> None:
     children, treedef = _one_level(tree)
     expected, reference_treedef = _one_level(reference)
     if treedef == reference_treedef:
@@ -214,7 +242,7 @@ def _compare(tree: Any, reference: Any, name: str, other: str, faults: list[str]
         faults.append(f"`{name}` and `{other}` differ in what is static{_statics(tree, reference)}")
 
 
-def _statics(tree: Any, reference: Any) -> str:
+def _statics(tree: object, reference: object) -> str:
     if not dataclasses.is_dataclass(tree) or not dataclasses.is_dataclass(reference):
         return ""
     for field in dataclasses.fields(tree):
@@ -225,7 +253,7 @@ def _statics(tree: Any, reference: Any) -> str:
     return ""
 
 
-def _one_level(tree: Any) -> tuple[dict[str, Any], TreeDef]:
+def _one_level(tree: object) -> tuple[dict[str, Any], TreeDef]:
     found, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: x is not tree)
     return {keystr(path): child for path, child in found}, treedef
 
@@ -236,8 +264,8 @@ def _some(names: list[str]) -> str:
 
 
 def conform_to(
-    updates: Any,
-    params: Any,
+    updates: object,
+    params: object,
     name: str,
     *,
     any_dtype: bool = False,
@@ -285,7 +313,7 @@ def conform_to(
     return treedef.unflatten(kept)
 
 
-def _may_be_dropped(u: Any, params: Any) -> bool:
+def _may_be_dropped(u: object, params: object) -> bool:
     # Where nothing is trained, whatever a model holds there, and the gradient of an integer, where
     # JAX was asked for one. Without the parameters at hand, a number is a mistake.
     if params is not None:
@@ -302,7 +330,7 @@ def _is_narrower(dtype: Any, other: Any) -> bool:
     return same_kind and a.nmant <= b.nmant and a.maxexp <= b.maxexp and a.minexp >= b.minexp
 
 
-def _castable(u: Any, p: Any) -> bool:
+def _castable(u: object, p: object) -> bool:
     return jnp.iscomplexobj(p) or not jnp.iscomplexobj(u)
 
 
@@ -319,7 +347,7 @@ def _fault(name: str, u: Any, p: Any, against: str, any_shape: bool) -> str:
     return f"`{name}` has dtype {u.dtype.name}; the {against} has {p.dtype.name}"
 
 
-def num_examples(updates: Any, params: Any, owner: object) -> int:
+def num_examples(updates: object, params: object, owner: object) -> int:
     """How many examples there is a gradient of, in updates with one more axis than the parameters.
 
     Checked also where checks are turned off: the gradient of a whole batch, taken for that of one
@@ -349,7 +377,7 @@ def num_examples(updates: Any, params: Any, owner: object) -> int:
     return given[0][1][0] if given else 0
 
 
-def _extend(updates: Any, params: Any) -> Any:
+def _extend(updates: object, params: object) -> Any:
     """Puts `None` for each parameter below a `None` that stands for a whole branch."""
     try:
         return jax.tree.map(
@@ -362,7 +390,7 @@ def _extend(updates: Any, params: Any) -> Any:
         return updates
 
 
-def like(tree: Any, reference: Any) -> bool:
+def like(tree: object, reference: object) -> bool:
     """Whether `tree` has the structure and the shapes of `reference`."""
     leaves, treedef = flatten(tree)
     others, expected = flatten(reference)

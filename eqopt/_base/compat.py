@@ -50,7 +50,7 @@ def jit_is_disabled() -> bool:
     return bool(_disable_jit(jax.config))
 
 
-def varying(x: Any) -> frozenset[Hashable]:
+def varying(x: object) -> frozenset[Hashable]:
     """The axes of `shard_map` that `x` varies over."""
     kind: Any = jax.typeof(x)
     try:
@@ -59,7 +59,7 @@ def varying(x: Any) -> frozenset[Hashable]:
         return kind.vma  # its name in 0.7.2
 
 
-def pcast(x: Any, names: tuple[Hashable, ...]) -> Any:
+def pcast(x: object, names: tuple[Hashable, ...]) -> Any:
     """Makes `x` vary over more axes of `shard_map`."""
     if "pcast" in vars(lax):
         return lax.pcast(x, names, to="varying")
@@ -84,6 +84,6 @@ def register_rules(
     ad.primitive_transposes[primitive] = transpose
 
 
-def instantiate_zeros(tangent: Any) -> Any:
+def instantiate_zeros(tangent: object) -> Any:
     """Makes an array of a tangent that is known to be zero."""
     return ad.instantiate_zeros(tangent)

@@ -81,6 +81,21 @@ def real(
     return convert
 
 
+def non_negative(name: str) -> Callable[[ScalarLike], Scalar]:
+    """Makes the converter of a finite number that is at least 0."""
+    return real(name, at_least=0)
+
+
+def positive(name: str) -> Callable[[ScalarLike], Scalar]:
+    """Makes the converter of a finite number above 0."""
+    return real(name, above=0)
+
+
+def decay_factor(name: str) -> Callable[[ScalarLike], Scalar]:
+    """Makes the converter of the decay of an average, a number in [0, 1)."""
+    return real(name, at_least=0, below=1)
+
+
 def steps(name: str, *, at_least: int | None = 0) -> Callable[[StepsLike], Steps]:
     """Makes the converter of a number of steps, a leaf stored as int32 like the counts.
 
@@ -141,7 +156,7 @@ def flag(name: str) -> Callable[[bool], bool]:
     return convert
 
 
-def inexact_dtype(name: str) -> Callable[[Any], np.dtype | None]:
+def to_dtype(name: str) -> Callable[[Any], np.dtype | None]:
     """Makes the converter of an optional floating-point dtype, which is static."""
 
     def convert(value: Any) -> np.dtype | None:
@@ -185,7 +200,7 @@ def prng_key(name: str) -> Callable[[Any], Any]:
     return convert
 
 
-def _number(name: str, value: Any) -> Any:
+def _number(name: str, value: object) -> Any:
     """Refuses what is not one real number; gives a NumPy scalar array, or a tracer."""
     numeric = isinstance(value, int | float | np.ndarray | np.generic | jax.Array)
     if isinstance(value, bool) or not numeric:
@@ -207,7 +222,7 @@ def _number(name: str, value: Any) -> Any:
 _BY_SCHEDULE = "For a schedule, use `eqopt.Scheduled(optimizer, lambda o: o.{}, schedule)`"
 
 
-def _brief(value: Any) -> str:
+def _brief(value: object) -> str:
     text = "a function" if inspect.isroutine(value) else repr(value)
     return text if len(text) <= 60 else f"a {type(value).__name__}"
 
@@ -228,7 +243,7 @@ def canonicalize(module: _Module) -> _Module:
     )
 
 
-def _settled(x: Any) -> bool:
+def _settled(x: object) -> bool:
     if isinstance(x, jax.Array):
         return isinstance(x, Tracer) or not (isinstance(x.dtype, np.dtype) and x.weak_type)
     if isinstance(x, np.generic):
@@ -256,7 +271,7 @@ def _settle_module(module: _Module) -> _Module:
     )
 
 
-def _is_number(x: Any) -> bool:
+def _is_number(x: object) -> bool:
     # Or a pair of numbers, say. What is within a Module is its own affair.
     return not all(map(_settled, jax.tree.leaves(x, is_leaf=lambda y: isinstance(y, eqx.Module))))
 
@@ -283,7 +298,7 @@ def _is_default(field: Any, value: Any) -> bool:
     return value is None or (isinstance(value, bool) and value is field.default)
 
 
-def _print_number(x: Any) -> wl.AbstractDoc | None:
+def _print_number(x: object) -> wl.AbstractDoc | None:
     if isinstance(x, np.ndarray | np.generic) and np.shape(x) == ():
         return wl.TextDoc(_shortest(x))
     if isinstance(x, Array) and not isinstance(x, Tracer) and x.shape == () and not is_typed_key(x):

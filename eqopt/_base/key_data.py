@@ -54,7 +54,7 @@ class KeyData(eqx.Module):
         return wl.TextDoc(f"KeyData({self.impl})")
 
 
-def is_key(x: Any) -> bool:
+def is_key(x: object) -> bool:
     """Whether it is an array of PRNG keys, or of the words of a key of the old kind."""
     is_array = isinstance(x, np.ndarray | jax.Array)
     return is_array and (is_typed_key(x) or x.dtype == np.uint32)
@@ -65,17 +65,17 @@ def is_typed_key(x: Any) -> bool:
     return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
-def kept(tree: Any) -> Any:
+def kept(tree: object) -> Any:
     """A tree, or a key alone, as it is kept: with the words of typed keys in their place."""
     return jax.tree.map(
         lambda x: KeyData(x) if isinstance(x, jax.Array) and is_typed_key(x) else x, tree
     )
 
 
-def unkept(tree: Any) -> Any:
+def unkept(tree: object) -> Any:
     """The tree, or the key, that was kept."""
     return jax.tree.map(lambda x: x.wrap() if is_kept(x) else x, tree, is_leaf=is_kept)
 
 
-def is_kept(x: Any) -> bool:
+def is_kept(x: object) -> bool:
     return isinstance(x, KeyData)

@@ -8,7 +8,7 @@ import jax
 from .checks import ARRAYS, is_inexact, keystr, kind_of, listed
 
 
-def split(model: Any, name: str) -> tuple[Any, Any]:
+def split(model: object, name: str) -> tuple[Any, Any]:
     """Splits a model into the arrays that are trained, and the rest; refuses Python numbers."""
     trained, rest = eqx.partition(model, is_inexact)
     also = () if jax.tree.leaves(trained) else (int,)
@@ -16,7 +16,7 @@ def split(model: Any, name: str) -> tuple[Any, Any]:
     return trained, rest
 
 
-def refuse_numbers(model: Any, name: str, kinds: tuple[type, ...] = (float, complex)) -> None:
+def refuse_numbers(model: object, name: str, kinds: tuple[type, ...] = (float, complex)) -> None:
     """Refuses Python numbers in a model, by their path.
 
     Somebody who puts one among the parameters wants it trained. Within a Module it may be anything,
@@ -35,7 +35,7 @@ def refuse_numbers(model: Any, name: str, kinds: tuple[type, ...] = (float, comp
         raise TypeError(listed(faults))
 
 
-def check_places(updates: Any, model: Any, name: str) -> None:
+def check_places(updates: object, model: object, name: str) -> None:
     """Refuses a model in the place of the updates, and updates in the place of the model.
 
     Only a model has leaves that are neither arrays nor numbers, such as its activation functions.
@@ -46,7 +46,7 @@ def check_places(updates: Any, model: Any, name: str) -> None:
         )
 
 
-def _has_statics(tree: Any) -> bool:
+def _has_statics(tree: object) -> bool:
     numbers = (bool, int, float, complex)
     leaves = jax.tree.leaves(tree)
     return any(not isinstance(x, ARRAYS) and kind_of(x) not in numbers for x in leaves)

@@ -8,9 +8,6 @@ import functools
 from collections.abc import Callable, Hashable, Sequence
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from jax import lax
 from jaxtyping import Array
 
 
@@ -28,19 +25,6 @@ def bundle_by_kind(kinds: Sequence[Hashable]) -> tuple[list[list[int]], list[int
         [i for own, share in shares for i in own[b * share : (b + 1) * share]] for b in range(num)
     ]
     return bundles, [i for own, share in shares for i in own[num * share :]]
-
-
-def hidden(numbers: Sequence[int], near: Array) -> list[Array]:
-    """Numbers that the compiler is not to know, such as places in `near`.
-
-    A slice from a place that it knows is a kernel of its own, and takes longer to compile than a
-    layer of a network (measured: 200 slices 5 seconds, these 0.2); slices of one size from places
-    that it does not know are one.
-    """
-    known = [np.int32(x) for x in numbers]
-    first = lax.slice(near, (0,) * near.ndim, (1,) * near.ndim) if near.size else near
-    unknown = jnp.any(jnp.isnan(first))
-    return lax.cond(unknown, lambda: known, lambda: known)
 
 
 @functools.cache

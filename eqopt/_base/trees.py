@@ -41,7 +41,7 @@ def full_like(tree: PyTree, value: Any, dtype: Any = None, *, real: bool = False
     return jax.tree.map(full, tree)
 
 
-def zeros_like(tree: PyTree, dtype: Any = None, *, real: bool = False) -> PyTree:
+def zeros_like(tree: PyTree, dtype: object = None, *, real: bool = False) -> PyTree:
     """Makes zeros for a moment of each parameter, on the devices on which the parameter lives.
 
     **Arguments:**
@@ -62,7 +62,7 @@ def zeros_exactly_like(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: full_like(x, 0, x.dtype), tree)
 
 
-def copies(tree: PyTree, dtype: Any = None) -> PyTree:
+def copies(tree: PyTree, dtype: object = None) -> PyTree:
     """A copy of each leaf that shares no buffer with it; `dtype` as in `accumulator_dtype`."""
 
     def copy(x: Array) -> Array:
@@ -110,20 +110,14 @@ def sums(leaves: list[Any], updates: list[Any]) -> list[Any]:
 def add_updates(params: PyTree, updates: PyTree) -> PyTree:
     """The parameters after the updates, which may be of some of them only."""
     return jax.tree.map(
-        lambda x, u: x if x is None or u is None else add(x, u),
-        params,
-        updates,
-        is_leaf=_is_none,
+        lambda x, u: x if x is None or u is None else add(x, u), params, updates, is_leaf=_is_none
     )
 
 
 def round_like(updates: PyTree, reference: PyTree) -> PyTree:
     """Casts each update to the dtype of its leaf in `reference`."""
     return jax.tree.map(
-        lambda u, x: None if u is None else cast(u, x.dtype),
-        updates,
-        reference,
-        is_leaf=_is_none,
+        lambda u, x: None if u is None else cast(u, x.dtype), updates, reference, is_leaf=_is_none
     )
 
 
@@ -144,7 +138,7 @@ def fill_missing(updates: PyTree, other: PyTree) -> PyTree:
     )
 
 
-def _is_none(x: Any) -> bool:
+def _is_none(x: object) -> bool:
     return x is None
 
 
@@ -175,7 +169,7 @@ def placed_like(x: Array, reference: Array) -> Array:
     return lax.select(never, lax.convert_element_type(real, x.dtype), x)
 
 
-def stack_like(tree: PyTree, size: int, dtype: Any = None) -> PyTree:
+def stack_like(tree: PyTree, size: int, dtype: object = None) -> PyTree:
     """Zeros for `size` moments of each leaf, along a new first axis; `dtype` as in `full_like`."""
 
     def stack(x: Array) -> Array:
@@ -264,7 +258,7 @@ def zero_count() -> Count:
     return jnp.zeros((), np.int32)
 
 
-def one_minus(decay: Any) -> Float[Array, ""]:
+def one_minus(decay: object) -> Float[Array, ""]:
     r"""The weight $1 - \beta$ that an exponential moving average gives to its newest term.
 
     Computed where the decay is kept: of the decay 0.999 in float32, it would be off by 1.3e-5.
@@ -273,7 +267,7 @@ def one_minus(decay: Any) -> Float[Array, ""]:
     return lax.sub(np.ones((), decay.dtype), decay)
 
 
-def bias_correction(decay: Any, count: Count) -> Float[Array, ""]:
+def bias_correction(decay: object, count: Count) -> Float[Array, ""]:
     r"""The weight that an exponential moving average has collected, $1 - \beta^t$.
 
     **Arguments:**
@@ -288,7 +282,7 @@ def bias_correction(decay: Any, count: Count) -> Float[Array, ""]:
 
 
 def moment_weights(
-    b1: Any, b2: Any, count: Count, *, nesterov: bool = False
+    b1: object, b2: object, count: Count, *, nesterov: bool = False
 ) -> tuple[Float[Array, ""], ...]:
     """The bias corrections of two averages, and of a step ahead the first one's next."""
     weights = (bias_correction(b1, count), bias_correction(b2, count))

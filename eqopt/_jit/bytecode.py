@@ -57,21 +57,21 @@ NO_CALLBACKS = Callbacks()
 class Uses:
     """What a code uses, together with the codes inside it."""
 
-    globals: dict[str, Paths]
-    cells: dict[str, Paths]
-    locals: dict[str, Paths]  # of the code itself
-    attributes: frozenset[str]
-    modules: frozenset[str]
-    stored: frozenset[str]
-    inner: frozenset[str]  # globals and cells that the code itself does not use
-    handed: frozenset[str]  # cells that callbacks have
-    partial: bool  # whether there are any callbacks
+    globals: dict[str, Paths] = dataclasses.field(default_factory=dict)
+    cells: dict[str, Paths] = dataclasses.field(default_factory=dict)
+    locals: dict[str, Paths] = dataclasses.field(default_factory=dict)  # of the code itself
+    attributes: frozenset[str] = frozenset()
+    modules: frozenset[str] = frozenset()
+    stored: frozenset[str] = frozenset()
+    inner: frozenset[str] = frozenset()  # globals and cells that the code itself does not use
+    handed: frozenset[str] = frozenset()  # cells that callbacks have
+    partial: bool = False  # whether there are any callbacks
 
 
 @functools.lru_cache(4096)
 def uses(code: types.CodeType, callbacks: Callbacks = NO_CALLBACKS) -> Uses:
     own = _own(code)
-    found = Uses({}, {}, {}, frozenset(), frozenset(), own.stored, frozenset(), frozenset(), False)
+    found = Uses(stored=own.stored)
     if code in callbacks:
         found = dataclasses.replace(found, handed=frozenset(code.co_freevars), partial=True)
     answers = code in callbacks.answering
@@ -130,15 +130,15 @@ def _joined(a: Uses, b: Uses) -> Uses:
         for x, y in ((a.globals, b.globals), (a.cells, b.cells))
     )
     return Uses(
-        globals_,
-        cells,
-        a.locals,
-        a.attributes | b.attributes,
-        a.modules | b.modules,
-        a.stored | b.stored,
-        a.inner,
-        a.handed | b.handed,
-        a.partial or b.partial,
+        globals=globals_,
+        cells=cells,
+        locals=a.locals,
+        attributes=a.attributes | b.attributes,
+        modules=a.modules | b.modules,
+        stored=a.stored | b.stored,
+        inner=a.inner,
+        handed=a.handed | b.handed,
+        partial=a.partial or b.partial,
     )
 
 

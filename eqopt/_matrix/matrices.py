@@ -16,9 +16,9 @@ from jax import lax
 from jaxtyping import Array, Inexact, PyTree
 
 from .._base import checks
-from .._base.trace_sharing import hidden
 from .._base.trees import placed_like, replicated
 from .._base.types import Params, TreeDef
+from .._base.xla import hidden_from_compiler
 from ..selectors._selector import AbstractSelector
 
 # Those of the rows, and those of the columns.
@@ -110,26 +110,16 @@ class _TreeDimensions(AbstractDimensions):
         return _TreeDimensions, (self.structure.unflatten(entries),)
 
     def axes(self, params: PyTree) -> list[Axes | None]:
-        found: list[Axes | None] = []
-
-        def spread(i: int, part: Any) -> None:
-            found.extend([self.entries[i]] * len(checks.flatten(part)[0]))
-
         numbered = self.structure.unflatten(range(len(self.entries)))
-        try:
-            jax.tree.map(spread, numbered, params)
-        except ValueError:
-            raise checks.structure_error(
-                numbered, params, "weight_dimension_numbers", "params"
-            ) from None
-        return found
+        places = checks.spread_prefix(numbered, params, "weight_dimension_numbers")
+        return [self.entries[i] for i in places]
 
 
-def _is_entry(x: Any) -> bool:
+def _is_entry(x: object) -> bool:
     return x is None or isinstance(x, MuonDimensionNumbers)
 
 
-def _entry(x: Any) -> Axes | None:
+def _entry(x: object) -> Axes | None:
     if isinstance(x, MuonDimensionNumbers):
         return _axes(x)
     # What else a model holds may stand where it has no parameter.
@@ -224,7 +214,9 @@ def form_of(shape: tuple[int, ...], axes: Axes, turned: bool) -> Form:
         raise ValueError(f"the axes {_shown(axes)} are not different ones")
     split = tuple(shape[axis] for axis in order)
     b, m, n = (math.prod(shape[axis] for axis in own) for own in (batch, rows, columns))
-    return Form(order, split, (b, m, n), turned and m > n, bool(batch))
+    return Form(
+        order=order, split=split, sizes=(b, m, n), turned=turned and m > n, batched=bool(batch)
+    )
 
 
 def _shown(axes: Axes) -> str:
@@ -311,7 +303,7 @@ def _parts(stack: Array, nums: list[int]) -> list[Array]:
     """The parts of a stack, given the number of matrices in each."""
     if len(nums) == 1:
         return [stack]
-    starts = hidden([0, *itertools.accumulate(nums[:-1])], stack)
+    starts = hidden_from_compiler([0, *itertools.accumulate(nums[:-1])], stack)
     return [lax.dynamic_slice_in_dim(stack, i, n) for i, n in zip(starts, nums, strict=True)]
 
 

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
 from .._base.arithmetic import cast, debiased, ema, real_dtype, times
-from .._base.converters import flag, inexact_dtype, optional, real, size
+from .._base.converters import decay_factor, flag, non_negative, optional, size, to_dtype
 from .._base.trace_sharing import map_leaves
 from .._base.trees import bias_correction, increment, one_minus, zero_count, zeros_like
 from .._base.types import Count, Params, Scalar, Updates
@@ -83,10 +83,12 @@ class ScaleByMuon(AbstractTransformation[ScaleByMuonState]):
 
     - `ns_coeffs`: the numbers $a$, $b$, $c$, or those of each step: `((a, b, c), (a, b, c), ...)`;
         also `"standard"`, which is the default, and `"dion"`, five steps of their own.
-    - `ns_steps`: the number of steps, at least 1; not used where each step has its own numbers.
+    - `ns_steps`: the number of steps of the iteration, at least 1; not used where each step has its
+        own numbers.
     - `beta`: the decay $\beta$ of the average, in $[0, 1)$.
     - `eps`: $\epsilon \ge 0$, added to the norm.
-    - `mu_dtype`: the dtype of $m$; `None` is the parameter's, and float32 for half precision.
+    - `mu_dtype`: the dtype of the average gradient $m$; `None` is the parameter's, and float32 for
+        half precision.
     - `nesterov`: whether to look ahead, with
         $\beta m_t / (1 - \beta^{t+1}) + (1 - \beta) g_t / (1 - \beta^t)$ for the average.
     - `adaptive`: whether to multiply by the real part of
@@ -119,11 +121,9 @@ class ScaleByMuon(AbstractTransformation[ScaleByMuonState]):
 
     ns_coeffs: Coefficients = eqx.field(converter=coefficients, default=STANDARD)
     ns_steps: int = eqx.field(converter=size("ns_steps"), static=True, default=5)
-    beta: Scalar = eqx.field(converter=real("beta", at_least=0, below=1), default=0.95)
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-8)
-    mu_dtype: np.dtype | None = eqx.field(
-        converter=inexact_dtype("mu_dtype"), static=True, default=None
-    )
+    beta: Scalar = eqx.field(converter=decay_factor("beta"), default=0.95)
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
+    mu_dtype: np.dtype | None = eqx.field(converter=to_dtype("mu_dtype"), static=True, default=None)
     nesterov: bool = eqx.field(converter=flag("nesterov"), static=True, default=True)
     adaptive: bool = eqx.field(converter=flag("adaptive"), static=True, default=False)
     preconditioning: Preconditioning = eqx.field(
@@ -197,7 +197,7 @@ class ScaleByShape(AbstractTransformation[EmptyState]):
         converter=optional(as_dimensions), default=None
     )
     consistent_rms: Scalar | None = eqx.field(
-        converter=optional(real("consistent_rms", at_least=0)), default=None
+        converter=optional(non_negative("consistent_rms")), default=None
     )
 
     def init_state(self, params: Params, context: Context) -> EmptyState:

@@ -114,7 +114,7 @@ _PRECONDITIONINGS: dict[str, Preconditioning] = {
 }
 
 
-def preconditioning(value: Any) -> Preconditioning:
+def preconditioning(value: object) -> Preconditioning:
     """The converter of `preconditioning`; strings are taken for those who come from optax."""
     if isinstance(value, str) and value in _PRECONDITIONINGS:
         return _PRECONDITIONINGS[value]
@@ -186,7 +186,7 @@ def _quintic(x: Any) -> Quintic | None:
     return None
 
 
-def _is_several(x: Any) -> bool:
+def _is_several(x: object) -> bool:
     return isinstance(x, tuple | list) or (isinstance(x, np.ndarray | jax.Array) and x.ndim > 0)
 
 

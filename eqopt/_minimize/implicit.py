@@ -10,13 +10,13 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, PyTree
 
 from .._base import checks
-from .._base.arithmetic import is_complex, real_dtype, wider
-from .._objective.objective import Evaluation
+from .._base.ravel import from_real_vector, real_vector
+from .._base.trees import conj
+from .._objective.objective import AnyEvaluation, Evaluation
 
 # Up to this number of unknowns, the Hessian matrix is formed and factorized. Above it, conjugate
 # gradients need only products with the matrix.
@@ -25,7 +25,7 @@ MAX_DENSE = 200
 
 @eqx.filter_custom_jvp
 def attach(
-    found: tuple[PyTree, jax.Array, PyTree], evaluate: Callable[[PyTree], Evaluation[Any]]
+    found: tuple[PyTree, jax.Array, PyTree], evaluate: Callable[[PyTree], AnyEvaluation]
 ) -> Any:
     r"""Gives a minimizer, and the value and aux there, derivatives of every order.
 
@@ -52,7 +52,7 @@ def _attach_jvp(primals: Any, tangents: Any) -> Any:
     changes = jax.tree.map(lambda x: x is not None, change, is_leaf=checks.is_none)
     moving, still = eqx.partition(evaluate, changes, is_leaf=checks.is_none)
 
-    def at(params: PyTree, moving: PyTree) -> Evaluation[Any]:
+    def at(params: PyTree, moving: PyTree) -> AnyEvaluation:
         evaluation = eqx.combine(moving, still)(params)
         aux = eqx.filter(evaluation.aux, checks.is_inexact)
         return Evaluation(evaluation.value, evaluation.grad, aux)
@@ -62,14 +62,14 @@ def _attach_jvp(primals: Any, tangents: Any) -> Any:
 
     def product(vector: Float[Array, " n"]) -> Float[Array, " n"]:
         """The product with the Hessian matrix."""
-        return _as_vector(derivative(_as_tree(vector, params), no_change).grad)
+        return _as_vector(derivative(from_real_vector(vector, params), no_change).grad)
 
     right = -_as_vector(derivative(no_move, change).grad)
     solve = _dense if right.size <= MAX_DENSE else _conjugate_gradients
     # Not `solve` alone, which would be differentiated itself for a second derivative. That of
     # eigenvectors is not finite where two eigenvalues are equal.
     move = lax.custom_linear_solve(product, right, solve, symmetric=True)
-    move = _as_tree(move, params)
+    move = from_real_vector(move, params)
     moved = derivative(move, change)
     return found, (move, moved.value, moved.aux)
 
@@ -105,23 +105,5 @@ def _conjugate_gradients(
 
 
 def _as_vector(grad: PyTree) -> Float[Array, " n"]:
-    """The gradient with respect to real and imaginary parts, as one vector, at least in float32."""
-    parts: list[Array] = []
-    for x in jax.tree.leaves(grad):
-        # JAX's gradient of complex parameters is conjugated.
-        parts += [x.real, -x.imag] if is_complex(x) else [x]
-    dtype = wider(*[x.dtype for x in parts])
-    return lax.concatenate([x.astype(dtype).reshape(x.size) for x in parts], 0)
-
-
-def _as_tree(vector: Float[Array, " n"], like: PyTree) -> PyTree:
-    """A tree like `like`, from the real and imaginary parts of all its leaves."""
-    leaves, treedef = jax.tree.flatten(like)
-    sizes = [x.size for x in leaves for _ in range(1 + is_complex(x))]
-    parts = iter(jnp.split(vector, np.cumsum(sizes)[:-1]))
-
-    def part(x: Array) -> Array:
-        return next(parts).astype(real_dtype(x.dtype)).reshape(x.shape)
-
-    made = [lax.complex(part(x), part(x)) if is_complex(x) else part(x) for x in leaves]
-    return treedef.unflatten(made)
+    """The gradient with respect to real and imaginary parts."""
+    return real_vector(conj(grad))  # JAX's gradient of complex parameters is conjugated

@@ -1,5 +1,6 @@
 """The loop of `minimize`: one evaluation of the objective in each round, whoever asks for it."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -10,11 +11,13 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .._base.converters import float_dtype
+from .._base.ravel import Ravel
 from .._base.trees import add_updates, all_finite, conj, inner, select, zeros_exactly_like
 from .._base.types import Params, Updates
+from .._base.xla import going_on
 from .._objective.cache import evaluate, filled, LinesearchState, searches
-from .._objective.objective import Context, Evaluation, FullProblem, Objective
-from .._transformation.base import AbstractTransformation
+from .._objective.objective import AnyEvaluation, Context, Evaluation, FullProblem, Objective
+from .._transformation.base import AnyTransformation
 from ..linesearch._base import (
     AbstractLinesearch,
     advance,
@@ -27,8 +30,13 @@ from ..linesearch._base import (
     scaled,
     TRY,
 )
-from .ravel import Ravel
-from .search_chain import commutes_with_ravel, last_search, own_state, transform_until_search
+from .search_chain import (
+    commutes_with_ravel,
+    last_search,
+    own_state,
+    raveled,
+    transform_until_search,
+)
 
 
 class MinimizeResult(eqx.Enumeration):
@@ -88,7 +96,7 @@ class MinimizeCarry(eqx.Module):
     """
 
     params: Params
-    evaluation: Evaluation[Any]
+    evaluation: AnyEvaluation
     state: Any
     search: "_Search | None"
     num_steps: Int[Array, ""]
@@ -111,26 +119,26 @@ class _Search(eqx.Module):
 
 def descend(
     objective: Objective,
-    optimizer: AbstractTransformation[Any],
+    optimizer: AnyTransformation,
     params: Params,
     tolerances: Tolerances,
-    show: Any,
+    show: object,
     history: int | None,
 ) -> MinimizeCarry:
     """Runs the optimizer until it has converged or may not go on."""
     if not commutes_with_ravel(optimizer):
         return _descend(objective, optimizer, params, tolerances, show, history)
     ravel = Ravel(params)
-    packed, bundle = ravel.packed(objective), ravel.pack(params)
+    packed, bundle = raveled(objective, ravel), ravel.pack(params)
     return ravel.unpack_all(_descend(packed, optimizer, bundle, tolerances, show, history))
 
 
 def _descend(
     objective: Objective,
-    optimizer: AbstractTransformation[Any],
+    optimizer: AnyTransformation,
     params: Params,
     tolerances: Tolerances,
-    show: Any,
+    show: object,
     history: int | None,
 ) -> MinimizeCarry:
     dtype, zero = float_dtype(), jnp.zeros((), np.int32)
@@ -138,21 +146,27 @@ def _descend(
     state = optimizer.init_state(params, Context(whole=FullProblem(params, traced)))
     blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shapes.value, shapes.aux))
     evaluation = Evaluation(blank[0].astype(dtype), zeros_exactly_like(params), blank[1])
-    task = Problem(traced, optimizer, tolerances, show, shapes.value.dtype)
+    task = Problem(
+        objective=traced,
+        optimizer=optimizer,
+        tolerances=tolerances,
+        show=show,
+        dtype=shapes.value.dtype,
+    )
     d = MinimizeCarry(
-        params,
-        evaluation,
-        state,
-        None,
-        zero,
-        zero,
-        zero,
-        jnp.full((), np.inf, dtype),
-        jnp.full((), np.inf, dtype),
-        zero,
-        jax.tree.map(jnp.asarray, MinimizeResult.successful),
-        jnp.asarray(False),
-        None if history is None else jnp.full(history + 1, np.inf, dtype),
+        params=params,
+        evaluation=evaluation,
+        state=state,
+        search=None,
+        num_steps=zero,
+        num_evals=zero,
+        num_failures=zero,
+        lowest=jnp.full((), np.inf, dtype),
+        best_grad_norm=jnp.full((), np.inf, dtype),
+        num_idle=zero,
+        result=jax.tree.map(jnp.asarray, MinimizeResult.successful),
+        done=jnp.asarray(False),
+        values=None if history is None else jnp.full(history + 1, np.inf, dtype),
     )
     linesearch = last_search(optimizer)
     if linesearch is None:
@@ -165,24 +179,29 @@ def _descend(
 
 
 def _going(d: MinimizeCarry) -> Bool[Array, ""]:
-    # Were it one variable, the compiler would take it for the loop's counter, and look through the
-    # whole objective for how often it goes round, more than twenty times.
-    return ~d.done & (d.num_evals >= 0)
+    return going_on(~d.done, d.num_evals)
 
 
 class Problem(eqx.Module):
     """What is to be done; see `minimize`."""
 
     objective: Objective
-    optimizer: AbstractTransformation[Any]
+    optimizer: AnyTransformation
     tolerances: Tolerances
     show: Any
     dtype: Any = eqx.field(static=True)
 
-    def context(self, params: Params, evaluation: Evaluation[Any]) -> Context:
+    def context(self, params: Params, evaluation: AnyEvaluation) -> Context:
         whole = FullProblem(params, self.objective, evaluation)
         value = evaluation.value.astype(self.dtype)
-        return Context(value, conj(evaluation.grad), self.objective, None, {}, whole)
+        return Context(
+            value=value,
+            grad=conj(evaluation.grad),
+            value_fn=self.objective,
+            key=None,
+            extra={},
+            whole=whole,
+        )
 
 
 def _step(task: Problem, d: MinimizeCarry) -> MinimizeCarry:
@@ -217,7 +236,7 @@ def _descend_by_search(
     own = own_state(task.optimizer, d.state)
     state = LinesearchState(own.learning_rate, own.scale, None, own.info)
 
-    def direct(params: Params, found: Evaluation[Any], state: Any) -> tuple[Updates, Any]:
+    def direct(params: Params, found: AnyEvaluation, state: object) -> tuple[Updates, Any]:
         context = task.context(params, found)
         return transform_until_search(task.optimizer, context.grad, state, params, context)
 
@@ -243,7 +262,7 @@ def _descend_by_search(
             first | late | (line.verdict != TRY), lambda d: end(d, trial, first), lambda d: d, d
         )
 
-    def end(d: MinimizeCarry, trial: Evaluation[Any], first: Bool[Array, ""]) -> MinimizeCarry:
+    def end(d: MinimizeCarry, trial: AnyEvaluation, first: Bool[Array, ""]) -> MinimizeCarry:
         search: Any = d.search
         line, state = search.line, search.state
         unfinished = ~first & (line.verdict == TRY)
@@ -285,7 +304,7 @@ def _accept_and_check(
     task: Problem,
     d: MinimizeCarry,
     params: Params,
-    found: Evaluation[Any],
+    found: AnyEvaluation,
     *,
     first: Bool[Array, ""],
     failed: Bool[Array, ""],
@@ -336,20 +355,18 @@ def _accept_and_check(
         values = lax.dynamic_update_index_in_dim(values, found.value.astype(dtype), num_steps, 0)
     if task.show is not None:
         jax.debug.callback(task.show, moved_on | first, num_steps, found.value, grad_norm)
-    return MinimizeCarry(
-        params,
-        found,
-        d.state,
-        d.search,
-        num_steps,
-        d.num_evals,
-        num_failures,
-        lowest,
-        jnp.minimum(d.best_grad_norm, grad_norm),
-        num_idle,
-        result,
-        done,
-        values,
+    return dataclasses.replace(
+        d,
+        params=params,
+        evaluation=found,
+        num_steps=num_steps,
+        num_failures=num_failures,
+        lowest=lowest,
+        best_grad_norm=jnp.minimum(d.best_grad_norm, grad_norm),
+        num_idle=num_idle,
+        result=result,
+        done=done,
+        values=values,
     )
 
 
@@ -371,7 +388,7 @@ def _gtol(task: Problem) -> Any:
     return float(jnp.finfo(task.dtype).eps) ** (1 / 3) if gtol is None else gtol
 
 
-def _typed(found: Evaluation[Any], task: Problem) -> Evaluation[Any]:
+def _typed(found: AnyEvaluation, task: Problem) -> AnyEvaluation:
     """The evaluation with the value in the objective's own dtype, whose precision counts."""
     return Evaluation(found.value.astype(task.dtype), found.grad, found.aux)
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from .._base import checks
 from .._base.compat import Tracer
-from .._base.converters import canonicalize, module_pdoc, optional, real, steps
+from .._base.converters import canonicalize, module_pdoc, non_negative, optional, steps
 from .._base.models import split
 from .._base.progress import AbstractProgress, as_progress, NoProgress
 from .._base.types import Aux, Function, Model, State, Tree
@@ -115,11 +115,11 @@ def minimize(
         raise TypeError(f"`args` must be a tuple; got {checks.describe(args)}")
     limit = np.iinfo(np.int32).max if max_evals is None else max_evals
     tolerances = Tolerances(
-        optional(real("gtol", at_least=0))(gtol),
-        real("ftol", at_least=0)(ftol),
-        real("xtol", at_least=0)(xtol),
-        steps("max_steps")(max_steps),
-        steps("max_evals", at_least=1)(limit),
+        gtol=optional(non_negative("gtol"))(gtol),
+        ftol=non_negative("ftol")(ftol),
+        xtol=non_negative("xtol")(xtol),
+        max_steps=steps("max_steps")(max_steps),
+        max_evals=steps("max_evals", at_least=1)(limit),
     )
     bar = as_progress(progress)
     shown = None if isinstance(bar, NoProgress) else _Show(bar)
@@ -176,15 +176,12 @@ def _checked(solution: Solution[Any, Any, Any]) -> Solution[Any, Any, Any]:
         # Not with PRNG keys, which cannot be handed to the callback that raises.
         arrays, rest = eqx.partition(solution, checks.is_array)
         return eqx.combine(result.error_if(arrays, failed), rest)
-    if not np.any(failed):
+    if not failed:
         return solution
-    first = np.unravel_index(np.argmax(failed), np.shape(failed))
-    one = jax.tree.map(lambda x: x[first], (result, solution.num_steps, solution.value))
-    lanes = f" in {np.sum(failed)} of {np.size(failed)} lanes" if np.shape(failed) else ""
     raise RuntimeError(
-        f"`minimize` has not converged{lanes}: {MinimizeResult[one[0]]}\n"
-        f"It ended after {one[1]} steps with the value {one[2]:.6g}. With `throw=False` it returns "
-        "what it has reached"
+        f"`minimize` has not converged: {MinimizeResult[result]}\n"
+        f"It ended after {solution.num_steps} steps with the value {solution.value:.6g}. With "
+        "`throw=False` it returns what it has reached"
     )
 
 
@@ -199,7 +196,7 @@ def _minimize(
     args: tuple[Any, ...],
     has_aux: bool,
     tolerances: Tolerances,
-    show: Any,
+    show: object,
     history: int | None,
     keep: bool,
 ) -> Solution[Model, State, Any]:
@@ -208,7 +205,9 @@ def _minimize(
         raise ValueError("`params` has no inexact array, so there is nothing to minimize over")
     # Traced, so that every array that `fn` reads is a leaf: also one in a dictionary, an object, a
     # global or a jitted function, which is a tracer if somebody differentiates or maps over it.
-    objective, _ = Objective(fn, rest, args, {}, has_aux).traced(trained)
+    objective, _ = Objective(fn=fn, rest=rest, args=args, kwargs={}, has_aux=has_aux).traced(
+        trained
+    )
     if not compiled_call.is_inside_trace():
         if keep and compiled_call.captures(objective, trained):
             raise compiled_call.CapturedTracerError
@@ -227,13 +226,13 @@ def _minimize(
     if end.values is not None:
         stats["values"] = end.values
     return Solution(
-        eqx.combine(params, rest),
-        value,
-        found.grad,
-        aux,
-        end.state,
-        end.num_steps,
-        end.num_evals,
-        end.result,
-        stats,
+        params=eqx.combine(params, rest),
+        value=value,
+        grad=found.grad,
+        aux=aux,
+        state=end.state,
+        num_steps=end.num_steps,
+        num_evals=end.num_evals,
+        result=end.result,
+        stats=stats,
     )

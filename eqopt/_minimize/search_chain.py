@@ -2,21 +2,24 @@
 
 from typing import Any
 
+import equinox as eqx
+
+from .._base.ravel import Ravel, Raveled
 from .._base.types import Params, Updates
 from .._objective.cache import LinesearchState
-from .._objective.objective import Context
+from .._objective.objective import AnyEvaluation, Context, Evaluation, Objective
 from .._transform.average import Trace
 from .._transform.basic import Identity, Scale
 from .._transform.clip import ClipByGlobalNorm
 from .._transform.learning_rate import ScaleByLearningRate
-from .._transformation.base import AbstractOptimizer, AbstractTransformation
+from .._transformation.base import AbstractOptimizer, AnyTransformation
 from .._wrapper.chain import Chain, ChainState
 from ..linesearch._base import AbstractLinesearch
 from ..quasi_newton._conjugate_gradient import ScaleByNonlinearCG
 from ..quasi_newton._lbfgs import ScaleByLBFGS
 
 
-def commutes_with_ravel(optimizer: AbstractTransformation[Any]) -> bool:
+def commutes_with_ravel(optimizer: AnyTransformation) -> bool:
     """Whether an optimizer does the same to one long vector as to the leaves in it."""
     if isinstance(optimizer, AbstractOptimizer):
         return commutes_with_ravel(optimizer.compose())
@@ -25,6 +28,17 @@ def commutes_with_ravel(optimizer: AbstractTransformation[Any]) -> bool:
     if isinstance(optimizer, AbstractLinesearch):
         return optimizer.keeps_grad  # else it evaluates in a way of its own
     return isinstance(optimizer, _VECTORWISE)
+
+
+def raveled(objective: Objective, ravel: Ravel) -> Objective:
+    """The objective as a function of bundles."""
+
+    def evaluate(bundle: Raveled) -> AnyEvaluation:
+        # Not differentiated through: the transpose of a slice is as long as the whole vector.
+        found = objective.evaluate(ravel.unpack(bundle))
+        return Evaluation(found.value, ravel.pack(found.grad), found.aux)
+
+    return eqx.tree_at(lambda o: o.replay, objective, evaluate, is_leaf=lambda x: x is None)
 
 
 _VECTORWISE = (
@@ -38,7 +52,7 @@ _VECTORWISE = (
 )
 
 
-def last_search(optimizer: AbstractTransformation[Any]) -> AbstractLinesearch[Any] | None:
+def last_search(optimizer: AnyTransformation) -> AbstractLinesearch[Any] | None:
     """The line search in which an optimizer ends, if it does."""
     if isinstance(optimizer, AbstractOptimizer):
         return last_search(optimizer.compose())
@@ -49,7 +63,7 @@ def last_search(optimizer: AbstractTransformation[Any]) -> AbstractLinesearch[An
     return None
 
 
-def own_state(optimizer: AbstractTransformation[Any], state: Any) -> LinesearchState[Any]:
+def own_state(optimizer: AnyTransformation, state: Any) -> LinesearchState[Any]:
     """The state of that line search."""
     if isinstance(optimizer, AbstractOptimizer):
         return own_state(optimizer.compose(), state)
@@ -59,7 +73,7 @@ def own_state(optimizer: AbstractTransformation[Any], state: Any) -> LinesearchS
 
 
 def transform_until_search(
-    optimizer: AbstractTransformation[Any],
+    optimizer: AnyTransformation,
     updates: Updates,
     state: Any,
     params: Params,

@@ -11,9 +11,10 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .._base.converters import float_dtype
 from .._base.trees import all_finite, zeros_exactly_like
+from .._base.xla import changing
 from .._jit.function import opaque
 from .fingerprint import fingerprint, Key, same_bits
-from .objective import as_arrays, Evaluation, FullProblem, Objective
+from .objective import AnyEvaluation, as_arrays, Evaluation, FullProblem, Objective
 
 _Info = TypeVar("_Info", bound=eqx.Module)
 
@@ -33,7 +34,7 @@ class Cache(eqx.Module):
     valid: Bool[Array, ""]
     key: Key
     point: PyTree
-    evaluation: Evaluation[Any]
+    evaluation: AnyEvaluation
     has_aux: bool = eqx.field(static=True)
 
 
@@ -65,17 +66,29 @@ def empty_cache(whole: FullProblem) -> Cache:
     value = jnp.full((), np.inf, float_dtype())
     evaluation = Evaluation(value, zeros_exactly_like(whole.params), aux)
     nothing = fingerprint(None)
-    return Cache(jnp.asarray(False), nothing, zeros_exactly_like(whole.params), evaluation, has_aux)
+    return Cache(
+        valid=jnp.asarray(False),
+        key=nothing,
+        point=zeros_exactly_like(whole.params),
+        evaluation=evaluation,
+        has_aux=has_aux,
+    )
 
 
 def filled(
-    cache: Cache, objective: Objective, point: PyTree, evaluation: Evaluation[Any], known: Any
+    cache: Cache, objective: Objective, point: PyTree, evaluation: AnyEvaluation, known: Any
 ) -> Cache:
     """The cache that holds `evaluation`, if it is `known` for certain, and finite."""
     finite = jnp.isfinite(evaluation.value) & all_finite(evaluation.grad)
     value = evaluation.value.astype(float_dtype())
     evaluation = Evaluation(value, evaluation.grad, evaluation.aux)
-    return Cache(finite & known, key_of(objective), point, evaluation, cache.has_aux)
+    return Cache(
+        valid=finite & known,
+        key=key_of(objective),
+        point=point,
+        evaluation=evaluation,
+        has_aux=cache.has_aux,
+    )
 
 
 def key_of(objective: Objective) -> Key:
@@ -88,13 +101,13 @@ def searches(state: PyTree) -> list[LinesearchState[Any]]:
     return [x for x in found if _is_search(x)]
 
 
-def _is_search(x: Any) -> bool:
+def _is_search(x: object) -> bool:
     return isinstance(x, LinesearchState)
 
 
 def evaluate(
     objective: Objective, params: PyTree, state: PyTree
-) -> tuple[Evaluation[Any], Objective, Int[Array, ""]]:
+) -> tuple[AnyEvaluation, Objective, Int[Array, ""]]:
     """The objective at `params`, from the one cache in `state` if it holds just that.
 
     It also gives the objective in a form that has been traced already, where it was, and how many
@@ -109,7 +122,7 @@ def evaluate(
 
 def recall(
     objective: Objective, params: PyTree, cache: Cache
-) -> tuple[Evaluation[Any], Objective, Int[Array, ""]]:
+) -> tuple[AnyEvaluation, Objective, Int[Array, ""]]:
     """The objective at `params`, which is evaluated only if the cache does not hold it."""
     check_aux(objective, cache)
     if not _alike(params, cache.point):
@@ -121,21 +134,17 @@ def recall(
     kept = Evaluation(kept.value.astype(shapes.value.dtype), kept.grad, kept.aux)
 
     # A loop of no more than one trip, and not a `cond`, both branches of which `vmap` would run.
-    # That it ends depends on two variables: one the compiler would take for the loop's counter, and
-    # look through the whole objective for it, many times.
-    def going(carry: tuple[Any, Any, Evaluation[Any], PyTree]) -> Any:
+    # It ends by two variables; see `going_on`.
+    def going(carry: tuple[Any, Any, AnyEvaluation, PyTree]) -> Any:
         hit, trips, _, _ = carry
         return ~hit & (trips < 1)
 
     def body(
-        carry: tuple[Any, Any, Evaluation[Any], PyTree],
-    ) -> tuple[Any, Any, Evaluation[Any], PyTree]:
+        carry: tuple[Any, Any, AnyEvaluation, PyTree],
+    ) -> tuple[Any, Any, AnyEvaluation, PyTree]:
         hit, trips, _, point = carry
         evaluation = traced.evaluate(point)
-        # The point seems to change, lest the compiler take the evaluation out of the loop.
-        never = evaluation.value > np.inf
-        point = jax.tree.map(lambda x: jnp.where(never, jnp.zeros_like(x), x), point)
-        return hit, trips + 1, evaluation, point
+        return hit, trips + 1, evaluation, changing(point, evaluation.value)
 
     start = hit, jnp.zeros((), np.int32), kept, params
     _, num_evals, evaluation, _ = lax.while_loop(going, body, start)

@@ -7,7 +7,6 @@ bytes, and by a fingerprint of 64 bits above.
 
 import itertools
 from collections.abc import Hashable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +65,7 @@ def _number_of(static: Hashable) -> int:
     return _known[static]
 
 
-def _is_data(x: Any) -> bool:
+def _is_data(x: object) -> bool:
     return isinstance(x, (*checks.ARRAYS, int, float, complex)) and not isinstance(x, bool)
 
 

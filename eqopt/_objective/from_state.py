@@ -150,6 +150,8 @@ def _recall(
         note_trace(fn, compiled_call.signature((model, args, kwargs, state)))
     cache = only_cache(state)
     trained, rest = eqx.partition(model, checks.is_inexact)
-    objective = Objective(fn, rest, args, kwargs, has_aux, argnums)
+    objective = Objective(
+        fn=fn, rest=rest, args=args, kwargs=kwargs, has_aux=has_aux, argnums=argnums
+    )
     found, _, _ = recall(objective, trained, cache)
     return ((found.value, found.aux) if has_aux else found.value), found.grad

@@ -218,13 +218,13 @@ def micro_grad(
                 f"got {x!r}"
             )
     wrapper = _MicroGrad(
-        value_and_grad(fun, argnums, has_aux),
-        accumulator,
-        aux_accumulator,
-        argnums if isinstance(argnums, int) else tuple(argnums),
-        has_aux,
-        size("microbatch_size")(microbatch_size),
-        in_axes if isinstance(in_axes, int) else tuple(in_axes),
+        with_grad=value_and_grad(fun, argnums, has_aux),
+        accumulator=accumulator,
+        aux_accumulator=aux_accumulator,
+        argnums=argnums if isinstance(argnums, int) else tuple(argnums),
+        has_aux=has_aux,
+        size=size("microbatch_size")(microbatch_size),
+        in_axes=in_axes if isinstance(in_axes, int) else tuple(in_axes),
     )
     return eqx.module_update_wrapper(wrapper)
 

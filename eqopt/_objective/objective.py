@@ -3,7 +3,7 @@
 import dataclasses
 import inspect
 from collections.abc import Callable
-from typing import Any, Generic
+from typing import Any, Generic, TypeAlias
 
 import equinox as eqx
 import jax
@@ -31,6 +31,9 @@ class Evaluation(eqx.Module, Generic[Aux]):
     value: jax.Array
     grad: PyTree
     aux: Aux
+
+
+AnyEvaluation: TypeAlias = Evaluation[Any]
 
 
 class Context(eqx.Module):
@@ -100,7 +103,7 @@ class Objective(eqx.Module):
     kwargs: dict[str, Any] = eqx.field(default_factory=dict)
     has_aux: bool | None = eqx.field(static=True, default=False)
     argnums: int | tuple[int, ...] = eqx.field(static=True, default=0)
-    replay: Callable[[PyTree], Evaluation[Any]] | None = None
+    replay: Callable[[PyTree], AnyEvaluation] | None = None
 
     def __call__(self, params: PyTree) -> tuple[jax.Array, Any]:
         """Gives the value at `params`, and aux."""
@@ -125,20 +128,20 @@ class Objective(eqx.Module):
             )
         return number, aux
 
-    def evaluate(self, params: PyTree) -> Evaluation[Any]:
+    def evaluate(self, params: PyTree) -> AnyEvaluation:
         """Gives value, gradient and aux at `params`."""
         if self.replay is not None:
             return self.replay(params)
         (value, aux), grad = jax.value_and_grad(lambda p: self(p), has_aux=True)(params)
         return Evaluation(_strong(value), jax.tree.map(_strong, grad), aux)
 
-    def traced(self, params: PyTree) -> tuple["Objective", Evaluation[Any]]:
+    def traced(self, params: PyTree) -> tuple["Objective", AnyEvaluation]:
         """Traces the evaluation once, for several places in one program.
 
         Its aux consists of arrays then. Also gives the shapes and dtypes of the evaluation.
         """
 
-        def evaluate(params: PyTree) -> Evaluation[Any]:
+        def evaluate(params: PyTree) -> AnyEvaluation:
             found = self.evaluate(params)
             return Evaluation(found.value, found.grad, as_arrays(found.aux))
 
@@ -185,7 +188,7 @@ class FullProblem(eqx.Module):
 
     params: PyTree
     objective: Objective | None = None
-    evaluation: Evaluation[Any] | None = None
+    evaluation: AnyEvaluation | None = None
 
 
 def at(context: Context, params: PyTree) -> Context:
@@ -216,7 +219,7 @@ def as_arrays(tree: PyTree, name: str = "aux") -> PyTree:
     return treedef.unflatten(arrays)
 
 
-def _is_pair(x: Any) -> bool:
+def _is_pair(x: object) -> bool:
     return isinstance(x, tuple) and len(x) == 2
 
 

@@ -99,7 +99,14 @@ def value_and_grad(
     if not isinstance(reduce_axes, tuple | list):
         reduce_axes = (reduce_axes,)
     axes = tuple(dict.fromkeys(reduce_axes))
-    wrapper = _ValueAndGrad(fun, argnums, has_aux, holomorphic, allow_int, axes)
+    wrapper = _ValueAndGrad(
+        fun=fun,
+        argnums=argnums,
+        has_aux=has_aux,
+        holomorphic=holomorphic,
+        allow_int=allow_int,
+        reduce_axes=axes,
+    )
     return eqx.module_update_wrapper(wrapper)
 
 
@@ -116,7 +123,7 @@ class _ValueAndGrad(eqx.Module):
     def __wrapped__(self) -> Function:
         return self.fun
 
-    def __get__(self, instance: Any, owner: Any) -> Any:
+    def __get__(self, instance: object, owner: object) -> Any:
         return self if instance is None else eqx.Partial(self, instance)
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
@@ -159,13 +166,13 @@ class _ValueAndGrad(eqx.Module):
             raise ValueError(f"`argnums` names an argument twice: {self.argnums}")
         return places
 
-    def _partition(self, arg: Any) -> tuple[PyTree, PyTree]:
+    def _partition(self, arg: object) -> tuple[PyTree, PyTree]:
         numbers = (int, float, complex) if self.allow_int else (float, complex)
         if isinstance(arg, numbers) and (self.allow_int or not isinstance(arg, bool)):
             return arg, None
         return eqx.partition(arg, _is_number if self.allow_int else checks.is_inexact)
 
-    def _check_argument(self, i: int, arg: Any, trained: PyTree) -> None:
+    def _check_argument(self, i: int, arg: object, trained: PyTree) -> None:
         leaves = jax.tree.leaves(trained)
         if not leaves:
             expected = "array" if self.allow_int else "floating-point or complex array"
@@ -184,7 +191,7 @@ class _ValueAndGrad(eqx.Module):
             ]
             raise TypeError(checks.listed(faults))
 
-    def _outputs(self, out: Any) -> tuple[Any, Any]:
+    def _outputs(self, out: object) -> tuple[Any, Any]:
         value, aux = out, None
         if self.has_aux:
             if not isinstance(out, tuple | list) or len(out) != 2:
@@ -216,17 +223,17 @@ class _ValueAndGrad(eqx.Module):
         return value, aux
 
 
-def _is_number(x: Any) -> bool:
+def _is_number(x: object) -> bool:
     return isinstance(x, checks.ARRAYS) and any(
         jnp.issubdtype(x.dtype, kind) for kind in (np.number, np.bool_)
     )
 
 
-def _dtype(value: Any) -> Any:
+def _dtype(value: object) -> Any:
     return value.dtype if isinstance(value, checks.ARRAYS) else type(value)
 
 
-def _describe(out: Any) -> str:
+def _describe(out: object) -> str:
     if isinstance(out, tuple | list):
         return f"a {type(out).__name__} of {len(out)}"
     return checks.describe(out)
@@ -294,7 +301,7 @@ def _makevarying(fun: Function, trained: PyTree, reduce_axes: tuple[Hashable, ..
     # arguments vary over these too would make the value, too.
     jax.eval_shape(look, trained)
 
-    def cast(x: Any) -> Any:
+    def cast(x: object) -> Any:
         missing = tuple(a for a in names if a in seen[0] and a not in varying(x))
         return pcast(x, missing) if missing else x
 
@@ -322,7 +329,7 @@ _sum_p = Primitive("eqopt_sum_over")
 
 
 @_sum_p.def_abstract_eval
-def _abstract(total: Any, *seen: Any, names: tuple[Hashable, ...]) -> Any:
+def _abstract(total: object, *seen: Any, names: tuple[Hashable, ...]) -> Any:
     return total
 
 
@@ -331,7 +338,7 @@ def _unresolved(*operands: Any, names: tuple[Hashable, ...]) -> Any:
     raise ValueError(_unseen(names[0]))
 
 
-def _lower(context: Any, *operands: Any, names: tuple[Hashable, ...]) -> Any:
+def _lower(context: object, *operands: Any, names: tuple[Hashable, ...]) -> Any:
     raise ValueError(_unseen(names[0]))
 
 
@@ -357,7 +364,7 @@ def _jvp(primals: Any, tangents: Any, *, names: tuple[Hashable, ...]) -> Any:
     return out, _sum_p.bind(tangent, *primals[1:], names=names)
 
 
-def _transpose(cotangent: Any, _: Any, *seen: Any, names: tuple[Hashable, ...]) -> Any:
+def _transpose(cotangent: object, _: object, *seen: Any, names: tuple[Hashable, ...]) -> Any:
     total = _sum_p.bind(instantiate_zeros(cotangent), *seen, names=names)
     return [total, *[None for _ in seen]]
 

@@ -2,9 +2,10 @@
 
 import equinox as eqx
 
-from .._base.converters import flag, real
+from .._base.converters import decay_factor, flag, non_negative
+from .._base.fields import from_fields
 from .._base.types import Scalar
-from .._schedule.base import AbstractSchedule, scheduled_real
+from .._schedule.base import AbstractSchedule, as_rate
 from .._transform.belief import ScaleByBelief, ScaleByBeliefState
 from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
 from .._transformation.base import AbstractOptimizer, AbstractTransformation
@@ -28,17 +29,12 @@ class AdaBelief(AbstractOptimizer[_State]):
     - `nesterov`: whether to look ahead, as Nesterov's momentum does.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(
-        converter=scheduled_real("learning_rate", at_least=0)
-    )
-    b1: Scalar = eqx.field(converter=real("b1", at_least=0, below=1), default=0.9)
-    b2: Scalar = eqx.field(converter=real("b2", at_least=0, below=1), default=0.999)
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-16)
-    eps_root: Scalar = eqx.field(converter=real("eps_root", at_least=0), default=1e-16)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.9)
+    b2: Scalar = eqx.field(converter=decay_factor("b2"), default=0.999)
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-16)
+    eps_root: Scalar = eqx.field(converter=non_negative("eps_root"), default=1e-16)
     nesterov: bool = eqx.field(converter=flag("nesterov"), static=True, default=False)
 
     def compose(self) -> AbstractTransformation[_State]:
-        return Chain(
-            ScaleByBelief(self.b1, self.b2, self.eps, self.eps_root, self.nesterov),
-            ScaleByLearningRate(self.learning_rate),
-        )
+        return Chain(from_fields(ScaleByBelief, self), ScaleByLearningRate(self.learning_rate))

@@ -2,9 +2,9 @@
 
 import equinox as eqx
 
-from .._base.converters import optional, real
+from .._base.converters import decay_factor, non_negative, optional, positive
 from .._base.types import Scalar
-from .._schedule.base import AbstractSchedule, scheduled_real
+from .._schedule.base import AbstractSchedule, as_rate
 from .._transform.adadelta import ScaleByAdadelta, ScaleByAdadeltaState
 from .._transform.decay import AddDecayedWeights
 from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
@@ -30,19 +30,18 @@ class Adadelta(AbstractOptimizer[_State]):
     - `learning_rate`: the rate, a number or a schedule, not negative; the paper has none, which
         is 1.
     - `rho`: the decay of both averages, in $[0, 1)$.
-    - `eps`: added to both averages under the root, positive.
+    - `eps`: added to both averages under the root, positive. The first steps are as long as it
+        allows: without it there would be none.
     - `weight_decay`: the decay, not negative. It comes before the averages, as the gradient of a
         penalty.
     - `weight_decay_mask`: what decays: a selector, a function from the parameters to booleans, or a
         tree of booleans; `None` is everything.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(
-        converter=scheduled_real("learning_rate", at_least=0), default=1.0
-    )
-    rho: Scalar = eqx.field(converter=real("rho", at_least=0, below=1), default=0.9)
-    eps: Scalar = eqx.field(converter=real("eps", above=0), default=1e-6)
-    weight_decay: Scalar = eqx.field(converter=real("weight_decay", at_least=0), default=0.0)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate, default=1.0)
+    rho: Scalar = eqx.field(converter=decay_factor("rho"), default=0.9)
+    eps: Scalar = eqx.field(converter=positive("eps"), default=1e-6)
+    weight_decay: Scalar = eqx.field(converter=non_negative("weight_decay"), default=0.0)
     weight_decay_mask: AbstractSelector | None = eqx.field(
         converter=optional(as_selector), default=None
     )

@@ -5,9 +5,18 @@ from typing import Any
 import equinox as eqx
 import numpy as np
 
-from .._base.converters import flag, inexact_dtype, optional, real, size, steps
+from .._base.converters import (
+    decay_factor,
+    flag,
+    non_negative,
+    optional,
+    positive,
+    size,
+    steps,
+    to_dtype,
+)
 from .._base.types import Scalar, Steps
-from .._schedule.base import AbstractSchedule, scheduled_real
+from .._schedule.base import AbstractSchedule, maybe_rate
 from .._transform.average import EMA
 from .._transform.basic import Scale
 from .._transform.block import ScaleByParamBlockRMS
@@ -15,7 +24,7 @@ from .._transform.clip import ClipByBlockRMS
 from .._transform.decay import AddDecayedWeights
 from .._transform.factored import ScaleByFactoredRMS
 from .._transform.learning_rate import ScaleByLearningRate
-from .._transformation.base import AbstractOptimizer, AbstractTransformation
+from .._transformation.base import AbstractOptimizer, AbstractTransformation, AnyTransformation
 from .._wrapper.chain import Chain, ChainState
 from ..selectors._selector import AbstractSelector, as_selector
 
@@ -60,43 +69,39 @@ class Adafactor(AbstractOptimizer[_State]):
         2018, algorithm 4 (arXiv 1804.04235).
     """
 
-    learning_rate: Scalar | AbstractSchedule | None = eqx.field(
-        converter=optional(scheduled_real("learning_rate", at_least=0)), default=None
-    )
+    learning_rate: Scalar | AbstractSchedule | None = eqx.field(converter=maybe_rate, default=None)
     min_dim_size_to_factor: int = eqx.field(
         converter=size("min_dim_size_to_factor"), static=True, default=128
     )
-    decay_rate: Scalar = eqx.field(converter=real("decay_rate", at_least=0), default=0.8)
+    decay_rate: Scalar = eqx.field(converter=non_negative("decay_rate"), default=0.8)
     decay_offset: Steps = eqx.field(converter=steps("decay_offset"), default=0)
     multiply_by_parameter_scale: bool = eqx.field(
         converter=flag("multiply_by_parameter_scale"), static=True, default=True
     )
     clipping_threshold: Scalar | None = eqx.field(
-        converter=optional(real("clipping_threshold", at_least=0)), default=1.0
+        converter=optional(non_negative("clipping_threshold")), default=1.0
     )
-    momentum: Scalar | None = eqx.field(
-        converter=optional(real("momentum", at_least=0, below=1)), default=None
-    )
+    momentum: Scalar | None = eqx.field(converter=optional(decay_factor("momentum")), default=None)
     dtype_momentum: np.dtype | None = eqx.field(
-        converter=inexact_dtype("dtype_momentum"), static=True, default=np.float32
+        converter=to_dtype("dtype_momentum"), static=True, default=np.float32
     )
     weight_decay_rate: Scalar | None = eqx.field(
-        converter=optional(real("weight_decay_rate", at_least=0)), default=None
+        converter=optional(non_negative("weight_decay_rate")), default=None
     )
-    eps: Scalar = eqx.field(converter=real("eps", above=0), default=1e-30)
+    eps: Scalar = eqx.field(converter=positive("eps"), default=1e-30)
     factored: bool = eqx.field(converter=flag("factored"), static=True, default=True)
     weight_decay_mask: AbstractSelector | None = eqx.field(
         converter=optional(as_selector), default=None
     )
 
     def compose(self) -> AbstractTransformation[_State]:
-        links: list[AbstractTransformation[Any]] = [
+        links: list[AnyTransformation] = [
             ScaleByFactoredRMS(
-                self.factored,
-                self.decay_rate,
-                self.decay_offset,
-                self.min_dim_size_to_factor,
-                self.eps,
+                factored=self.factored,
+                decay_rate=self.decay_rate,
+                step_offset=self.decay_offset,
+                min_dim_size_to_factor=self.min_dim_size_to_factor,
+                epsilon=self.eps,
             )
         ]
         if self.clipping_threshold is not None:

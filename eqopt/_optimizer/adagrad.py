@@ -2,9 +2,9 @@
 
 import equinox as eqx
 
-from .._base.converters import real
+from .._base.converters import non_negative
 from .._base.types import Scalar
-from .._schedule.base import AbstractSchedule, scheduled_real
+from .._schedule.base import AbstractSchedule, as_rate
 from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
 from .._transform.rss import ScaleByRSS, ScaleByRSSState
 from .._transformation.base import AbstractOptimizer, AbstractTransformation
@@ -26,13 +26,11 @@ class Adagrad(AbstractOptimizer[_State]):
     - `eps`: added to the sum under the root, not negative.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(
-        converter=scheduled_real("learning_rate", at_least=0)
-    )
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)
     initial_accumulator_value: Scalar = eqx.field(
-        converter=real("initial_accumulator_value", at_least=0), default=0.1
+        converter=non_negative("initial_accumulator_value"), default=0.1
     )
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-7)
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-7)
 
     def compose(self) -> AbstractTransformation[_State]:
         return Chain(

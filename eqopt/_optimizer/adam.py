@@ -3,9 +3,10 @@
 import equinox as eqx
 import numpy as np
 
-from .._base.converters import flag, inexact_dtype, optional, real
+from .._base.converters import decay_factor, flag, non_negative, optional, to_dtype
+from .._base.fields import from_fields
 from .._base.types import Scalar
-from .._schedule.base import AbstractSchedule, scheduled_real
+from .._schedule.base import AbstractSchedule, as_rate
 from .._transform.adam import ScaleByAdam, ScaleByAdamState
 from .._transform.decay import AddDecayedWeights
 from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
@@ -34,23 +35,16 @@ class Adam(AbstractOptimizer[_AdamState]):
     - `nesterov`: whether to look ahead, as Nesterov's momentum does.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(
-        converter=scheduled_real("learning_rate", at_least=0)
-    )
-    b1: Scalar = eqx.field(converter=real("b1", at_least=0, below=1), default=0.9)
-    b2: Scalar = eqx.field(converter=real("b2", at_least=0, below=1), default=0.999)
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-8)
-    eps_root: Scalar = eqx.field(converter=real("eps_root", at_least=0), default=0.0)
-    mu_dtype: np.dtype | None = eqx.field(
-        converter=inexact_dtype("mu_dtype"), static=True, default=None
-    )
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.9)
+    b2: Scalar = eqx.field(converter=decay_factor("b2"), default=0.999)
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
+    eps_root: Scalar = eqx.field(converter=non_negative("eps_root"), default=0.0)
+    mu_dtype: np.dtype | None = eqx.field(converter=to_dtype("mu_dtype"), static=True, default=None)
     nesterov: bool = eqx.field(converter=flag("nesterov"), static=True, default=False)
 
     def compose(self) -> AbstractTransformation[_AdamState]:
-        return Chain(
-            ScaleByAdam(self.b1, self.b2, self.eps, self.eps_root, self.mu_dtype, self.nesterov),
-            ScaleByLearningRate(self.learning_rate),
-        )
+        return Chain(from_fields(ScaleByAdam, self), ScaleByLearningRate(self.learning_rate))
 
 
 class AdamW(AbstractOptimizer[_AdamWState]):
@@ -70,27 +64,23 @@ class AdamW(AbstractOptimizer[_AdamWState]):
         precision.
     - `weight_decay`: the decay, in proportion to the learning rate, not negative.
     - `mask`: what decays: a selector, a function from the parameters to booleans, or a tree of
-        booleans; `None` is everything.
+        booleans, possibly a prefix; `None` is everything.
     - `nesterov`: whether to look ahead, as Nesterov's momentum does.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(
-        converter=scheduled_real("learning_rate", at_least=0)
-    )
-    b1: Scalar = eqx.field(converter=real("b1", at_least=0, below=1), default=0.9)
-    b2: Scalar = eqx.field(converter=real("b2", at_least=0, below=1), default=0.999)
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-8)
-    eps_root: Scalar = eqx.field(converter=real("eps_root", at_least=0), default=0.0)
-    mu_dtype: np.dtype | None = eqx.field(
-        converter=inexact_dtype("mu_dtype"), static=True, default=None
-    )
-    weight_decay: Scalar = eqx.field(converter=real("weight_decay", at_least=0), default=1e-4)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.9)
+    b2: Scalar = eqx.field(converter=decay_factor("b2"), default=0.999)
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
+    eps_root: Scalar = eqx.field(converter=non_negative("eps_root"), default=0.0)
+    mu_dtype: np.dtype | None = eqx.field(converter=to_dtype("mu_dtype"), static=True, default=None)
+    weight_decay: Scalar = eqx.field(converter=non_negative("weight_decay"), default=1e-4)
     mask: AbstractSelector | None = eqx.field(converter=optional(as_selector), default=None)
     nesterov: bool = eqx.field(converter=flag("nesterov"), static=True, default=False)
 
     def compose(self) -> AbstractTransformation[_AdamWState]:
         return Chain(
-            ScaleByAdam(self.b1, self.b2, self.eps, self.eps_root, self.mu_dtype, self.nesterov),
+            from_fields(ScaleByAdam, self),
             AddDecayedWeights(self.weight_decay, self.mask),
             ScaleByLearningRate(self.learning_rate),
         )
@@ -113,23 +103,16 @@ class NAdam(AbstractOptimizer[_AdamState]):
     - `nesterov`: whether to look ahead, as Nesterov's momentum does.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(
-        converter=scheduled_real("learning_rate", at_least=0)
-    )
-    b1: Scalar = eqx.field(converter=real("b1", at_least=0, below=1), default=0.9)
-    b2: Scalar = eqx.field(converter=real("b2", at_least=0, below=1), default=0.999)
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-8)
-    eps_root: Scalar = eqx.field(converter=real("eps_root", at_least=0), default=0.0)
-    mu_dtype: np.dtype | None = eqx.field(
-        converter=inexact_dtype("mu_dtype"), static=True, default=None
-    )
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.9)
+    b2: Scalar = eqx.field(converter=decay_factor("b2"), default=0.999)
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
+    eps_root: Scalar = eqx.field(converter=non_negative("eps_root"), default=0.0)
+    mu_dtype: np.dtype | None = eqx.field(converter=to_dtype("mu_dtype"), static=True, default=None)
     nesterov: bool = eqx.field(converter=flag("nesterov"), static=True, default=True)
 
     def compose(self) -> AbstractTransformation[_AdamState]:
-        return Chain(
-            ScaleByAdam(self.b1, self.b2, self.eps, self.eps_root, self.mu_dtype, self.nesterov),
-            ScaleByLearningRate(self.learning_rate),
-        )
+        return Chain(from_fields(ScaleByAdam, self), ScaleByLearningRate(self.learning_rate))
 
 
 class NAdamW(AbstractOptimizer[_AdamWState]):
@@ -149,27 +132,23 @@ class NAdamW(AbstractOptimizer[_AdamWState]):
         precision.
     - `weight_decay`: the decay, in proportion to the learning rate, not negative.
     - `mask`: what decays: a selector, a function from the parameters to booleans, or a tree of
-        booleans; `None` is everything.
+        booleans, possibly a prefix; `None` is everything.
     - `nesterov`: whether to look ahead, as Nesterov's momentum does.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(
-        converter=scheduled_real("learning_rate", at_least=0)
-    )
-    b1: Scalar = eqx.field(converter=real("b1", at_least=0, below=1), default=0.9)
-    b2: Scalar = eqx.field(converter=real("b2", at_least=0, below=1), default=0.999)
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-8)
-    eps_root: Scalar = eqx.field(converter=real("eps_root", at_least=0), default=0.0)
-    mu_dtype: np.dtype | None = eqx.field(
-        converter=inexact_dtype("mu_dtype"), static=True, default=None
-    )
-    weight_decay: Scalar = eqx.field(converter=real("weight_decay", at_least=0), default=1e-4)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.9)
+    b2: Scalar = eqx.field(converter=decay_factor("b2"), default=0.999)
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
+    eps_root: Scalar = eqx.field(converter=non_negative("eps_root"), default=0.0)
+    mu_dtype: np.dtype | None = eqx.field(converter=to_dtype("mu_dtype"), static=True, default=None)
+    weight_decay: Scalar = eqx.field(converter=non_negative("weight_decay"), default=1e-4)
     mask: AbstractSelector | None = eqx.field(converter=optional(as_selector), default=None)
     nesterov: bool = eqx.field(converter=flag("nesterov"), static=True, default=True)
 
     def compose(self) -> AbstractTransformation[_AdamWState]:
         return Chain(
-            ScaleByAdam(self.b1, self.b2, self.eps, self.eps_root, self.mu_dtype, self.nesterov),
+            from_fields(ScaleByAdam, self),
             AddDecayedWeights(self.weight_decay, self.mask),
             ScaleByLearningRate(self.learning_rate),
         )

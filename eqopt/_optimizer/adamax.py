@@ -2,9 +2,9 @@
 
 import equinox as eqx
 
-from .._base.converters import optional, real
+from .._base.converters import decay_factor, non_negative, optional
 from .._base.types import Scalar
-from .._schedule.base import AbstractSchedule, scheduled_real
+from .._schedule.base import AbstractSchedule, as_rate
 from .._transform.adamax import ScaleByAdamax, ScaleByAdamaxState
 from .._transform.decay import AddDecayedWeights
 from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
@@ -26,20 +26,17 @@ class Adamax(AbstractOptimizer[_AdamaxState]):
     - `learning_rate`: the rate, a number or a schedule, not negative.
     - `b1`: the decay of the average gradient, in $[0, 1)$.
     - `b2`: the decay of the largest gradient, in $[0, 1)$.
-    - `eps`: added to the modulus of each gradient, not negative.
+    - `eps`: added to the modulus of each gradient, not negative, as in torch; the paper has none.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(
-        converter=scheduled_real("learning_rate", at_least=0)
-    )
-    b1: Scalar = eqx.field(converter=real("b1", at_least=0, below=1), default=0.9)
-    b2: Scalar = eqx.field(converter=real("b2", at_least=0, below=1), default=0.999)
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-8)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.9)
+    b2: Scalar = eqx.field(converter=decay_factor("b2"), default=0.999)
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
 
     def compose(self) -> AbstractTransformation[_AdamaxState]:
         return Chain(
-            ScaleByAdamax(self.b1, self.b2, self.eps),
-            ScaleByLearningRate(self.learning_rate),
+            ScaleByAdamax(self.b1, self.b2, self.eps), ScaleByLearningRate(self.learning_rate)
         )
 
 
@@ -54,19 +51,17 @@ class AdamaxW(AbstractOptimizer[_AdamaxWState]):
     - `learning_rate`: the rate, a number or a schedule, not negative.
     - `b1`: the decay of the average gradient, in $[0, 1)$.
     - `b2`: the decay of the largest gradient, in $[0, 1)$.
-    - `eps`: added to the modulus of each gradient, not negative.
+    - `eps`: added to the modulus of each gradient, not negative, as in torch; the paper has none.
     - `weight_decay`: the decay, in proportion to the learning rate, not negative.
     - `mask`: what decays: a selector, a function from the parameters to booleans, or a tree of
-        booleans; `None` is everything.
+        booleans, possibly a prefix; `None` is everything.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(
-        converter=scheduled_real("learning_rate", at_least=0)
-    )
-    b1: Scalar = eqx.field(converter=real("b1", at_least=0, below=1), default=0.9)
-    b2: Scalar = eqx.field(converter=real("b2", at_least=0, below=1), default=0.999)
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-8)
-    weight_decay: Scalar = eqx.field(converter=real("weight_decay", at_least=0), default=1e-4)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.9)
+    b2: Scalar = eqx.field(converter=decay_factor("b2"), default=0.999)
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
+    weight_decay: Scalar = eqx.field(converter=non_negative("weight_decay"), default=1e-4)
     mask: AbstractSelector | None = eqx.field(converter=optional(as_selector), default=None)
 
     def compose(self) -> AbstractTransformation[_AdamaxWState]:

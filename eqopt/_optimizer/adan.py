@@ -2,9 +2,10 @@
 
 import equinox as eqx
 
-from .._base.converters import optional, real
+from .._base.converters import decay_factor, non_negative, optional
+from .._base.fields import from_fields
 from .._base.types import Scalar
-from .._schedule.base import AbstractSchedule, scheduled_real
+from .._schedule.base import AbstractSchedule, as_rate
 from .._transform.adan import ScaleByAdan, ScaleByAdanState
 from .._transform.decay import AddDecayedWeights
 from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
@@ -35,23 +36,21 @@ class Adan(AbstractOptimizer[_State]):
     - `eps_root`: added under that root, not negative.
     - `weight_decay`: the decay, in proportion to the learning rate, not negative.
     - `mask`: what decays: a selector, a function from the parameters to booleans, or a tree of
-        booleans; `None` is everything.
+        booleans, possibly a prefix; `None` is everything.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(
-        converter=scheduled_real("learning_rate", at_least=0)
-    )
-    b1: Scalar = eqx.field(converter=real("b1", at_least=0, below=1), default=0.98)
-    b2: Scalar = eqx.field(converter=real("b2", at_least=0, below=1), default=0.92)
-    b3: Scalar = eqx.field(converter=real("b3", at_least=0, below=1), default=0.99)
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-8)
-    eps_root: Scalar = eqx.field(converter=real("eps_root", at_least=0), default=1e-8)
-    weight_decay: Scalar = eqx.field(converter=real("weight_decay", at_least=0), default=0.0)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.98)
+    b2: Scalar = eqx.field(converter=decay_factor("b2"), default=0.92)
+    b3: Scalar = eqx.field(converter=decay_factor("b3"), default=0.99)
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
+    eps_root: Scalar = eqx.field(converter=non_negative("eps_root"), default=1e-8)
+    weight_decay: Scalar = eqx.field(converter=non_negative("weight_decay"), default=0.0)
     mask: AbstractSelector | None = eqx.field(converter=optional(as_selector), default=None)
 
     def compose(self) -> AbstractTransformation[_State]:
         return Chain(
-            ScaleByAdan(self.b1, self.b2, self.b3, self.eps, self.eps_root),
+            from_fields(ScaleByAdan, self),
             AddDecayedWeights(self.weight_decay, self.mask),
             ScaleByLearningRate(self.learning_rate),
         )

@@ -3,9 +3,10 @@
 import equinox as eqx
 import numpy as np
 
-from .._base.converters import inexact_dtype, optional, real
+from .._base.converters import decay_factor, non_negative, optional, to_dtype
+from .._base.fields import from_fields
 from .._base.types import Scalar
-from .._schedule.base import AbstractSchedule, scheduled_real
+from .._schedule.base import AbstractSchedule, as_rate, scheduled_real
 from .._transform.ademamix import (
     ScaleByAdEMAMix,
     ScaleByAdEMAMixState,
@@ -44,33 +45,27 @@ class AdEMAMix(AbstractOptimizer[_State]):
         precision.
     - `weight_decay`: the decay, in proportion to the learning rate, not negative.
     - `mask`: what decays: a selector, a function from the parameters to booleans, or a tree of
-        booleans; `None` is everything.
+        booleans, possibly a prefix; `None` is everything.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(
-        converter=scheduled_real("learning_rate", at_least=0)
-    )
-    b1: Scalar = eqx.field(converter=real("b1", at_least=0, below=1), default=0.9)
-    b2: Scalar = eqx.field(converter=real("b2", at_least=0, below=1), default=0.999)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.9)
+    b2: Scalar = eqx.field(converter=decay_factor("b2"), default=0.999)
     b3: Scalar | AbstractSchedule = eqx.field(
         converter=scheduled_real("b3", at_least=0, below=1), default=0.9999
     )
     alpha: Scalar | AbstractSchedule = eqx.field(
         converter=scheduled_real("alpha", at_least=0), default=5.0
     )
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-8)
-    eps_root: Scalar = eqx.field(converter=real("eps_root", at_least=0), default=0.0)
-    mu_dtype: np.dtype | None = eqx.field(
-        converter=inexact_dtype("mu_dtype"), static=True, default=None
-    )
-    weight_decay: Scalar = eqx.field(converter=real("weight_decay", at_least=0), default=0.0)
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
+    eps_root: Scalar = eqx.field(converter=non_negative("eps_root"), default=0.0)
+    mu_dtype: np.dtype | None = eqx.field(converter=to_dtype("mu_dtype"), static=True, default=None)
+    weight_decay: Scalar = eqx.field(converter=non_negative("weight_decay"), default=0.0)
     mask: AbstractSelector | None = eqx.field(converter=optional(as_selector), default=None)
 
     def compose(self) -> AbstractTransformation[_State]:
         return Chain(
-            ScaleByAdEMAMix(
-                self.b1, self.b2, self.b3, self.alpha, self.eps, self.eps_root, self.mu_dtype
-            ),
+            from_fields(ScaleByAdEMAMix, self),
             AddDecayedWeights(self.weight_decay, self.mask),
             ScaleByLearningRate(self.learning_rate),
         )
@@ -93,25 +88,23 @@ class SimplifiedAdEMAMix(AbstractOptimizer[_SimplifiedState]):
     - `eps_root`: added under that root, not negative.
     - `weight_decay`: the decay, in proportion to the learning rate, not negative.
     - `mask`: what decays: a selector, a function from the parameters to booleans, or a tree of
-        booleans; `None` is everything.
+        booleans, possibly a prefix; `None` is everything.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(
-        converter=scheduled_real("learning_rate", at_least=0)
-    )
-    b1: Scalar = eqx.field(converter=real("b1", at_least=0, below=1), default=0.99)
-    b2: Scalar = eqx.field(converter=real("b2", at_least=0, below=1), default=0.95)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.99)
+    b2: Scalar = eqx.field(converter=decay_factor("b2"), default=0.95)
     alpha: Scalar | AbstractSchedule = eqx.field(
         converter=scheduled_real("alpha", at_least=0), default=0.0
     )
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-8)
-    eps_root: Scalar = eqx.field(converter=real("eps_root", at_least=0), default=0.0)
-    weight_decay: Scalar = eqx.field(converter=real("weight_decay", at_least=0), default=0.0)
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
+    eps_root: Scalar = eqx.field(converter=non_negative("eps_root"), default=0.0)
+    weight_decay: Scalar = eqx.field(converter=non_negative("weight_decay"), default=0.0)
     mask: AbstractSelector | None = eqx.field(converter=optional(as_selector), default=None)
 
     def compose(self) -> AbstractTransformation[_SimplifiedState]:
         return Chain(
-            ScaleBySimplifiedAdEMAMix(self.b1, self.b2, self.alpha, self.eps, self.eps_root),
+            from_fields(ScaleBySimplifiedAdEMAMix, self),
             AddDecayedWeights(self.weight_decay, self.mask),
             ScaleByLearningRate(self.learning_rate),
         )

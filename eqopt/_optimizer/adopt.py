@@ -3,9 +3,10 @@
 import equinox as eqx
 import numpy as np
 
-from .._base.converters import flag, inexact_dtype, real
+from .._base.converters import decay_factor, flag, non_negative, to_dtype
+from .._base.fields import from_fields
 from .._base.types import Scalar
-from .._schedule.base import AbstractSchedule, as_schedule, scheduled_real
+from .._schedule.base import AbstractSchedule, as_rate, as_schedule
 from .._transform.adopt import clip_value_pow, ScaleByADOPT, ScaleByADOPTState
 from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
 from .._transformation.base import AbstractOptimizer, AbstractTransformation
@@ -25,22 +26,19 @@ class ADOPT(AbstractOptimizer[_State]):
     - `b1`: the decay of the average, in $[0, 1)$.
     - `b2`: the decay of the average squared gradient, in $[0, 1)$.
     - `eps`: the least divisor, not negative.
-    - `mu_dtype`: the dtype of the average; `None` is the parameter's, and float32 for half
+    - `mu_dtype`: the dtype of the average gradient; `None` is the parameter's, and float32 for half
         precision.
     - `nesterov`: whether to look ahead, as Nesterov's momentum does.
     - `use_clipping`: whether each gradient, so divided, is clipped.
-    - `clip_value_fn`: to what it is clipped: a schedule, or a function of the count.
+    - `clip_value_fn`: the limit, not negative: an [`eqopt.writing.AbstractSchedule`][], or a
+        function of the count, which is static; by default [`eqopt.options.clip_value_pow`][].
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(
-        converter=scheduled_real("learning_rate", at_least=0)
-    )
-    b1: Scalar = eqx.field(converter=real("b1", at_least=0, below=1), default=0.9)
-    b2: Scalar = eqx.field(converter=real("b2", at_least=0, below=1), default=0.9999)
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-6)
-    mu_dtype: np.dtype | None = eqx.field(
-        converter=inexact_dtype("mu_dtype"), static=True, default=None
-    )
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.9)
+    b2: Scalar = eqx.field(converter=decay_factor("b2"), default=0.9999)
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-6)
+    mu_dtype: np.dtype | None = eqx.field(converter=to_dtype("mu_dtype"), static=True, default=None)
     nesterov: bool = eqx.field(converter=flag("nesterov"), static=True, default=False)
     use_clipping: bool = eqx.field(converter=flag("use_clipping"), static=True, default=True)
     clip_value_fn: AbstractSchedule = eqx.field(
@@ -48,15 +46,4 @@ class ADOPT(AbstractOptimizer[_State]):
     )
 
     def compose(self) -> AbstractTransformation[_State]:
-        return Chain(
-            ScaleByADOPT(
-                self.b1,
-                self.b2,
-                self.eps,
-                self.mu_dtype,
-                self.nesterov,
-                self.use_clipping,
-                self.clip_value_fn,
-            ),
-            ScaleByLearningRate(self.learning_rate),
-        )
+        return Chain(from_fields(ScaleByADOPT, self), ScaleByLearningRate(self.learning_rate))

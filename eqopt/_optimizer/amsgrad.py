@@ -3,9 +3,10 @@
 import equinox as eqx
 import numpy as np
 
-from .._base.converters import flag, inexact_dtype, real
+from .._base.converters import decay_factor, flag, non_negative, to_dtype
+from .._base.fields import from_fields
 from .._base.types import Scalar
-from .._schedule.base import AbstractSchedule, scheduled_real
+from .._schedule.base import AbstractSchedule, as_rate
 from .._transform.amsgrad import ScaleByAMSGrad, ScaleByAMSGradState
 from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
 from .._transformation.base import AbstractOptimizer, AbstractTransformation
@@ -33,16 +34,12 @@ class AMSGrad(AbstractOptimizer[_State]):
         taken.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(
-        converter=scheduled_real("learning_rate", at_least=0)
-    )
-    b1: Scalar = eqx.field(converter=real("b1", at_least=0, below=1), default=0.9)
-    b2: Scalar = eqx.field(converter=real("b2", at_least=0, below=1), default=0.999)
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-8)
-    eps_root: Scalar = eqx.field(converter=real("eps_root", at_least=0), default=0.0)
-    mu_dtype: np.dtype | None = eqx.field(
-        converter=inexact_dtype("mu_dtype"), static=True, default=None
-    )
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.9)
+    b2: Scalar = eqx.field(converter=decay_factor("b2"), default=0.999)
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
+    eps_root: Scalar = eqx.field(converter=non_negative("eps_root"), default=0.0)
+    mu_dtype: np.dtype | None = eqx.field(converter=to_dtype("mu_dtype"), static=True, default=None)
     bias_correction_mu: bool = eqx.field(
         converter=flag("bias_correction_mu"), static=True, default=True
     )
@@ -51,15 +48,4 @@ class AMSGrad(AbstractOptimizer[_State]):
     )
 
     def compose(self) -> AbstractTransformation[_State]:
-        return Chain(
-            ScaleByAMSGrad(
-                self.b1,
-                self.b2,
-                self.eps,
-                self.eps_root,
-                self.mu_dtype,
-                self.bias_correction_mu,
-                self.bias_correction_nu,
-            ),
-            ScaleByLearningRate(self.learning_rate),
-        )
+        return Chain(from_fields(ScaleByAMSGrad, self), ScaleByLearningRate(self.learning_rate))

@@ -2,9 +2,9 @@
 
 import equinox as eqx
 
-from .._base.converters import optional, real
+from .._base.converters import non_negative, optional, positive
 from .._base.types import Scalar
-from .._schedule.base import AbstractSchedule, scheduled_real
+from .._schedule.base import AbstractSchedule, as_rate
 from .._transform.cocob import ScaleByCOCOB, ScaleByCOCOBState
 from .._transform.decay import AddDecayedWeights
 from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
@@ -25,19 +25,18 @@ class COCOB(AbstractOptimizer[_State]):
 
     - `learning_rate`: the weight of each gradient, a number or a schedule, not negative. One and
         the same for all matters only against `eps`, where gradients are tiny.
-    - `alpha`: keeps the first steps small: to about `1 / alpha`. Not negative.
+    - `alpha`: keeps the first bets small, not negative: at first, a parameter moves by about `1 /
+        alpha` a step.
     - `eps`: the least scale of the gradients, positive.
     - `weight_decay`: the factor of an added l2 penalty, not negative.
     - `mask`: what decays: a selector, a function from the parameters to booleans, or a tree of
-        booleans; `None` is everything.
+        booleans, possibly a prefix; `None` is everything.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(
-        converter=scheduled_real("learning_rate", at_least=0), default=1.0
-    )
-    alpha: Scalar = eqx.field(converter=real("alpha", at_least=0), default=100.0)
-    eps: Scalar = eqx.field(converter=real("eps", above=0), default=1e-8)
-    weight_decay: Scalar = eqx.field(converter=real("weight_decay", at_least=0), default=0.0)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate, default=1.0)
+    alpha: Scalar = eqx.field(converter=non_negative("alpha"), default=100.0)
+    eps: Scalar = eqx.field(converter=positive("eps"), default=1e-8)
+    weight_decay: Scalar = eqx.field(converter=non_negative("weight_decay"), default=0.0)
     mask: AbstractSelector | None = eqx.field(converter=optional(as_selector), default=None)
 
     def compose(self) -> AbstractTransformation[_State]:

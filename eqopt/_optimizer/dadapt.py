@@ -2,9 +2,10 @@
 
 import equinox as eqx
 
-from .._base.converters import flag, optional, real
+from .._base.converters import decay_factor, flag, non_negative, optional, positive
+from .._base.fields import from_fields
 from .._base.types import Scalar
-from .._schedule.base import AbstractSchedule, scheduled_real
+from .._schedule.base import AbstractSchedule, as_rate
 from .._transform.basic import Scale
 from .._transform.dadapt import (
     both_betas,
@@ -36,18 +37,14 @@ class DAdaptAdamW(AbstractOptimizer[_DAdaptState]):
     - `weight_decay`: the decay, in proportion to the rate that is found, not negative.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(
-        converter=scheduled_real("learning_rate", at_least=0), default=1.0
-    )
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate, default=1.0)
     betas: tuple[Scalar, Scalar] = eqx.field(converter=both_betas, default=(0.9, 0.999))
-    eps: Scalar = eqx.field(converter=real("eps", above=0), default=1e-8)
-    estim_lr0: Scalar = eqx.field(converter=real("estim_lr0", above=0), default=1e-6)
-    weight_decay: Scalar = eqx.field(converter=real("weight_decay", at_least=0), default=0.0)
+    eps: Scalar = eqx.field(converter=positive("eps"), default=1e-8)
+    estim_lr0: Scalar = eqx.field(converter=positive("estim_lr0"), default=1e-6)
+    weight_decay: Scalar = eqx.field(converter=non_negative("weight_decay"), default=0.0)
 
     def compose(self) -> AbstractTransformation[_DAdaptState]:
-        adapted = ScaleByDAdaptAdam(
-            self.learning_rate, self.betas, self.eps, self.estim_lr0, self.weight_decay
-        )
+        adapted = from_fields(ScaleByDAdaptAdam, self)
         return Chain(adapted, Scale(-1.0))
 
 
@@ -67,35 +64,22 @@ class Prodigy(AbstractOptimizer[_ProdigyState]):
         second of `betas`.
     - `eps`: added to the root of the average square, times the estimate; positive.
     - `estim_lr0`: the rate to begin with, positive, and rather too small.
-    - `estim_lr_coef`: a factor of the estimates, positive.
+    - `estim_lr_coef`: a factor of the estimates, positive. If anything is to be tuned, it is this.
     - `weight_decay`: the decay, in proportion to the rate that is found, not negative.
     - `safeguard_warmup`: whether a long warm-up is kept from making the estimate too large.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(
-        converter=scheduled_real("learning_rate", at_least=0), default=1.0
-    )
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate, default=1.0)
     betas: tuple[Scalar, Scalar] = eqx.field(converter=both_betas, default=(0.9, 0.999))
-    beta3: Scalar | None = eqx.field(
-        converter=optional(real("beta3", at_least=0, below=1)), default=None
-    )
-    eps: Scalar = eqx.field(converter=real("eps", above=0), default=1e-8)
-    estim_lr0: Scalar = eqx.field(converter=real("estim_lr0", above=0), default=1e-6)
-    estim_lr_coef: Scalar = eqx.field(converter=real("estim_lr_coef", above=0), default=1.0)
-    weight_decay: Scalar = eqx.field(converter=real("weight_decay", at_least=0), default=0.0)
+    beta3: Scalar | None = eqx.field(converter=optional(decay_factor("beta3")), default=None)
+    eps: Scalar = eqx.field(converter=positive("eps"), default=1e-8)
+    estim_lr0: Scalar = eqx.field(converter=positive("estim_lr0"), default=1e-6)
+    estim_lr_coef: Scalar = eqx.field(converter=positive("estim_lr_coef"), default=1.0)
+    weight_decay: Scalar = eqx.field(converter=non_negative("weight_decay"), default=0.0)
     safeguard_warmup: bool = eqx.field(
         converter=flag("safeguard_warmup"), static=True, default=False
     )
 
     def compose(self) -> AbstractTransformation[_ProdigyState]:
-        adapted = ScaleByProdigy(
-            self.learning_rate,
-            self.betas,
-            self.beta3,
-            self.eps,
-            self.estim_lr0,
-            self.estim_lr_coef,
-            self.weight_decay,
-            self.safeguard_warmup,
-        )
+        adapted = from_fields(ScaleByProdigy, self)
         return Chain(adapted, Scale(-1.0))

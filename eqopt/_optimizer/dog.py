@@ -2,9 +2,9 @@
 
 import equinox as eqx
 
-from .._base.converters import optional, real
+from .._base.converters import non_negative, optional, positive
 from .._base.types import Scalar
-from .._schedule.base import AbstractSchedule, scheduled_real
+from .._schedule.base import AbstractSchedule, as_rate
 from .._transform.basic import Identity
 from .._transform.decay import AddDecayedWeights
 from .._transform.dog import (
@@ -40,20 +40,21 @@ class DoG(AbstractOptimizer[_DoGState]):
     **Arguments:**
 
     - `learning_rate`: a factor of the steps, a number or a schedule, not negative.
-    - `init_step`: how to begin; see [`eqopt.ScaleByDoG`][].
+    - `init_step`: how to begin: an [`eqopt.options.InitialDistance`][], an
+        [`eqopt.options.InitialDistanceHeuristic`][] or an [`eqopt.options.InitialLearningRate`][].
+        (The pairs `("distance", x)`, `("heuristic", x)` and `("learning_rate", x)` are understood
+        too.)
     - `eps`: added to the sum of the squared norms, not negative.
     - `weight_decay`: the factor of an added l2 penalty, not negative; `None` is none.
     - `mask`: what decays: a selector, a function from the parameters to booleans, or a tree of
-        booleans; `None` is everything.
+        booleans, possibly a prefix; `None` is everything.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(
-        converter=scheduled_real("learning_rate", at_least=0), default=1.0
-    )
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate, default=1.0)
     init_step: AbstractInitialStep = eqx.field(converter=initial_step, default=("heuristic", 1e-6))
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-8)
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
     weight_decay: Scalar | None = eqx.field(
-        converter=optional(real("weight_decay", at_least=0)), default=None
+        converter=optional(non_negative("weight_decay")), default=None
     )
     mask: AbstractSelector | None = eqx.field(converter=optional(as_selector), default=None)
 
@@ -78,18 +79,16 @@ class DoWG(AbstractOptimizer[_DoWGState]):
     - `eps`: added to the root of the weighted sum, positive.
     - `weight_decay`: the factor of an added l2 penalty, not negative; `None` is none.
     - `mask`: what decays: a selector, a function from the parameters to booleans, or a tree of
-        booleans; `None` is everything.
+        booleans, possibly a prefix; `None` is everything.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(
-        converter=scheduled_real("learning_rate", at_least=0), default=1.0
-    )
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate, default=1.0)
     init_estim_sq_dist: Scalar | None = eqx.field(
-        converter=optional(real("init_estim_sq_dist", above=0)), default=None
+        converter=optional(positive("init_estim_sq_dist")), default=None
     )
-    eps: Scalar = eqx.field(converter=real("eps", above=0), default=1e-4)
+    eps: Scalar = eqx.field(converter=positive("eps"), default=1e-4)
     weight_decay: Scalar | None = eqx.field(
-        converter=optional(real("weight_decay", at_least=0)), default=None
+        converter=optional(non_negative("weight_decay")), default=None
     )
     mask: AbstractSelector | None = eqx.field(converter=optional(as_selector), default=None)
 

@@ -1,18 +1,21 @@
 """SGD with differential privacy."""
 
-from typing import Any
-
 import equinox as eqx
 
-from .._base.converters import flag, optional, prng_key, real
+from .._base.converters import flag, non_negative, optional, prng_key, real
 from .._base.prng import PRNGKey
 from .._base.types import Scalar
-from .._schedule.base import AbstractSchedule, scheduled_real
+from .._schedule.base import AbstractSchedule, as_rate
 from .._transform.average import Trace, TraceState
 from .._transform.basic import Identity
 from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
 from .._transform.private import DifferentiallyPrivateAggregate, DifferentiallyPrivateAggregateState
-from .._transformation.base import AbstractOptimizer, AbstractTransformation, EmptyState
+from .._transformation.base import (
+    AbstractOptimizer,
+    AbstractTransformation,
+    AnyTransformation,
+    EmptyState,
+)
 from .._wrapper.chain import Chain, ChainState
 
 _State = ChainState[
@@ -58,11 +61,9 @@ class DPSGD(AbstractOptimizer[_State]):
     - `nesterov`: whether the momentum is Nesterov's.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(
-        converter=scheduled_real("learning_rate", at_least=0)
-    )
-    l2_norm_clip: Scalar = eqx.field(converter=real("l2_norm_clip", at_least=0))
-    noise_multiplier: Scalar = eqx.field(converter=real("noise_multiplier", at_least=0))
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)
+    l2_norm_clip: Scalar = eqx.field(converter=non_negative("l2_norm_clip"))
+    noise_multiplier: Scalar = eqx.field(converter=non_negative("noise_multiplier"))
     key: PRNGKey = eqx.field(converter=prng_key("key"))
     momentum: Scalar | None = eqx.field(
         converter=optional(real("momentum", at_least=0, at_most=1)), default=None
@@ -70,7 +71,7 @@ class DPSGD(AbstractOptimizer[_State]):
     nesterov: bool = eqx.field(converter=flag("nesterov"), static=True, default=False)
 
     def compose(self) -> AbstractTransformation[_State]:
-        memory: AbstractTransformation[Any] = (
+        memory: AnyTransformation = (
             Identity() if self.momentum is None else Trace(self.momentum, self.nesterov)
         )
         return Chain(

@@ -2,9 +2,9 @@
 
 import equinox as eqx
 
-from .._base.converters import real
+from .._base.converters import non_negative
 from .._base.types import Scalar
-from .._schedule.base import AbstractSchedule, scheduled_real
+from .._schedule.base import AbstractSchedule, as_rate
 from .._transform.block import ScaleByTrustRatio
 from .._transform.contract import ContractByLearningRate, ContractByLearningRateState
 from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
@@ -28,10 +28,8 @@ class Fromage(AbstractOptimizer[_State]):
         negative. Parameters that are zero begin to move by it.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(
-        converter=scheduled_real("learning_rate", at_least=0)
-    )
-    min_norm: Scalar = eqx.field(converter=real("min_norm", at_least=0), default=1e-6)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)
+    min_norm: Scalar = eqx.field(converter=non_negative("min_norm"), default=1e-6)
 
     def compose(self) -> AbstractTransformation[_State]:
         return Chain(

@@ -2,9 +2,9 @@
 
 import equinox as eqx
 
-from .._base.converters import optional, real
+from .._base.converters import decay_factor, non_negative, optional
 from .._base.types import Scalar
-from .._schedule.base import AbstractSchedule, scheduled_real
+from .._schedule.base import AbstractSchedule, as_rate
 from .._transform.adam import ScaleByAdam, ScaleByAdamState
 from .._transform.block import ScaleByTrustRatio
 from .._transform.decay import AddDecayedWeights
@@ -32,7 +32,7 @@ class LAMB(AbstractOptimizer[_State]):
     - `eps_root`: added under that root, not negative.
     - `weight_decay`: the decay, not negative; part of what is made as long as the parameter.
     - `mask`: what decays: a selector, a function from the parameters to booleans, or a tree of
-        booleans; `None` is everything.
+        booleans, possibly a prefix; `None` is everything.
 
     ??? cite "Reference"
         You, Li, Reddi, Hseu, Kumar, Bhojanapalli, Song, Demmel, Keutzer and Hsieh, *Large Batch
@@ -40,14 +40,12 @@ class LAMB(AbstractOptimizer[_State]):
         (arXiv 1904.00962).
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(
-        converter=scheduled_real("learning_rate", at_least=0)
-    )
-    b1: Scalar = eqx.field(converter=real("b1", at_least=0, below=1), default=0.9)
-    b2: Scalar = eqx.field(converter=real("b2", at_least=0, below=1), default=0.999)
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-6)
-    eps_root: Scalar = eqx.field(converter=real("eps_root", at_least=0), default=0.0)
-    weight_decay: Scalar = eqx.field(converter=real("weight_decay", at_least=0), default=0.0)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.9)
+    b2: Scalar = eqx.field(converter=decay_factor("b2"), default=0.999)
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-6)
+    eps_root: Scalar = eqx.field(converter=non_negative("eps_root"), default=0.0)
+    weight_decay: Scalar = eqx.field(converter=non_negative("weight_decay"), default=0.0)
     mask: AbstractSelector | None = eqx.field(converter=optional(as_selector), default=None)
 
     def compose(self) -> AbstractTransformation[_State]:

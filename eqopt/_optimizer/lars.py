@@ -1,17 +1,20 @@
 """LARS."""
 
-from typing import Any
-
 import equinox as eqx
 
-from .._base.converters import flag, optional, real
+from .._base.converters import flag, non_negative, optional, real
 from .._base.types import Scalar
-from .._schedule.base import AbstractSchedule, scheduled_real
+from .._schedule.base import AbstractSchedule, as_rate
 from .._transform.average import Trace, TraceState
 from .._transform.block import ScaleByTrustRatio
 from .._transform.decay import AddDecayedWeights
 from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
-from .._transformation.base import AbstractOptimizer, AbstractTransformation, EmptyState
+from .._transformation.base import (
+    AbstractOptimizer,
+    AbstractTransformation,
+    AnyTransformation,
+    EmptyState,
+)
 from .._wrapper.chain import Chain, ChainState
 from .._wrapper.masked import Masked, MaskedState
 from ..selectors._selector import AbstractSelector, as_selector
@@ -38,28 +41,24 @@ class LARS(AbstractOptimizer[_State]):
         tree of booleans; `None` is everything.
     - `trust_coefficient`: the length of a step, over that of the parameter, at a rate of 1; not
         negative.
-    - `eps`: added to the gradient's norm, not negative.
+    - `eps`: added to the norm of the update, not negative.
     - `trust_ratio_mask`: whose steps are scaled so, as for `weight_decay_mask`. The rest, often
         biases and the weights of normalization, steps by the plain gradient.
     - `momentum`: the momentum's factor, in $[0, 1]$.
-    - `nesterov`: whether the momentum is Nesterov's.
+    - `nesterov`: whether to look ahead, as Nesterov's momentum does.
 
     ??? cite "Reference"
         You, Gitman and Ginsburg, *Large Batch Training of Convolutional Networks*, 2017,
         algorithm 1 (arXiv 1708.03888).
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(
-        converter=scheduled_real("learning_rate", at_least=0)
-    )
-    weight_decay: Scalar = eqx.field(converter=real("weight_decay", at_least=0), default=0.0)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)
+    weight_decay: Scalar = eqx.field(converter=non_negative("weight_decay"), default=0.0)
     weight_decay_mask: AbstractSelector | None = eqx.field(
         converter=optional(as_selector), default=None
     )
-    trust_coefficient: Scalar = eqx.field(
-        converter=real("trust_coefficient", at_least=0), default=1e-3
-    )
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=0.0)
+    trust_coefficient: Scalar = eqx.field(converter=non_negative("trust_coefficient"), default=1e-3)
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=0.0)
     trust_ratio_mask: AbstractSelector | None = eqx.field(
         converter=optional(as_selector), default=None
     )
@@ -68,7 +67,7 @@ class LARS(AbstractOptimizer[_State]):
 
     def compose(self) -> AbstractTransformation[_State]:
         scaling = ScaleByTrustRatio(trust_coefficient=self.trust_coefficient, eps=self.eps)
-        ratio: AbstractTransformation[Any] = (
+        ratio: AnyTransformation = (
             scaling if self.trust_ratio_mask is None else Masked(scaling, self.trust_ratio_mask)
         )
         return Chain(

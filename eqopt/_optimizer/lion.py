@@ -3,9 +3,9 @@
 import equinox as eqx
 import numpy as np
 
-from .._base.converters import inexact_dtype, optional, real
+from .._base.converters import decay_factor, non_negative, optional, to_dtype
 from .._base.types import Scalar
-from .._schedule.base import AbstractSchedule, scheduled_real
+from .._schedule.base import AbstractSchedule, as_rate
 from .._transform.decay import AddDecayedWeights
 from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
 from .._transform.lion import ScaleByLion, ScaleByLionState
@@ -32,18 +32,14 @@ class Lion(AbstractOptimizer[_State]):
         precision.
     - `weight_decay`: the decay, in proportion to the learning rate, not negative.
     - `mask`: what decays: a selector, a function from the parameters to booleans, or a tree of
-        booleans; `None` is everything.
+        booleans, possibly a prefix; `None` is everything.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(
-        converter=scheduled_real("learning_rate", at_least=0)
-    )
-    b1: Scalar = eqx.field(converter=real("b1", at_least=0, below=1), default=0.9)
-    b2: Scalar = eqx.field(converter=real("b2", at_least=0, below=1), default=0.99)
-    mu_dtype: np.dtype | None = eqx.field(
-        converter=inexact_dtype("mu_dtype"), static=True, default=None
-    )
-    weight_decay: Scalar = eqx.field(converter=real("weight_decay", at_least=0), default=1e-3)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.9)
+    b2: Scalar = eqx.field(converter=decay_factor("b2"), default=0.99)
+    mu_dtype: np.dtype | None = eqx.field(converter=to_dtype("mu_dtype"), static=True, default=None)
+    weight_decay: Scalar = eqx.field(converter=non_negative("weight_decay"), default=1e-3)
     mask: AbstractSelector | None = eqx.field(converter=optional(as_selector), default=None)
 
     def compose(self) -> AbstractTransformation[_State]:

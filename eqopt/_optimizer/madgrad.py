@@ -2,9 +2,9 @@
 
 import equinox as eqx
 
-from .._base.converters import real
+from .._base.converters import decay_factor, non_negative
 from .._base.types import Scalar
-from .._schedule.base import AbstractSchedule, scheduled_real
+from .._schedule.base import AbstractSchedule, as_rate
 from .._transform.decay import AddDecayedWeights
 from .._transform.madgrad import ScaleByMADGRAD, ScaleByMADGRADState
 from .._transformation.base import AbstractOptimizer, AbstractTransformation, EmptyState
@@ -27,12 +27,10 @@ class MADGRAD(AbstractOptimizer[_State]):
     - `eps`: added to the cube root and to the rate, not negative.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(
-        converter=scheduled_real("learning_rate", at_least=0)
-    )
-    momentum: Scalar = eqx.field(converter=real("momentum", at_least=0, below=1), default=0.9)
-    weight_decay: Scalar = eqx.field(converter=real("weight_decay", at_least=0), default=0.0)
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-6)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)
+    momentum: Scalar = eqx.field(converter=decay_factor("momentum"), default=0.9)
+    weight_decay: Scalar = eqx.field(converter=non_negative("weight_decay"), default=0.0)
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-6)
 
     def compose(self) -> AbstractTransformation[_State]:
         return Chain(

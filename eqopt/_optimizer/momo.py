@@ -2,9 +2,10 @@
 
 import equinox as eqx
 
-from .._base.converters import flag, real
+from .._base.converters import decay_factor, flag, non_negative, positive, real
+from .._base.fields import from_fields
 from .._base.types import Scalar
-from .._schedule.base import AbstractSchedule, scheduled_real
+from .._schedule.base import AbstractSchedule, as_rate
 from .._transform.basic import Scale
 from .._transform.momo import ScaleByMoMo, ScaleByMoMoAdam, ScaleByMoMoAdamState, ScaleByMoMoState
 from .._transformation.base import AbstractOptimizer, AbstractTransformation, EmptyState
@@ -24,31 +25,24 @@ class MoMo(AbstractOptimizer[_MoMoState]):
     - `learning_rate`: the largest step size, a number or a schedule, not negative; rather too
         large.
     - `beta`: the decay of the averages, in $[0, 1)$.
-    - `lower_bound`: the least value that the objective can have, or a bound below it.
+    - `lower_bound`: the least value that the objective can have, or a bound below it. Where the
+        objective goes below it, the steps end.
     - `weight_decay`: the decay, in proportion to the learning rate, not negative.
     - `adapt_lower_bound`: whether to estimate a better bound on the way.
 
     Its `update` needs `value`; `step` passes it.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(
-        converter=scheduled_real("learning_rate", at_least=0), default=1.0
-    )
-    beta: Scalar = eqx.field(converter=real("beta", at_least=0, below=1), default=0.9)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate, default=1.0)
+    beta: Scalar = eqx.field(converter=decay_factor("beta"), default=0.9)
     lower_bound: Scalar = eqx.field(converter=real("lower_bound"), default=0.0)
-    weight_decay: Scalar = eqx.field(converter=real("weight_decay", at_least=0), default=0.0)
+    weight_decay: Scalar = eqx.field(converter=non_negative("weight_decay"), default=0.0)
     adapt_lower_bound: bool = eqx.field(
         converter=flag("adapt_lower_bound"), static=True, default=False
     )
 
     def compose(self) -> AbstractTransformation[_MoMoState]:
-        momo = ScaleByMoMo(
-            self.learning_rate,
-            self.beta,
-            self.lower_bound,
-            self.weight_decay,
-            self.adapt_lower_bound,
-        )
+        momo = from_fields(ScaleByMoMo, self)
         return Chain(momo, Scale(-1.0))
 
 
@@ -61,7 +55,7 @@ class MoMoAdam(AbstractOptimizer[_MoMoAdamState]):
 
     - `learning_rate`: the largest step size, a number or a schedule, not negative; rather too
         large.
-    - `b1`: the decay of the averages of gradients and values, in $[0, 1)$.
+    - `b1`: the decay of the averages of gradients, values and products, in $[0, 1)$.
     - `b2`: the decay of the average squared gradient, in $[0, 1)$.
     - `eps`: added to the root of the average square, positive.
     - `lower_bound`: the least value that the objective can have, or a bound below it.
@@ -71,26 +65,16 @@ class MoMoAdam(AbstractOptimizer[_MoMoAdamState]):
     Its `update` needs `value`; `step` passes it.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(
-        converter=scheduled_real("learning_rate", at_least=0), default=1e-2
-    )
-    b1: Scalar = eqx.field(converter=real("b1", at_least=0, below=1), default=0.9)
-    b2: Scalar = eqx.field(converter=real("b2", at_least=0, below=1), default=0.999)
-    eps: Scalar = eqx.field(converter=real("eps", above=0), default=1e-8)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate, default=1e-2)
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.9)
+    b2: Scalar = eqx.field(converter=decay_factor("b2"), default=0.999)
+    eps: Scalar = eqx.field(converter=positive("eps"), default=1e-8)
     lower_bound: Scalar = eqx.field(converter=real("lower_bound"), default=0.0)
-    weight_decay: Scalar = eqx.field(converter=real("weight_decay", at_least=0), default=0.0)
+    weight_decay: Scalar = eqx.field(converter=non_negative("weight_decay"), default=0.0)
     adapt_lower_bound: bool = eqx.field(
         converter=flag("adapt_lower_bound"), static=True, default=False
     )
 
     def compose(self) -> AbstractTransformation[_MoMoAdamState]:
-        momo = ScaleByMoMoAdam(
-            self.learning_rate,
-            self.b1,
-            self.b2,
-            self.eps,
-            self.lower_bound,
-            self.weight_decay,
-            self.adapt_lower_bound,
-        )
+        momo = from_fields(ScaleByMoMoAdam, self)
         return Chain(momo, Scale(-1.0))

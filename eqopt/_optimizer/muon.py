@@ -3,7 +3,7 @@
 import equinox as eqx
 import numpy as np
 
-from .._base.converters import flag, inexact_dtype, optional, real, size
+from .._base.converters import decay_factor, flag, non_negative, optional, size, to_dtype
 from .._base.types import Scalar
 from .._matrix.matrices import AbstractDimensions, as_dimensions, HasDimensions
 from .._matrix.muon import ScaleByMuon, ScaleByShape
@@ -15,7 +15,7 @@ from .._matrix.newton_schulz import (
     preconditioning,
     STANDARD,
 )
-from .._schedule.base import AbstractSchedule, scheduled_real
+from .._schedule.base import AbstractSchedule, as_rate, scheduled_real
 from .._transform.adam import ScaleByAdam
 from .._transform.decay import AddDecayedWeights
 from .._transform.learning_rate import ScaleByLearningRate
@@ -46,7 +46,8 @@ class Muon(AbstractOptimizer[PartitionState]):
     - `learning_rate`: the rate, a number or a schedule, not negative.
     - `ns_coeffs`: the coefficients of the iteration, three numbers, or three for each step, or
         `"dion"`.
-    - `ns_steps`: the number of its steps, at least 1; not used where each step has its own numbers.
+    - `ns_steps`: the number of steps of the iteration, at least 1; not used where each step has its
+        own numbers.
     - `beta`: the decay of the average gradient of matrices, in $[0, 1)$.
     - `eps`: added to the norm of a matrix, and to Adam's root, not negative.
     - `weight_decay`: the decay of matrices, in proportion to the learning rate, not negative.
@@ -72,31 +73,25 @@ class Muon(AbstractOptimizer[PartitionState]):
         not negative; `None` scales them as [`eqopt.ScaleByShape`][] does by default.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(
-        converter=scheduled_real("learning_rate", at_least=0)
-    )
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)
     ns_coeffs: Coefficients = eqx.field(converter=coefficients, default=STANDARD)
     ns_steps: int = eqx.field(converter=size("ns_steps"), static=True, default=5)
-    beta: Scalar = eqx.field(converter=real("beta", at_least=0, below=1), default=0.95)
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-8)
-    weight_decay: Scalar = eqx.field(converter=real("weight_decay", at_least=0), default=0.0)
+    beta: Scalar = eqx.field(converter=decay_factor("beta"), default=0.95)
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
+    weight_decay: Scalar = eqx.field(converter=non_negative("weight_decay"), default=0.0)
     weight_decay_mask: AbstractSelector | None = eqx.field(
         converter=optional(as_selector), default=None
     )
-    mu_dtype: np.dtype | None = eqx.field(
-        converter=inexact_dtype("mu_dtype"), static=True, default=None
-    )
+    mu_dtype: np.dtype | None = eqx.field(converter=to_dtype("mu_dtype"), static=True, default=None)
     nesterov: bool = eqx.field(converter=flag("nesterov"), static=True, default=True)
     adaptive: bool = eqx.field(converter=flag("adaptive"), static=True, default=False)
     preconditioning: Preconditioning = eqx.field(
         converter=preconditioning, static=True, default=muon_frobenius
     )
-    adam_b1: Scalar = eqx.field(converter=real("adam_b1", at_least=0, below=1), default=0.9)
-    adam_b2: Scalar = eqx.field(converter=real("adam_b2", at_least=0, below=1), default=0.999)
-    adam_eps_root: Scalar = eqx.field(converter=real("adam_eps_root", at_least=0), default=0.0)
-    adam_weight_decay: Scalar = eqx.field(
-        converter=real("adam_weight_decay", at_least=0), default=0.0
-    )
+    adam_b1: Scalar = eqx.field(converter=decay_factor("adam_b1"), default=0.9)
+    adam_b2: Scalar = eqx.field(converter=decay_factor("adam_b2"), default=0.999)
+    adam_eps_root: Scalar = eqx.field(converter=non_negative("adam_eps_root"), default=0.0)
+    adam_weight_decay: Scalar = eqx.field(converter=non_negative("adam_weight_decay"), default=0.0)
     adam_learning_rate: Scalar | AbstractSchedule | None = eqx.field(
         converter=optional(scheduled_real("adam_learning_rate", at_least=0)), default=None
     )
@@ -104,7 +99,7 @@ class Muon(AbstractOptimizer[PartitionState]):
         converter=optional(as_dimensions), default=None
     )
     consistent_rms: Scalar | None = eqx.field(
-        converter=optional(real("consistent_rms", at_least=0)), default=None
+        converter=optional(non_negative("consistent_rms")), default=None
     )
 
     def compose(self) -> AbstractTransformation[PartitionState]:
@@ -112,15 +107,15 @@ class Muon(AbstractOptimizer[PartitionState]):
         matrices = ByNdim(2, 2) if dimensions is None else HasDimensions(dimensions)
         muon = Chain(
             ScaleByMuon(
-                self.ns_coeffs,
-                self.ns_steps,
-                self.beta,
-                self.eps,
-                self.mu_dtype,
-                self.nesterov,
-                self.adaptive,
-                self.preconditioning,
-                dimensions,
+                ns_coeffs=self.ns_coeffs,
+                ns_steps=self.ns_steps,
+                beta=self.beta,
+                eps=self.eps,
+                mu_dtype=self.mu_dtype,
+                nesterov=self.nesterov,
+                adaptive=self.adaptive,
+                preconditioning=self.preconditioning,
+                weight_dimension_numbers=dimensions,
             ),
             ScaleByShape(dimensions, self.consistent_rms),
             AddDecayedWeights(self.weight_decay, self.weight_decay_mask),
@@ -128,12 +123,12 @@ class Muon(AbstractOptimizer[PartitionState]):
         )
         adam = Chain(
             ScaleByAdam(
-                self.adam_b1,
-                self.adam_b2,
-                self.eps,
-                self.adam_eps_root,
-                self.mu_dtype,
-                self.nesterov,
+                b1=self.adam_b1,
+                b2=self.adam_b2,
+                eps=self.eps,
+                eps_root=self.adam_eps_root,
+                mu_dtype=self.mu_dtype,
+                nesterov=self.nesterov,
             ),
             AddDecayedWeights(self.adam_weight_decay),
             ScaleByLearningRate(self.learning_rate if adam_rate is None else adam_rate),

@@ -4,9 +4,9 @@ from typing import Any
 
 import equinox as eqx
 
-from .._base.converters import prng_key, real
+from .._base.converters import non_negative, prng_key
 from .._base.types import Scalar
-from .._schedule.base import AbstractSchedule, scheduled_real
+from .._schedule.base import AbstractSchedule, as_rate
 from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
 from .._transform.noise import AddNoise, AddNoiseState
 from .._transformation.base import AbstractOptimizer, AbstractTransformation
@@ -28,11 +28,9 @@ class NoisySGD(AbstractOptimizer[_State]):
     - `key`: a PRNG key, to be given by name. It is kept as an [`eqopt.states.KeyData`][].
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(
-        converter=scheduled_real("learning_rate", at_least=0)
-    )
-    eta: Scalar = eqx.field(converter=real("eta", at_least=0), default=0.01)
-    gamma: Scalar = eqx.field(converter=real("gamma", at_least=0), default=0.55)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)
+    eta: Scalar = eqx.field(converter=non_negative("eta"), default=0.01)
+    gamma: Scalar = eqx.field(converter=non_negative("gamma"), default=0.55)
     key: Any = eqx.field(converter=prng_key("key"), kw_only=True)
 
     def compose(self) -> AbstractTransformation[_State]:

@@ -2,9 +2,9 @@
 
 import equinox as eqx
 
-from .._base.converters import real
+from .._base.converters import decay_factor, non_negative
 from .._base.types import Scalar
-from .._schedule.base import AbstractSchedule, scheduled_real
+from .._schedule.base import AbstractSchedule, as_rate
 from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
 from .._transform.novograd import ScaleByNovoGrad, ScaleByNovoGradState
 from .._transformation.base import AbstractOptimizer, AbstractTransformation
@@ -28,17 +28,21 @@ class NovoGrad(AbstractOptimizer[_State]):
     - `weight_decay`: the decay, which becomes part of the momentum, not negative.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(
-        converter=scheduled_real("learning_rate", at_least=0)
-    )
-    b1: Scalar = eqx.field(converter=real("b1", at_least=0, below=1), default=0.9)
-    b2: Scalar = eqx.field(converter=real("b2", at_least=0, below=1), default=0.25)
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-6)
-    eps_root: Scalar = eqx.field(converter=real("eps_root", at_least=0), default=0.0)
-    weight_decay: Scalar = eqx.field(converter=real("weight_decay", at_least=0), default=0.0)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.9)
+    b2: Scalar = eqx.field(converter=decay_factor("b2"), default=0.25)
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-6)
+    eps_root: Scalar = eqx.field(converter=non_negative("eps_root"), default=0.0)
+    weight_decay: Scalar = eqx.field(converter=non_negative("weight_decay"), default=0.0)
 
     def compose(self) -> AbstractTransformation[_State]:
         return Chain(
-            ScaleByNovoGrad(self.b1, self.b2, self.eps, self.eps_root, self.weight_decay),
+            ScaleByNovoGrad(
+                b1=self.b1,
+                b2=self.b2,
+                eps=self.eps,
+                eps_root=self.eps_root,
+                weight_decay=self.weight_decay,
+            ),
             ScaleByLearningRate(self.learning_rate),
         )

@@ -2,9 +2,9 @@
 
 import equinox as eqx
 
-from .._base.converters import real
+from .._base.converters import non_negative
 from .._base.types import Scalar
-from .._schedule.base import AbstractSchedule, scheduled_real
+from .._schedule.base import AbstractSchedule, as_rate
 from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
 from .._transform.optimistic import ScaleByOptimisticGradient, ScaleByOptimisticGradientState
 from .._transformation.base import AbstractOptimizer, AbstractTransformation
@@ -25,11 +25,9 @@ class OptimisticGradientDescent(AbstractOptimizer[_State]):
     - `beta`: the factor of its change, not negative.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(
-        converter=scheduled_real("learning_rate", at_least=0)
-    )
-    alpha: Scalar = eqx.field(converter=real("alpha", at_least=0), default=1.0)
-    beta: Scalar = eqx.field(converter=real("beta", at_least=0), default=1.0)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)
+    alpha: Scalar = eqx.field(converter=non_negative("alpha"), default=1.0)
+    beta: Scalar = eqx.field(converter=non_negative("beta"), default=1.0)
 
     def compose(self) -> AbstractTransformation[_State]:
         return Chain(

@@ -3,9 +3,10 @@
 import equinox as eqx
 import numpy as np
 
-from .._base.converters import flag, inexact_dtype, real
+from .._base.converters import decay_factor, flag, non_negative, to_dtype
+from .._base.fields import from_fields
 from .._base.types import Scalar
-from .._schedule.base import AbstractSchedule, scheduled_real
+from .._schedule.base import AbstractSchedule, as_rate
 from .._transform.adam import ScaleByAdam, ScaleByAdamState
 from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
 from .._transform.optimistic import ScaleByOptimisticGradient, ScaleByOptimisticGradientState
@@ -41,23 +42,19 @@ class OptimisticAdamV2(AbstractOptimizer[_State]):
         algorithm 1 (arXiv 1711.00141), where both factors are 1.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(
-        converter=scheduled_real("learning_rate", at_least=0)
-    )
-    alpha: Scalar = eqx.field(converter=real("alpha", at_least=0), default=1.0)
-    beta: Scalar = eqx.field(converter=real("beta", at_least=0), default=1.0)
-    b1: Scalar = eqx.field(converter=real("b1", at_least=0, below=1), default=0.9)
-    b2: Scalar = eqx.field(converter=real("b2", at_least=0, below=1), default=0.999)
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-8)
-    eps_root: Scalar = eqx.field(converter=real("eps_root", at_least=0), default=0.0)
-    mu_dtype: np.dtype | None = eqx.field(
-        converter=inexact_dtype("mu_dtype"), static=True, default=None
-    )
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)
+    alpha: Scalar = eqx.field(converter=non_negative("alpha"), default=1.0)
+    beta: Scalar = eqx.field(converter=non_negative("beta"), default=1.0)
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.9)
+    b2: Scalar = eqx.field(converter=decay_factor("b2"), default=0.999)
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
+    eps_root: Scalar = eqx.field(converter=non_negative("eps_root"), default=0.0)
+    mu_dtype: np.dtype | None = eqx.field(converter=to_dtype("mu_dtype"), static=True, default=None)
     nesterov: bool = eqx.field(converter=flag("nesterov"), static=True, default=True)
 
     def compose(self) -> AbstractTransformation[_State]:
         return Chain(
-            ScaleByAdam(self.b1, self.b2, self.eps, self.eps_root, self.mu_dtype, self.nesterov),
+            from_fields(ScaleByAdam, self),
             ScaleByOptimisticGradient(self.alpha, self.beta),
             ScaleByLearningRate(self.learning_rate),
         )

@@ -2,7 +2,7 @@
 
 import equinox as eqx
 
-from .._base.converters import real
+from .._base.converters import non_negative, positive, real
 from .._base.types import Scalar
 from .._schedule.base import AbstractSchedule, scheduled_real
 from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
@@ -29,19 +29,21 @@ class PolyakSGD(AbstractOptimizer[_State]):
     - `max_learning_rate`: the largest step size $\gamma_{\max}$, before it is scaled; positive.
     - `scaling`: the factor $s_t \ge 0$, a number or a schedule. A convex objective converges with
         factors below 2.
-    - `f_min`: the least value of the objective, $f_\star$, or a guess of it.
+    - `f_min`: the least value of the objective, or a guess of it. It is 0 for models that can fit
+        all their data.
     - `eps`: added to the denominator, $\epsilon \ge 0$.
-    - `variant`: `"sps"`, or `"sps+"` for no step where $f_t < f_\star$.
+    - `variant`: `"sps"`, or `"sps+"` for a step size of 0 where $f < f_\star$; with `"sps"` it is
+        negative there.
 
     Its `update` needs `value`; `step` passes it.
     """
 
-    max_learning_rate: Scalar = eqx.field(converter=real("max_learning_rate", above=0), default=1.0)
+    max_learning_rate: Scalar = eqx.field(converter=positive("max_learning_rate"), default=1.0)
     scaling: Scalar | AbstractSchedule = eqx.field(
         converter=scheduled_real("scaling", at_least=0), default=1.0
     )
     f_min: Scalar = eqx.field(converter=real("f_min"), default=0.0)
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=0.0)
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=0.0)
     variant: str = eqx.field(converter=variant, static=True, default="sps")
 
     def compose(self) -> AbstractTransformation[_State]:

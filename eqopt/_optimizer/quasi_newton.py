@@ -4,10 +4,10 @@ from typing import Any
 
 import equinox as eqx
 
-from .._base.converters import flag, optional, size
+from .._base.converters import flag, size
 from .._base.types import Scalar
 from .._objective.cache import LinesearchState
-from .._schedule.base import AbstractSchedule, scheduled_real
+from .._schedule.base import AbstractSchedule, maybe_rate
 from .._transform.basic import Identity
 from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
 from .._transformation.base import AbstractOptimizer, AbstractTransformation, EmptyState
@@ -41,9 +41,7 @@ class LBFGS(AbstractOptimizer[_LBFGSState]):
     `grad` and `value_fn`.
     """
 
-    learning_rate: Scalar | AbstractSchedule | None = eqx.field(
-        converter=optional(scheduled_real("learning_rate", at_least=0)), default=None
-    )
+    learning_rate: Scalar | AbstractSchedule | None = eqx.field(converter=maybe_rate, default=None)
     memory_size: int = eqx.field(converter=size("memory_size"), static=True, default=10)
     scale_init_precond: bool = eqx.field(
         converter=flag("scale_init_precond"), static=True, default=True
@@ -82,9 +80,7 @@ class BFGS(AbstractOptimizer[_BFGSState]):
     `grad` and `value_fn`.
     """
 
-    learning_rate: Scalar | AbstractSchedule | None = eqx.field(
-        converter=optional(scheduled_real("learning_rate", at_least=0)), default=None
-    )
+    learning_rate: Scalar | AbstractSchedule | None = eqx.field(converter=maybe_rate, default=None)
     scale_init_precond: bool = eqx.field(
         converter=flag("scale_init_precond"), static=True, default=True
     )

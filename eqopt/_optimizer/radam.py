@@ -2,9 +2,10 @@
 
 import equinox as eqx
 
-from .._base.converters import flag, real
+from .._base.converters import decay_factor, flag, non_negative
+from .._base.fields import from_fields
 from .._base.types import Scalar
-from .._schedule.base import AbstractSchedule, scheduled_real
+from .._schedule.base import AbstractSchedule, as_rate
 from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
 from .._transform.radam import ScaleByRAdam, ScaleByRAdamState
 from .._transformation.base import AbstractOptimizer, AbstractTransformation
@@ -22,25 +23,22 @@ class RAdam(AbstractOptimizer[_State]):
 
     - `learning_rate`: the rate, a number or a schedule, not negative.
     - `b1`: the decay of the average gradient, in $[0, 1)$.
-    - `b2`: the decay of the average squared gradient, in $[0, 1)$.
+    - `b2`: the decay of the average squared gradient, in $[0, 1)$. Up to 0.6, no step is ever
+        rescaled.
     - `eps`: added to the root of the average square, not negative.
     - `eps_root`: added under that root, not negative.
-    - `threshold`: how many squares their average must amount to, not negative.
+    - `threshold`: how many squares their average must amount to, not negative, for a step to be
+        rescaled. What is below 4 counts as 4.
     - `nesterov`: whether to look ahead, as Nesterov's momentum does.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(
-        converter=scheduled_real("learning_rate", at_least=0)
-    )
-    b1: Scalar = eqx.field(converter=real("b1", at_least=0, below=1), default=0.9)
-    b2: Scalar = eqx.field(converter=real("b2", at_least=0, below=1), default=0.999)
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-8)
-    eps_root: Scalar = eqx.field(converter=real("eps_root", at_least=0), default=0.0)
-    threshold: Scalar = eqx.field(converter=real("threshold", at_least=0), default=5.0)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.9)
+    b2: Scalar = eqx.field(converter=decay_factor("b2"), default=0.999)
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
+    eps_root: Scalar = eqx.field(converter=non_negative("eps_root"), default=0.0)
+    threshold: Scalar = eqx.field(converter=non_negative("threshold"), default=5.0)
     nesterov: bool = eqx.field(converter=flag("nesterov"), static=True, default=False)
 
     def compose(self) -> AbstractTransformation[_State]:
-        return Chain(
-            ScaleByRAdam(self.b1, self.b2, self.eps, self.eps_root, self.threshold, self.nesterov),
-            ScaleByLearningRate(self.learning_rate),
-        )
+        return Chain(from_fields(ScaleByRAdam, self), ScaleByLearningRate(self.learning_rate))

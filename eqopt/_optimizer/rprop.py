@@ -2,7 +2,8 @@
 
 import equinox as eqx
 
-from .._base.converters import real
+from .._base.converters import non_negative, positive, real
+from .._base.fields import from_fields
 from .._base.types import Scalar
 from .._transform.basic import Scale
 from .._transform.rprop import check_limits, ScaleByRprop, ScaleByRpropState
@@ -20,30 +21,22 @@ class Rprop(AbstractOptimizer[_State]):
 
     **Arguments:**
 
-    - `learning_rate`: the step size to begin with, a positive number.
+    - `learning_rate`: the step size to begin with, positive. Once the state is made, another has no
+        effect.
     - `eta_minus`: what a step size is multiplied by where the sign changes, in $(0, 1)$.
     - `eta_plus`: what it is multiplied by where the sign stays the same, greater than 1.
     - `min_step_size`: the least step size, not negative.
     - `max_step_size`: the largest step size, positive.
     """
 
-    learning_rate: Scalar = eqx.field(converter=real("learning_rate", above=0))
+    learning_rate: Scalar = eqx.field(converter=positive("learning_rate"))
     eta_minus: Scalar = eqx.field(converter=real("eta_minus", above=0, below=1), default=0.5)
     eta_plus: Scalar = eqx.field(converter=real("eta_plus", above=1), default=1.2)
-    min_step_size: Scalar = eqx.field(converter=real("min_step_size", at_least=0), default=1e-6)
-    max_step_size: Scalar = eqx.field(converter=real("max_step_size", above=0), default=50.0)
+    min_step_size: Scalar = eqx.field(converter=non_negative("min_step_size"), default=1e-6)
+    max_step_size: Scalar = eqx.field(converter=positive("max_step_size"), default=50.0)
 
     def __check_init__(self) -> None:
         check_limits(self.min_step_size, self.max_step_size)
 
     def compose(self) -> AbstractTransformation[_State]:
-        return Chain(
-            ScaleByRprop(
-                self.learning_rate,
-                self.eta_minus,
-                self.eta_plus,
-                self.min_step_size,
-                self.max_step_size,
-            ),
-            Scale(-1.0),
-        )
+        return Chain(from_fields(ScaleByRprop, self), Scale(-1.0))

@@ -4,7 +4,7 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
-from .._base.converters import inexact_dtype, optional, real, steps
+from .._base.converters import decay_factor, non_negative, optional, steps, to_dtype
 from .._base.types import Scalar, Steps
 from .._schedule.base import AbstractSchedule, as_real, as_steps
 from .._schedule.warmup import WarmupConstant
@@ -52,15 +52,15 @@ class ScheduleFreeSGD(AbstractOptimizer[_SGDState]):
         precision.
     """
 
-    learning_rate: Scalar = eqx.field(converter=real("learning_rate", at_least=0), default=1.0)
+    learning_rate: Scalar = eqx.field(converter=non_negative("learning_rate"), default=1.0)
     warmup_steps: Steps | None = eqx.field(converter=optional(steps("warmup_steps")), default=None)
-    b1: Scalar = eqx.field(converter=real("b1", at_least=0, below=1), default=0.9)
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.9)
     weight_decay: Scalar | None = eqx.field(
-        converter=optional(real("weight_decay", at_least=0)), default=None
+        converter=optional(non_negative("weight_decay")), default=None
     )
-    weight_lr_power: Scalar = eqx.field(converter=real("weight_lr_power", at_least=0), default=2.0)
+    weight_lr_power: Scalar = eqx.field(converter=non_negative("weight_lr_power"), default=2.0)
     state_dtype: np.dtype | None = eqx.field(
-        converter=inexact_dtype("state_dtype"), static=True, default=None
+        converter=to_dtype("state_dtype"), static=True, default=None
     )
 
     def compose(self) -> AbstractTransformation[_SGDState]:
@@ -69,7 +69,13 @@ class ScheduleFreeSGD(AbstractOptimizer[_SGDState]):
             Identity() if self.weight_decay is None else AddDecayedWeights(self.weight_decay)
         )
         base = Chain(decay, ScaleByLearningRate(rate))
-        return ScheduleFree(base, rate, self.b1, self.weight_lr_power, self.state_dtype)
+        return ScheduleFree(
+            base_optimizer=base,
+            learning_rate=rate,
+            b1=self.b1,
+            weight_lr_power=self.weight_lr_power,
+            state_dtype=self.state_dtype,
+        )
 
 
 class ScheduleFreeAdamW(AbstractOptimizer[_AdamWState]):
@@ -89,22 +95,22 @@ class ScheduleFreeAdamW(AbstractOptimizer[_AdamWState]):
     - `warmup_steps`: the number of steps $W$ in which the rate rises; `None` is none.
     - `b1`: the part of the average in the point at which gradients are taken, in $[0, 1)$.
     - `b2`: the decay of the average squared gradient, in $[0, 1)$.
-    - `eps`: added to the root of the average square, not negative.
+    - `eps`: added to the denominator, not negative.
     - `weight_decay`: the decay, in proportion to the learning rate, not negative.
     - `weight_lr_power`: the power of the learning rate in the weights of the average, not negative.
-    - `state_dtype`: the dtype of the average's memory; `None` is the parameter's, and float32 for
-        half precision.
+    - `state_dtype`: the dtype of the memory; `None` is the parameter's, and float32 for half
+        precision.
     """
 
-    learning_rate: Scalar = eqx.field(converter=real("learning_rate", at_least=0), default=0.0025)
+    learning_rate: Scalar = eqx.field(converter=non_negative("learning_rate"), default=0.0025)
     warmup_steps: Steps | None = eqx.field(converter=optional(steps("warmup_steps")), default=None)
-    b1: Scalar = eqx.field(converter=real("b1", at_least=0, below=1), default=0.9)
-    b2: Scalar = eqx.field(converter=real("b2", at_least=0, below=1), default=0.999)
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-8)
-    weight_decay: Scalar = eqx.field(converter=real("weight_decay", at_least=0), default=0.0)
-    weight_lr_power: Scalar = eqx.field(converter=real("weight_lr_power", at_least=0), default=2.0)
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.9)
+    b2: Scalar = eqx.field(converter=decay_factor("b2"), default=0.999)
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
+    weight_decay: Scalar = eqx.field(converter=non_negative("weight_decay"), default=0.0)
+    weight_lr_power: Scalar = eqx.field(converter=non_negative("weight_lr_power"), default=2.0)
     state_dtype: np.dtype | None = eqx.field(
-        converter=inexact_dtype("state_dtype"), static=True, default=None
+        converter=to_dtype("state_dtype"), static=True, default=None
     )
 
     def compose(self) -> AbstractTransformation[_AdamWState]:
@@ -114,4 +120,10 @@ class ScheduleFreeAdamW(AbstractOptimizer[_AdamWState]):
             AddDecayedWeights(self.weight_decay),
             ScaleByLearningRate(rate),
         )
-        return ScheduleFree(base, rate, self.b1, self.weight_lr_power, self.state_dtype)
+        return ScheduleFree(
+            base_optimizer=base,
+            learning_rate=rate,
+            b1=self.b1,
+            weight_lr_power=self.weight_lr_power,
+            state_dtype=self.state_dtype,
+        )

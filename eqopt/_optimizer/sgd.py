@@ -1,17 +1,20 @@
 """Stochastic gradient descent."""
 
-from typing import Any
-
 import equinox as eqx
 import numpy as np
 
-from .._base.converters import flag, inexact_dtype, optional, real
+from .._base.converters import flag, optional, real, to_dtype
 from .._base.types import Scalar
-from .._schedule.base import AbstractSchedule, scheduled_real
+from .._schedule.base import AbstractSchedule, as_rate
 from .._transform.average import Trace, TraceState
 from .._transform.basic import Identity
 from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
-from .._transformation.base import AbstractOptimizer, AbstractTransformation, EmptyState
+from .._transformation.base import (
+    AbstractOptimizer,
+    AbstractTransformation,
+    AnyTransformation,
+    EmptyState,
+)
 from .._wrapper.chain import Chain, ChainState
 
 _State = ChainState[tuple[TraceState | EmptyState, ScaleByLearningRateState]]
@@ -25,26 +28,24 @@ class SGD(AbstractOptimizer[_State]):
 
     **Arguments:**
 
-    - `learning_rate`: the rate $\gamma_t \ge 0$, a number or a schedule.
+    - `learning_rate`: the rate $\gamma_t$, a number or a schedule, not negative.
     - `momentum`: the factor $\mu$, in $[0, 1]$; `None` is none, and needs no memory.
-    - `nesterov`: whether the momentum is Nesterov's.
+    - `nesterov`: whether to look ahead, as Nesterov's momentum does.
     - `accumulator_dtype`: the dtype of the momentum; `None` is the parameter's, and float32 for
         half precision.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(
-        converter=scheduled_real("learning_rate", at_least=0)
-    )
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)
     momentum: Scalar | None = eqx.field(
         converter=optional(real("momentum", at_least=0, at_most=1)), default=None
     )
     nesterov: bool = eqx.field(converter=flag("nesterov"), static=True, default=False)
     accumulator_dtype: np.dtype | None = eqx.field(
-        converter=inexact_dtype("accumulator_dtype"), static=True, default=None
+        converter=to_dtype("accumulator_dtype"), static=True, default=None
     )
 
     def compose(self) -> AbstractTransformation[_State]:
-        memory: AbstractTransformation[Any] = (
+        memory: AnyTransformation = (
             Identity()
             if self.momentum is None
             else Trace(self.momentum, self.nesterov, self.accumulator_dtype)

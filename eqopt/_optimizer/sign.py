@@ -3,9 +3,9 @@
 import equinox as eqx
 import numpy as np
 
-from .._base.converters import inexact_dtype, real
+from .._base.converters import decay_factor, to_dtype
 from .._base.types import Scalar
-from .._schedule.base import AbstractSchedule, scheduled_real
+from .._schedule.base import AbstractSchedule, as_rate
 from .._transform.average import EMA, EMAState
 from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
 from .._transform.sign import ScaleBySign
@@ -26,9 +26,7 @@ class SignSGD(AbstractOptimizer[_SignState]):
     - `learning_rate`: the size of a step, a number or a schedule, not negative.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(
-        converter=scheduled_real("learning_rate", at_least=0)
-    )
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)
 
     def compose(self) -> AbstractTransformation[_SignState]:
         return Chain(ScaleBySign(), ScaleByLearningRate(self.learning_rate))
@@ -52,12 +50,10 @@ class Signum(AbstractOptimizer[_SignumState]):
         Non-Convex Problems*, ICML 2018, algorithm 2 (arXiv 1802.04434).
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(
-        converter=scheduled_real("learning_rate", at_least=0)
-    )
-    beta: Scalar = eqx.field(converter=real("beta", at_least=0, below=1), default=0.9)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)
+    beta: Scalar = eqx.field(converter=decay_factor("beta"), default=0.9)
     accumulator_dtype: np.dtype | None = eqx.field(
-        converter=inexact_dtype("accumulator_dtype"), static=True, default=None
+        converter=to_dtype("accumulator_dtype"), static=True, default=None
     )
 
     def compose(self) -> AbstractTransformation[_SignumState]:

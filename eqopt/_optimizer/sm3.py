@@ -2,9 +2,9 @@
 
 import equinox as eqx
 
-from .._base.converters import real
+from .._base.converters import decay_factor
 from .._base.types import Scalar
-from .._schedule.base import AbstractSchedule, scheduled_real
+from .._schedule.base import AbstractSchedule, as_rate
 from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
 from .._transform.sm3 import ScaleBySM3, ScaleBySM3State
 from .._transformation.base import AbstractOptimizer, AbstractTransformation
@@ -24,10 +24,8 @@ class SM3(AbstractOptimizer[_State]):
     - `momentum`: the decay of the average of the rescaled gradients, in $[0, 1)$.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(
-        converter=scheduled_real("learning_rate", at_least=0)
-    )
-    momentum: Scalar = eqx.field(converter=real("momentum", at_least=0, below=1), default=0.9)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)
+    momentum: Scalar = eqx.field(converter=decay_factor("momentum"), default=0.9)
 
     def compose(self) -> AbstractTransformation[_State]:
         return Chain(ScaleBySM3(self.momentum), ScaleByLearningRate(self.learning_rate))

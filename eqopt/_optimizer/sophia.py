@@ -5,9 +5,10 @@ from typing import Any
 import equinox as eqx
 import numpy as np
 
-from .._base.converters import inexact_dtype, optional, real, steps
+from .._base.converters import decay_factor, non_negative, optional, positive, steps, to_dtype
+from .._base.fields import from_fields
 from .._base.types import Scalar, Steps
-from .._schedule.base import AbstractSchedule, scheduled_real
+from .._schedule.base import AbstractSchedule, as_rate
 from .._transform.decay import AddDecayedWeights
 from .._transform.hutchinson import (
     HutchinsonEstimatorDiagHessian,
@@ -18,6 +19,7 @@ from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateS
 from .._transformation.base import (
     AbstractOptimizer,
     AbstractTransformation,
+    AnyTransformation,
     check_transformation,
     EmptyState,
 )
@@ -43,51 +45,41 @@ class Sophia(AbstractOptimizer[_State]):
     - `weight_decay`: the decay, in proportion to the learning rate, not negative.
     - `weight_decay_mask`: what decays: a selector, a function from the parameters to booleans, or a
         tree of booleans; `None` is everything.
-    - `gamma`: the factor of the curvature, positive.
-    - `clip_threshold`: the limit, positive; `None` is none.
+    - `gamma`: the factor of the curvature, positive. With a larger one more entries stay within the
+        limit; the paper wants between a tenth and a half of them to.
+    - `clip_threshold`: the limit, positive; `None` is none, and then a step is as large as `1 /
+        eps` wherever no positive curvature has been seen.
     - `update_interval`: the number of steps between estimates of the curvature, at least 1.
-    - `hessian_diagonal_fn`: makes these estimates; by default
-        [`eqopt.HutchinsonEstimatorDiagHessian`][].
+    - `hessian_diagonal_fn`: makes the estimates: a transformation that replaces the updates by
+        them, given the gradient and what `update` was given; by default
+        [`eqopt.HutchinsonEstimatorDiagHessian`][]. It is not computed in the steps between.
     - `mu_dtype`: the dtype of the average gradient; `None` is the parameter's, and float32 for half
         precision.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(
-        converter=scheduled_real("learning_rate", at_least=0)
-    )
-    b1: Scalar = eqx.field(converter=real("b1", at_least=0, below=1), default=0.965)
-    b2: Scalar = eqx.field(converter=real("b2", at_least=0, below=1), default=0.99)
-    eps: Scalar = eqx.field(converter=real("eps", above=0), default=1e-8)
-    weight_decay: Scalar = eqx.field(converter=real("weight_decay", at_least=0), default=1e-4)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.965)
+    b2: Scalar = eqx.field(converter=decay_factor("b2"), default=0.99)
+    eps: Scalar = eqx.field(converter=positive("eps"), default=1e-8)
+    weight_decay: Scalar = eqx.field(converter=non_negative("weight_decay"), default=1e-4)
     weight_decay_mask: AbstractSelector | None = eqx.field(
         converter=optional(as_selector), default=None
     )
-    gamma: Scalar = eqx.field(converter=real("gamma", above=0), default=0.01)
+    gamma: Scalar = eqx.field(converter=positive("gamma"), default=0.01)
     clip_threshold: Scalar | None = eqx.field(
-        converter=optional(real("clip_threshold", above=0)), default=1.0
+        converter=optional(positive("clip_threshold")), default=1.0
     )
     update_interval: Steps = eqx.field(converter=steps("update_interval", at_least=1), default=10)
-    hessian_diagonal_fn: AbstractTransformation[Any] = eqx.field(
+    hessian_diagonal_fn: AnyTransformation = eqx.field(
         default_factory=HutchinsonEstimatorDiagHessian
     )
-    mu_dtype: np.dtype | None = eqx.field(
-        converter=inexact_dtype("mu_dtype"), static=True, default=None
-    )
+    mu_dtype: np.dtype | None = eqx.field(converter=to_dtype("mu_dtype"), static=True, default=None)
 
     def __check_init__(self) -> None:
         check_transformation("hessian_diagonal_fn", self.hessian_diagonal_fn)
 
     def compose(self) -> AbstractTransformation[_State]:
-        scaling = ScaleBySophia(
-            self.b1,
-            self.b2,
-            self.eps,
-            self.gamma,
-            self.clip_threshold,
-            self.update_interval,
-            self.hessian_diagonal_fn,
-            self.mu_dtype,
-        )
+        scaling = from_fields(ScaleBySophia, self)
         return Chain(
             scaling,
             AddDecayedWeights(self.weight_decay, self.weight_decay_mask),

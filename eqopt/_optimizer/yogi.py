@@ -2,9 +2,9 @@
 
 import equinox as eqx
 
-from .._base.converters import real
+from .._base.converters import decay_factor, non_negative
 from .._base.types import Scalar
-from .._schedule.base import AbstractSchedule, scheduled_real
+from .._schedule.base import AbstractSchedule, as_rate
 from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
 from .._transform.yogi import ScaleByYogi, ScaleByYogiState
 from .._transformation.base import AbstractOptimizer, AbstractTransformation
@@ -26,15 +26,12 @@ class Yogi(AbstractOptimizer[_State]):
     - `eps`: added to the root of what follows them, not negative.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(
-        converter=scheduled_real("learning_rate", at_least=0)
-    )
-    b1: Scalar = eqx.field(converter=real("b1", at_least=0, below=1), default=0.9)
-    b2: Scalar = eqx.field(converter=real("b2", at_least=0, below=1), default=0.999)
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-3)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.9)
+    b2: Scalar = eqx.field(converter=decay_factor("b2"), default=0.999)
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-3)
 
     def compose(self) -> AbstractTransformation[_State]:
         return Chain(
-            ScaleByYogi(self.b1, self.b2, self.eps),
-            ScaleByLearningRate(self.learning_rate),
+            ScaleByYogi(self.b1, self.b2, self.eps), ScaleByLearningRate(self.learning_rate)
         )

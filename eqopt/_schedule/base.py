@@ -12,8 +12,8 @@ import numpy as np
 import wadler_lindig as wl
 from jaxtyping import Array, Float, Int
 
-from .._base.checks import call_traced, describe, is_array, typed
-from .._base.converters import canonicalize, float_dtype, module_pdoc, real
+from .._base.checks import call_traced, describe, is_array, is_plain_function, typed
+from .._base.converters import canonicalize, float_dtype, module_pdoc, optional, real
 from .._base.types import Function, Scalar, ScalarLike
 from .._jit import compiled_call
 
@@ -67,12 +67,11 @@ def _name(function: Function) -> str:
     return function.__name__ if inspect.isroutine(function) else type(function).__name__
 
 
-def as_schedule(name: str, value: Any) -> AbstractSchedule:
+def as_schedule(name: str, value: object) -> AbstractSchedule:
     """Takes a schedule or a function of the count; refuses anything else."""
     if isinstance(value, AbstractSchedule):
         return value
-    # Never by `callable` alone: a model is callable, and so is many a Module.
-    if callable(value) and not isinstance(value, eqx.Module | type):
+    if is_plain_function(value):
         return FunctionSchedule(value)
     raise TypeError(
         f"`{name}` must be a schedule (an `eqopt.writing.AbstractSchedule`, or a function of the "
@@ -102,7 +101,12 @@ def scheduled_real(
     return convert_either
 
 
-def _evaluate(schedule: AbstractSchedule, counts: Any) -> Array:
+# The converters of most learning rates: of one that is required, and of one that may be `None`.
+as_rate = scheduled_real("learning_rate", at_least=0)
+maybe_rate = optional(as_rate)
+
+
+def _evaluate(schedule: AbstractSchedule, counts: object) -> Array:
     counts = jnp.asarray(counts)
     if not jnp.issubdtype(counts.dtype, jnp.integer):
         raise TypeError(f"a schedule is called with integer counts; got {counts.dtype}")
@@ -143,12 +147,12 @@ class Constant(AbstractSchedule):
 # is finite, and so are the derivatives through the `where` that passes it over.
 
 
-def as_real(x: Any) -> Float[Array, "..."]:
+def as_real(x: object) -> Float[Array, "..."]:
     """A field that holds real numbers, as it enters the arithmetic."""
     return jnp.asarray(x, float_dtype())
 
 
-def as_steps(x: Any) -> Int[Array, "..."]:
+def as_steps(x: object) -> Int[Array, "..."]:
     """A field that holds numbers of steps, as it enters the arithmetic."""
     return jnp.asarray(x, jnp.int32)
 

@@ -3,7 +3,7 @@
 import equinox as eqx
 from jaxtyping import Array, Float, Int
 
-from .._base.converters import real, steps
+from .._base.converters import positive, real, steps
 from .._base.types import Scalar, Steps
 from .base import AbstractSchedule, as_real, as_steps, between, cosine
 
@@ -33,7 +33,7 @@ class CosineDecay(AbstractSchedule):
     init_value: Scalar = eqx.field(converter=real("init_value"))
     decay_steps: Steps = eqx.field(converter=steps("decay_steps", at_least=1))
     alpha: Scalar = eqx.field(converter=real("alpha"), default=0.0)
-    exponent: Scalar = eqx.field(converter=real("exponent", above=0), default=1.0)
+    exponent: Scalar = eqx.field(converter=positive("exponent"), default=1.0)
 
     def at(self, count: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
         init_value = as_real(self.init_value)

@@ -3,7 +3,7 @@
 import equinox as eqx
 from jaxtyping import Array, Float, Int
 
-from .._base.converters import flag, optional, real, steps
+from .._base.converters import flag, optional, positive, real, steps
 from .._base.types import Scalar, Steps
 from .base import AbstractSchedule, as_real, as_steps, exponential, since
 
@@ -32,7 +32,7 @@ class ExponentialDecay(AbstractSchedule):
 
     init_value: Scalar = eqx.field(converter=real("init_value"))
     transition_steps: Steps = eqx.field(converter=steps("transition_steps", at_least=1))
-    decay_rate: Scalar = eqx.field(converter=real("decay_rate", above=0))
+    decay_rate: Scalar = eqx.field(converter=positive("decay_rate"))
     transition_begin: Steps = eqx.field(converter=steps("transition_begin"), default=0)
     staircase: bool = eqx.field(static=True, converter=flag("staircase"), default=False)
     end_value: Scalar | None = eqx.field(converter=optional(real("end_value")), default=None)

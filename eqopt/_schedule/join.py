@@ -1,7 +1,7 @@
 """One schedule after another."""
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import equinox as eqx
 import jax
@@ -25,7 +25,7 @@ def _schedules(
     return tuple(_schedule(f"schedules[{i}]", schedule) for i, schedule in enumerate(value))
 
 
-def _schedule(name: str, value: Any) -> AbstractSchedule:
+def _schedule(name: str, value: object) -> AbstractSchedule:
     if isinstance(value, int | float | np.ndarray | np.generic | jax.Array):
         return Constant(value)
     return as_schedule(name, value)

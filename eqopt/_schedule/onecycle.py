@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from .._base.converters import real, steps
+from .._base.converters import positive, real, steps
 from .._base.types import Scalar, Steps
 from .base import (
     AbstractSchedule,
@@ -48,8 +48,8 @@ class CosineOneCycle(AbstractSchedule):
     transition_steps: Steps = eqx.field(converter=steps("transition_steps", at_least=1))
     peak_value: Scalar = eqx.field(converter=real("peak_value"))
     pct_start: Scalar = eqx.field(converter=real("pct_start", at_least=0, at_most=1), default=0.3)
-    div_factor: Scalar = eqx.field(converter=real("div_factor", above=0), default=25.0)
-    final_div_factor: Scalar = eqx.field(converter=real("final_div_factor", above=0), default=1e4)
+    div_factor: Scalar = eqx.field(converter=positive("div_factor"), default=25.0)
+    final_div_factor: Scalar = eqx.field(converter=positive("final_div_factor"), default=1e4)
 
     def at(self, count: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
         num_steps, peak = as_steps(self.transition_steps), as_real(self.peak_value)
@@ -95,8 +95,8 @@ class LinearOneCycle(AbstractSchedule):
     peak_value: Scalar = eqx.field(converter=real("peak_value"))
     pct_start: Scalar = eqx.field(converter=real("pct_start", at_least=0, at_most=1), default=0.3)
     pct_final: Scalar = eqx.field(converter=real("pct_final", at_least=0, at_most=1), default=0.85)
-    div_factor: Scalar = eqx.field(converter=real("div_factor", above=0), default=25.0)
-    final_div_factor: Scalar = eqx.field(converter=real("final_div_factor", above=0), default=1e4)
+    div_factor: Scalar = eqx.field(converter=positive("div_factor"), default=25.0)
+    final_div_factor: Scalar = eqx.field(converter=positive("final_div_factor"), default=1e4)
 
     def __check_init__(self):
         concrete = isinstance(self.pct_start, np.generic) and isinstance(self.pct_final, np.generic)

@@ -9,6 +9,7 @@ import numpy as np
 import wadler_lindig as wl
 from jaxtyping import Array, Float, Int
 
+from .._base.checks import is_plain_function
 from .._base.compat import Tracer
 from .._base.converters import float_dtype, real, steps
 from .._base.types import Function, Scalar, ScalarLike
@@ -73,7 +74,7 @@ def _curve(value: Function | str) -> Function:
     known = {"linear": linear_interpolation, "cosine": cosine_interpolation}
     if isinstance(value, str) and value in known:
         return known[value]
-    if callable(value) and not isinstance(value, eqx.Module | type):
+    if is_plain_function(value):
         return value
     raise ValueError(
         "`interpolate_type` must be `eqopt.options.linear_interpolation`, "

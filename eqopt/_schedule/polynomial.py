@@ -4,7 +4,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from .._base.converters import real, steps
+from .._base.converters import positive, real, steps
 from .._base.types import Scalar, Steps
 from .base import AbstractSchedule, as_real, as_steps, between, line, remaining, since
 
@@ -32,7 +32,7 @@ class Polynomial(AbstractSchedule):
 
     init_value: Scalar = eqx.field(converter=real("init_value"))
     end_value: Scalar = eqx.field(converter=real("end_value"))
-    power: Scalar = eqx.field(converter=real("power", above=0))
+    power: Scalar = eqx.field(converter=positive("power"))
     transition_steps: Steps = eqx.field(converter=steps("transition_steps"))
     transition_begin: Steps = eqx.field(converter=steps("transition_begin"), default=0)
 

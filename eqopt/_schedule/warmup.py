@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from .._base.converters import flag, optional, real, steps
+from .._base.converters import flag, optional, positive, real, steps
 from .._base.types import Scalar, Steps
 from .base import AbstractSchedule, as_real, as_steps, between, cosine, exponential, line, since
 
@@ -75,7 +75,7 @@ class WarmupCosineDecay(AbstractSchedule):
     warmup_steps: Steps = eqx.field(converter=steps("warmup_steps"), kw_only=True)
     decay_steps: Steps = eqx.field(converter=steps("decay_steps", at_least=1), kw_only=True)
     end_value: Scalar = eqx.field(converter=real("end_value"), default=0.0, kw_only=True)
-    exponent: Scalar = eqx.field(converter=real("exponent", above=0), default=1.0, kw_only=True)
+    exponent: Scalar = eqx.field(converter=positive("exponent"), default=1.0, kw_only=True)
 
     def __check_init__(self):
         warmup, decay = self.warmup_steps, self.decay_steps
@@ -131,7 +131,7 @@ class WarmupExponentialDecay(AbstractSchedule):
     transition_steps: Steps = eqx.field(
         converter=steps("transition_steps", at_least=1), kw_only=True
     )
-    decay_rate: Scalar = eqx.field(converter=real("decay_rate", above=0), kw_only=True)
+    decay_rate: Scalar = eqx.field(converter=positive("decay_rate"), kw_only=True)
     transition_begin: Steps = eqx.field(
         converter=steps("transition_begin"), default=0, kw_only=True
     )

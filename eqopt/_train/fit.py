@@ -14,15 +14,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from .._base.checks import is_inexact
 from .._base.converters import canonicalize, optional, prng_key, size
 from .._base.key_data import kept, unkept
 from .._base.norms import global_norm
 from .._base.progress import AbstractProgress, as_progress
 from .._base.types import Function, Model
+from .._base.xla import written_after
 from .._jit.function import hoist, opaque
 from .._jit.partition import mark_numbers_dynamic, on_device, pack, Partitioned, StaticPart
-from .._transformation.base import AbstractTransformation, check_transformation, step
+from .._transformation.base import (
+    AnyTransformation,
+    check_transformation,
+    step,
+)
 from .history import History, Metrics, Record
 from .hyperparameters import learning_rate
 
@@ -95,14 +99,14 @@ class FitCallbackArgs(Generic[Model]):
 
 def fit(
     fn: Function,
-    optimizer: AbstractTransformation[Any],
+    optimizer: AnyTransformation,
     params: Model,
     batches: Iterable[Any],
     *,
     state: eqx.Module | None = None,
     has_aux: bool = False,
     steps_per_call: int = 1,
-    key: Any = None,
+    key: object = None,
     progress: bool | AbstractProgress = False,
     callback: Callable[[FitCallbackArgs[Model]], Any] | None = None,
 ) -> Fit[Model]:
@@ -187,7 +191,13 @@ def fit(
         bar.update(record.num_steps, record.message())
         bar.close()
     new_model, new_state, new_key = loop.rebuild()
-    return Fit(new_model, new_state, record.history(), new_key, interrupted)
+    return Fit(
+        model=new_model,
+        state=new_state,
+        history=record.history(),
+        key=new_key,
+        interrupted=interrupted,
+    )
 
 
 class _Loop:
@@ -209,20 +219,6 @@ def _copy(arrays: list[Any]) -> list[Any]:
     return jax.tree.map(jnp.copy, arrays)
 
 
-def _after(norm: Array, model: Model) -> Model:
-    """The model, to be written when the norm is known, and so all gradients.
-
-    What is written over the old model must not be written while a gradient still reads it. Of that
-    the compiler is not certain by itself, and copies what it may be.
-    """
-
-    # Which it never is; selected, so that not a bit of the model changes.
-    negative = norm < 0
-    return jax.tree.map(
-        lambda x: jnp.where(negative, jnp.zeros_like(x), x) if is_inexact(x) else x, model
-    )
-
-
 @functools.lru_cache(maxsize=64)
 def _make(
     spec: StaticPart, fixed_spec: StaticPart, has_aux: bool
@@ -239,9 +235,9 @@ def _make(
         rate = learning_rate(optimizer, state)
         args = batch.unpack()
         model, state, evaluation = step(optimizer, fn, model, state, args, kwargs, has_aux)
-        # Lest the squares be one with those of the optimizer, and kept until it wants them.
+        # A barrier: otherwise XLA shares these squares with the optimizer and keeps them alive.
         norm = global_norm(jax.lax.optimization_barrier(evaluation.grad))
-        model = _after(norm, model)
+        model = written_after(norm, model)
         metrics = Metrics.of(evaluation.value, norm, rate, evaluation.aux)
         return pack((model, state, key)).arrays, metrics
 

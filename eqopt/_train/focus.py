@@ -10,18 +10,16 @@ from .._base.types import Function
 from .._jit import compiled_call
 from .._jit.function import note_trace
 from .._jit.partition import Flat
-from .._objective.objective import Evaluation, Objective
+from .._objective.objective import AnyEvaluation, Evaluation, Objective
 from .._transformation.apply import apply_updates
-from .._transformation.base import AbstractTransformation, step, takes_examples
+from .._transformation.base import AnyTransformation, step, takes_examples
 from .._transformation.eval_params import LookaheadParams
 from .._transformation.masking import Chosen, hide, others
 from .._wrapper.freeze import SelectiveTransform
 from ..selectors._selector import AbstractSelector
 
 
-def focused(
-    transformation: AbstractTransformation[Any], focus: AbstractSelector | None
-) -> AbstractTransformation[Any]:
+def focused(transformation: AnyTransformation, focus: AbstractSelector | None) -> AnyTransformation:
     """The transformation of what is in focus; all else stays."""
     return transformation if focus is None else SelectiveTransform(transformation, ~focus)
 
@@ -49,7 +47,7 @@ def out_of_focus(state: Any, focus: AbstractSelector | None) -> Chosen | None:
     return None if focus is None else state.frozen
 
 
-def _unpacked(rule: Flat, state: Any) -> tuple[AbstractTransformation[Any], Chosen | None]:
+def _unpacked(rule: Flat, state: object) -> tuple[AnyTransformation, Chosen | None]:
     transformation, focus = rule.whole()
     return focused(transformation, focus), out_of_focus(state, focus)
 
@@ -75,14 +73,14 @@ def gradient(
     kwargs: dict[str, Any],
     has_aux: bool,
     frozen: Chosen | None,
-) -> Evaluation[Any]:
+) -> AnyEvaluation:
     if not compiled_call.is_inside_trace():
         note_trace(fn, compiled_call.signature((target, args, kwargs)))
     trained, rest = eqx.partition(target, checks.is_inexact)
     if frozen is not None:
         rest = eqx.combine(hide(trained, frozen, name="target"), rest)
         trained = hide(trained, others(frozen))
-    return Objective(fn, rest, args, kwargs, has_aux).evaluate(trained)
+    return Objective(fn=fn, rest=rest, args=args, kwargs=kwargs, has_aux=has_aux).evaluate(trained)
 
 
 def take_step(
@@ -92,7 +90,7 @@ def take_step(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     has_aux: bool,
-) -> tuple[Flat, Evaluation[Any]]:
+) -> tuple[Flat, AnyEvaluation]:
     if not compiled_call.is_inside_trace():
         note_trace(fn, compiled_call.signature((rule, flat, args, kwargs)))
     target, state = flat.whole()

@@ -100,7 +100,7 @@ class Record:
         self._waiting = []
 
     def message(self) -> str:
-        # Of what has been dispatched, the latest loss that is there already: never wait for it.
+        # The latest loss that has arrived already: never wait for one that is still computed.
         for metrics in reversed(self._waiting):
             numbers: Any = metrics.numbers
             if numbers.is_ready():
@@ -133,7 +133,7 @@ def _taken(aux: PyTree) -> Partitioned:
         raise
 
 
-def _is_hashable(x: Any) -> bool:
+def _is_hashable(x: object) -> bool:
     # By trying: a tuple's class has a hash, whatever is in it.
     try:
         hash(x)

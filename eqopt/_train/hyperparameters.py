@@ -16,6 +16,7 @@ from .._schedule.base import AbstractSchedule
 from .._transformation.base import (
     AbstractOptimizer,
     AbstractTransformation,
+    AnyTransformation,
     check_state,
     state_type,
 )
@@ -31,7 +32,7 @@ class _Found:
 
 
 def hyperparameters(
-    transformation: AbstractTransformation[Any], state: eqx.Module
+    transformation: AnyTransformation, state: eqx.Module
 ) -> dict[str, Float[Array, ""]]:
     """Gives the numeric hyper-parameters that the next step will use, for logging.
 
@@ -68,7 +69,7 @@ def hyperparameters(
     return {found.name: found.value for found in _collect(transformation, state)}
 
 
-def learning_rate(transformation: AbstractTransformation[Any], state: eqx.Module) -> Any:
+def learning_rate(transformation: AnyTransformation, state: eqx.Module) -> Any:
     """The first learning rate there is, or `None`."""
     rates = [
         value
@@ -78,7 +79,7 @@ def learning_rate(transformation: AbstractTransformation[Any], state: eqx.Module
     return rates[0] if rates else None
 
 
-def _collect(transformation: AbstractTransformation[Any], state: Any) -> list[_Found]:
+def _collect(transformation: AnyTransformation, state: Any) -> list[_Found]:
     if isinstance(transformation, Scheduled):
         return _collect(transformation.at(state.count), state.inner_state)
     if isinstance(transformation, InjectedHyperparams):
@@ -115,15 +116,15 @@ def _in_force(transformation: InjectedHyperparams[Any], state: Any) -> dict[str,
     return {x.name: x.value for x in found}
 
 
-def _numbers(transformation: AbstractTransformation[Any]) -> list[tuple[str, Any]]:
+def _numbers(transformation: AnyTransformation) -> list[tuple[str, Any]]:
     found = [(f.name, getattr(transformation, f.name)) for f in dataclasses.fields(transformation)]
     kinds = AbstractSchedule | jax.Array | np.ndarray | np.generic
     return [(name, x) for name, x in found if isinstance(x, kinds) and not is_key(x)]
 
 
 def _children(
-    transformation: AbstractTransformation[Any],
-) -> list[tuple[str, AbstractTransformation[Any]]]:
+    transformation: AnyTransformation,
+) -> list[tuple[str, AnyTransformation]]:
     found, _ = jax.tree_util.tree_flatten_with_path(
         transformation,
         is_leaf=lambda x: isinstance(x, AbstractTransformation) and x is not transformation,

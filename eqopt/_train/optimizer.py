@@ -11,8 +11,13 @@ from .._base.types import Function, Model, State
 from .._jit import compiled_call
 from .._jit.function import hoist, opaque
 from .._jit.partition import filter_arrays, Flat, mark_numbers_dynamic, on_device
-from .._objective.objective import Evaluation
-from .._transformation.base import AbstractTransformation, check_state, check_transformation
+from .._objective.objective import AnyEvaluation
+from .._transformation.base import (
+    AbstractTransformation,
+    AnyTransformation,
+    check_state,
+    check_transformation,
+)
 from .._transformation.eval_params import eval_params
 from .._wrapper.freeze import SelectiveTransformState
 from ..selectors._selector import AbstractSelector, as_selector
@@ -61,7 +66,7 @@ class Optimizer(eqx.Module, Generic[Model, State]):
 
     def __init__(
         self,
-        transformation: AbstractTransformation[Any],
+        transformation: AnyTransformation,
         state: State = _MISSING,
         target: Model = _MISSING,
         focus: AbstractSelector | None = None,
@@ -82,7 +87,7 @@ class Optimizer(eqx.Module, Generic[Model, State]):
         return object.__getattribute__(self, name)
 
     @property
-    def transformation(self) -> AbstractTransformation[Any]:
+    def transformation(self) -> AnyTransformation:
         return self._rule.whole()[0]
 
     @property
@@ -124,9 +129,9 @@ class Optimizer(eqx.Module, Generic[Model, State]):
     @classmethod
     def create(
         cls,
-        transformation: AbstractTransformation[Any],
-        target: Any,
-        focus: Any = None,
+        transformation: AnyTransformation,
+        target: object,
+        focus: object = None,
         *,
         value_fn: Function | None = None,
         args: tuple[Any, ...] = (),
@@ -262,7 +267,7 @@ class Optimizer(eqx.Module, Generic[Model, State]):
 
     def step(
         self, fn: Function, /, *args: Any, has_aux: bool = False, **kwargs: Any
-    ) -> "tuple[Optimizer[Model, State], Evaluation[Any]]":
+    ) -> "tuple[Optimizer[Model, State], AnyEvaluation]":
         """Evaluates a loss and its gradient, and takes a step, in one compiled program.
 
         **Arguments:**
@@ -352,7 +357,7 @@ def _stepped(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     has_aux: bool,
-) -> tuple[Optimizer[Model, State], Evaluation[Any]]:
+) -> tuple[Optimizer[Model, State], AnyEvaluation]:
     hoisted = hoist(fn)
     flat, evaluation = compiled_call.advance(
         take_step,

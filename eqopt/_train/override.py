@@ -13,11 +13,11 @@ from .._base import checks
 from .._base.converters import real
 from .._base.types import Scalar, Steps
 from .._schedule.base import AbstractSchedule, Constant
-from .._transformation.base import AbstractTransformation
+from .._transformation.base import AbstractTransformation, AnyTransformation
 from .._wrapper.scheduled import Scheduled
 
 _Path = tuple[Any, ...]
-_Transformation = TypeVar("_Transformation", bound=AbstractTransformation[Any])
+_Transformation = TypeVar("_Transformation", bound=AnyTransformation)
 _NUMERIC = {*typing.get_args(Scalar), *typing.get_args(Steps)}
 
 
@@ -25,7 +25,7 @@ class AbstractOverridable(eqx.Module):
     """A transformation that says itself what overriding one of its hyper-parameters means."""
 
     @abc.abstractmethod
-    def override(self, changes: dict[str, Any]) -> AbstractTransformation[Any]:
+    def override(self, changes: dict[str, Any]) -> AnyTransformation:
         """Gives the transformation with other hyper-parameters, in the same form.
 
         **Arguments:**
@@ -71,7 +71,7 @@ def override(transformation: _Transformation, changes: dict[str, Any]) -> _Trans
     return treedef.unflatten([new.get(path, x) for path, x in found])
 
 
-def _slots(transformation: AbstractTransformation[Any], name: str, path: _Path) -> list[_Slot]:
+def _slots(transformation: AnyTransformation, name: str, path: _Path) -> list[_Slot]:
     if isinstance(transformation, Scheduled):
         return _scheduled(transformation, name, path)
     # Modules are flattened by field, so the first key tells whose a value is.
@@ -113,21 +113,21 @@ class _Mark:
         self.path = path
 
 
-def _is_value(x: Any) -> bool:
+def _is_value(x: object) -> bool:
     return x is None or isinstance(x, AbstractTransformation | AbstractSchedule)
 
 
-def _is_numeric(field: dataclasses.Field[Any], x: Any) -> bool:
+def _is_numeric(field: dataclasses.Field[Any], x: object) -> bool:
     if x is None:  # not given, but could be
         return not _NUMERIC.isdisjoint(typing.get_args(field.type))
     return isinstance(x, AbstractSchedule) or _is_number(x)
 
 
-def _is_number(x: Any) -> bool:
+def _is_number(x: object) -> bool:
     return isinstance(x, (*checks.ARRAYS, int, float)) and not isinstance(x, bool | np.bool_)
 
 
-def _find(transformation: AbstractTransformation[Any], slots: list[_Slot], name: str) -> _Slot:
+def _find(transformation: AnyTransformation, slots: list[_Slot], name: str) -> _Slot:
     exact = [x for x in slots if x.name == name]
     found = exact or [x for x in slots if x.name.rsplit(".", 1)[-1] == name]
     if len(found) == 1:
@@ -147,7 +147,7 @@ def _listed(slots: list[_Slot]) -> str:
     return ", ".join(f"`{x.name}`" for x in slots)
 
 
-def _converted(slot: _Slot, name: str, value: Any) -> Any:
+def _converted(slot: _Slot, name: str, value: object) -> Any:
     if not _is_number(value):
         raise TypeError(f"`{name}` must be a number; got {checks.describe(value)}")
     return slot.field.metadata.get("converter", real(slot.field.name))(value)

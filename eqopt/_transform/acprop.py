@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
 from .._base.arithmetic import abs_sq, divide, ema, minus, over_root, plus, where_positive
-from .._base.converters import real
+from .._base.converters import decay_factor, non_negative
 from .._base.trees import bias_correction, increment, one_minus, zero_count, zeros_like
 from .._base.types import Count, Params, Scalar
 from .._objective.objective import Context
@@ -67,9 +67,9 @@ class ScaleByACProp(AbstractLeafwise[ScaleByACPropState]):
     **Arguments:**
 
     - `b1`: the decay $\beta_1$ of the average gradient, in $[0, 1)$.
-    - `b2`: the decay $\beta_2$ of the average squared distance, in $[0, 1)$.
-    - `eps`: $\epsilon \ge 0$, added to the root.
-    - `eps_root`: $\bar\epsilon \ge 0$, added to the average at each step.
+    - `b2`: the decay $\beta_2$ of the average squared distance from it, in $[0, 1)$.
+    - `eps`: added to the root of that average, $\epsilon \ge 0$.
+    - `eps_root`: added to that average at each step, $\bar\epsilon \ge 0$.
 
     !!! note
         The distance is from $m_{t-1}$, as in optax's code; in its formula, and in
@@ -81,10 +81,10 @@ class ScaleByACProp(AbstractLeafwise[ScaleByACPropState]):
         Update for Adaptive Gradient Methods*, NeurIPS 2021 (arXiv 2110.05454).
     """
 
-    b1: Scalar = eqx.field(converter=real("b1", at_least=0, below=1), default=0.9)
-    b2: Scalar = eqx.field(converter=real("b2", at_least=0, below=1), default=0.999)
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-16)
-    eps_root: Scalar = eqx.field(converter=real("eps_root", at_least=0), default=1e-16)
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.9)
+    b2: Scalar = eqx.field(converter=decay_factor("b2"), default=0.999)
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-16)
+    eps_root: Scalar = eqx.field(converter=non_negative("eps_root"), default=1e-16)
 
     def init_state(self, params: Params, context: Context) -> ScaleByACPropState:
         return ScaleByACPropState(zero_count(), zeros_like(params), zeros_like(params, real=True))

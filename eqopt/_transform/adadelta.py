@@ -5,7 +5,7 @@ from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
 from .._base.arithmetic import abs_sq, divide, ema, plus, safe_sqrt, times
-from .._base.converters import real
+from .._base.converters import decay_factor, positive
 from .._base.trees import one_minus, zeros_like
 from .._base.types import Params, Scalar
 from .._objective.objective import Context
@@ -56,8 +56,8 @@ class ScaleByAdadelta(AbstractLeafwise[ScaleByAdadeltaState]):
     **Arguments:**
 
     - `rho`: the decay $\rho$ of both averages, in $[0, 1)$.
-    - `eps`: $\epsilon > 0$. The first steps are as long as it allows: without it there would be
-        none.
+    - `eps`: added to both averages under the root, $\epsilon > 0$. The first steps are as long as
+        it allows: without it there would be none.
 
     !!! note
         Of complex gradients the squared modulus is averaged, as in every other transformation;
@@ -67,8 +67,8 @@ class ScaleByAdadelta(AbstractLeafwise[ScaleByAdadeltaState]):
         Zeiler, *ADADELTA: An Adaptive Learning Rate Method*, 2012, algorithm 1 (arXiv 1212.5701).
     """
 
-    rho: Scalar = eqx.field(converter=real("rho", at_least=0, below=1), default=0.9)
-    eps: Scalar = eqx.field(converter=real("eps", above=0), default=1e-6)
+    rho: Scalar = eqx.field(converter=decay_factor("rho"), default=0.9)
+    eps: Scalar = eqx.field(converter=positive("eps"), default=1e-6)
 
     def init_state(self, params: Params, context: Context) -> ScaleByAdadeltaState:
         return ScaleByAdadeltaState(zeros_like(params, real=True), zeros_like(params, real=True))

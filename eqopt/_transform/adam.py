@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
 from .._base.arithmetic import abs_sq, debiased, divide, ema, over_root
-from .._base.converters import flag, inexact_dtype, real
+from .._base.converters import decay_factor, flag, non_negative, to_dtype
 from .._base.trees import increment, moment_weights, one_minus, zero_count, zeros_like
 from .._base.types import Count, Params, Scalar
 from .._objective.objective import Context
@@ -66,10 +66,10 @@ class ScaleByAdam(AbstractLeafwise[ScaleByAdamState]):
 
     - `b1`: the decay $\beta_1$ of the average gradient, in $[0, 1)$.
     - `b2`: the decay $\beta_2$ of the average squared gradient, in $[0, 1)$.
-    - `eps`: $\epsilon \ge 0$, added to the root; bounds the updates where gradients are tiny.
-    - `eps_root`: $\bar\epsilon \ge 0$, added under the root.
-    - `mu_dtype`: the dtype of $m$; `None` is the parameter's, and float32 for half
-        precision.
+    - `eps`: added to the root of the average square, $\epsilon \ge 0$.
+    - `eps_root`: added under that root, $\bar\epsilon \ge 0$.
+    - `mu_dtype`: the dtype of the average gradient $m$; `None` is the parameter's, and float32 for
+        half precision.
     - `nesterov`: whether to look ahead, as Nesterov's momentum does.
 
     !!! note
@@ -81,13 +81,11 @@ class ScaleByAdam(AbstractLeafwise[ScaleByAdamState]):
         (arXiv 1412.6980). Dozat, *Incorporating Nesterov Momentum into Adam*, ICLR workshop 2016.
     """
 
-    b1: Scalar = eqx.field(converter=real("b1", at_least=0, below=1), default=0.9)
-    b2: Scalar = eqx.field(converter=real("b2", at_least=0, below=1), default=0.999)
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-8)
-    eps_root: Scalar = eqx.field(converter=real("eps_root", at_least=0), default=0.0)
-    mu_dtype: np.dtype | None = eqx.field(
-        converter=inexact_dtype("mu_dtype"), static=True, default=None
-    )
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.9)
+    b2: Scalar = eqx.field(converter=decay_factor("b2"), default=0.999)
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
+    eps_root: Scalar = eqx.field(converter=non_negative("eps_root"), default=0.0)
+    mu_dtype: np.dtype | None = eqx.field(converter=to_dtype("mu_dtype"), static=True, default=None)
     nesterov: bool = eqx.field(converter=flag("nesterov"), static=True, default=False)
 
     def init_state(self, params: Params, context: Context) -> ScaleByAdamState:

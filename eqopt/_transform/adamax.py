@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
 from .._base.arithmetic import divide, ema, plus, times
-from .._base.converters import real
+from .._base.converters import decay_factor, non_negative
 from .._base.trees import bias_correction, increment, one_minus, zero_count, zeros_like
 from .._base.types import Count, Params, Scalar
 from .._objective.objective import Context
@@ -58,7 +58,7 @@ class ScaleByAdamax(AbstractLeafwise[ScaleByAdamaxState]):
 
     - `b1`: the decay $\beta_1$ of the average gradient, in $[0, 1)$.
     - `b2`: the decay $\beta_2$ of the largest gradient, in $[0, 1)$.
-    - `eps`: $\epsilon \ge 0$, added to the modulus of each gradient, as in torch; the paper has
+    - `eps`: added to the modulus of each gradient, $\epsilon \ge 0$, as in torch; the paper has
         none.
 
     ??? cite "Reference"
@@ -66,9 +66,9 @@ class ScaleByAdamax(AbstractLeafwise[ScaleByAdamaxState]):
         (arXiv 1412.6980).
     """
 
-    b1: Scalar = eqx.field(converter=real("b1", at_least=0, below=1), default=0.9)
-    b2: Scalar = eqx.field(converter=real("b2", at_least=0, below=1), default=0.999)
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-8)
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.9)
+    b2: Scalar = eqx.field(converter=decay_factor("b2"), default=0.999)
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
 
     def init_state(self, params: Params, context: Context) -> ScaleByAdamaxState:
         return ScaleByAdamaxState(zero_count(), zeros_like(params), zeros_like(params, real=True))

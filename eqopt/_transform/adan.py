@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
 from .._base.arithmetic import abs_sq, divide, ema, minus, over_root, plus, times, where_positive
-from .._base.converters import real
+from .._base.converters import decay_factor, non_negative
 from .._base.trees import bias_correction, increment, one_minus, zero_count, zeros_like
 from .._base.types import Count, Params, Scalar
 from .._objective.objective import Context
@@ -89,8 +89,8 @@ class ScaleByAdan(AbstractLeafwise[ScaleByAdanState]):
     - `b1`: the decay $\beta_1$ of the average gradient, in $[0, 1)$.
     - `b2`: the decay $\beta_2$ of the average change, in $[0, 1)$; also how far to look ahead.
     - `b3`: the decay $\beta_3$ of the average square, in $[0, 1)$.
-    - `eps`: $\epsilon \ge 0$, added to the root.
-    - `eps_root`: $\bar\epsilon \ge 0$, added under the root.
+    - `eps`: added to the root of that average, $\epsilon \ge 0$.
+    - `eps_root`: added under that root, $\bar\epsilon \ge 0$.
 
     !!! note
         The paper's $\beta_i$ are one minus these, and so it has $1 - \beta_2$ where $\beta_2$ is
@@ -102,19 +102,19 @@ class ScaleByAdan(AbstractLeafwise[ScaleByAdanState]):
         Optimizing Deep Models*, 2022, algorithm 1 (arXiv 2208.06677).
     """
 
-    b1: Scalar = eqx.field(converter=real("b1", at_least=0, below=1), default=0.98)
-    b2: Scalar = eqx.field(converter=real("b2", at_least=0, below=1), default=0.92)
-    b3: Scalar = eqx.field(converter=real("b3", at_least=0, below=1), default=0.99)
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-8)
-    eps_root: Scalar = eqx.field(converter=real("eps_root", at_least=0), default=0.0)
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.98)
+    b2: Scalar = eqx.field(converter=decay_factor("b2"), default=0.92)
+    b3: Scalar = eqx.field(converter=decay_factor("b3"), default=0.99)
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
+    eps_root: Scalar = eqx.field(converter=non_negative("eps_root"), default=0.0)
 
     def init_state(self, params: Params, context: Context) -> ScaleByAdanState:
         return ScaleByAdanState(
-            zero_count(),
-            zeros_like(params),
-            zeros_like(params),
-            zeros_like(params, real=True),
-            zeros_like(params),
+            count=zero_count(),
+            m=zeros_like(params),
+            v=zeros_like(params),
+            n=zeros_like(params, real=True),
+            g=zeros_like(params),
         )
 
     def rule(self, state: ScaleByAdanState, params: Params | None, context: Context) -> Rule:
@@ -122,7 +122,7 @@ class ScaleByAdan(AbstractLeafwise[ScaleByAdanState]):
         decays = (self.b1, self.b2, self.b3)
         return Rule(
             _adan,
-            ScaleByAdanState(count, state.m, state.v, state.n, state.g),
+            ScaleByAdanState(count=count, m=state.m, v=state.v, n=state.n, g=state.g),
             trees=("m", "v", "n", "g"),
             scalars=(
                 state.count == 0,

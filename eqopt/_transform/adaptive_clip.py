@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact
 
 from .._base import checks
-from .._base.arithmetic import norm, times
-from .._base.converters import real
+from .._base.arithmetic import norm, times, within
+from .._base.converters import non_negative
 from .._base.types import Params, Scalar
 from .._objective.objective import Context, require_params
 from .._transformation.base import AbstractLeafwise, EmptyState
@@ -62,12 +62,8 @@ def _clip_units(
 ) -> Inexact[Array, "*shape"]:
     sizes = _norms(update, axis)
     limits = clipping * jnp.maximum(_norms(param, axis), eps)
-    exceeds = sizes > limits
-    # The division is guarded twice, so that its derivative is finite where it is not used.
-    factors = jnp.where(exceeds, limits / jnp.where(exceeds, sizes, 1), 1)
-    factors = jnp.where(jnp.isfinite(sizes), factors, 0)
     # Selected, for `0 * inf` is NaN.
-    factors = jnp.broadcast_to(factors, update.shape)
+    factors = jnp.broadcast_to(within(sizes, limits), update.shape)
     return jnp.where(factors > 0, times(factors, update), 0)
 
 
@@ -100,8 +96,8 @@ class AdaptiveGradClip(AbstractLeafwise[EmptyState]):
         Normalization*, ICML 2021, equation 3 (arXiv 2102.06171).
     """
 
-    clipping: Scalar = eqx.field(converter=real("clipping", at_least=0))
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-3)
+    clipping: Scalar = eqx.field(converter=non_negative("clipping"))
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-3)
     axis: _Axis | None = eqx.field(converter=_axis, static=True, default=None)
 
     def init_state(self, params: Params, context: Context) -> EmptyState:

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
 from .._base.arithmetic import abs_sq, divide, ema, over_root, plus, times
-from .._base.converters import inexact_dtype, real
+from .._base.converters import decay_factor, non_negative, to_dtype
 from .._base.trees import (
     bias_correction,
     increment,
@@ -85,11 +85,10 @@ class ScaleByAdEMAMix(AbstractLeafwise[ScaleByAdEMAMixState]):
 
     - `b1`: the decay $\beta_1$ of the fast average, in $[0, 1)$.
     - `b2`: the decay $\beta_2$ of the average squared gradient, in $[0, 1)$.
-    - `b3`: the decay $\beta_3$ of the slow average: a number in $[0, 1)$, a schedule, or a function
-        of the count.
+    - `b3`: the decay $\beta_3$ of the slow average, a number in $[0, 1)$ or a schedule.
     - `alpha`: the weight $\alpha \ge 0$ of the slow average; it too may follow a schedule.
-    - `eps`: $\epsilon \ge 0$, added to the root.
-    - `eps_root`: $\bar\epsilon \ge 0$, added under the root.
+    - `eps`: added to the root of the average square, $\epsilon \ge 0$.
+    - `eps_root`: added under that root, $\bar\epsilon \ge 0$.
     - `mu_dtype`: the dtype of both averages; `None` is the parameter's, and float32 for half
         precision.
 
@@ -102,19 +101,17 @@ class ScaleByAdEMAMix(AbstractLeafwise[ScaleByAdEMAMixState]):
         algorithm 1 (arXiv 2409.03137).
     """
 
-    b1: Scalar = eqx.field(converter=real("b1", at_least=0, below=1), default=0.9)
-    b2: Scalar = eqx.field(converter=real("b2", at_least=0, below=1), default=0.999)
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.9)
+    b2: Scalar = eqx.field(converter=decay_factor("b2"), default=0.999)
     b3: Scalar | AbstractSchedule = eqx.field(
         converter=scheduled_real("b3", at_least=0, below=1), default=0.9999
     )
     alpha: Scalar | AbstractSchedule = eqx.field(
         converter=scheduled_real("alpha", at_least=0), default=6.0
     )
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-8)
-    eps_root: Scalar = eqx.field(converter=real("eps_root", at_least=0), default=0.0)
-    mu_dtype: np.dtype | None = eqx.field(
-        converter=inexact_dtype("mu_dtype"), static=True, default=None
-    )
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
+    eps_root: Scalar = eqx.field(converter=non_negative("eps_root"), default=0.0)
+    mu_dtype: np.dtype | None = eqx.field(converter=to_dtype("mu_dtype"), static=True, default=None)
 
     def init_state(self, params: Params, context: Context) -> ScaleByAdEMAMixState:
         return ScaleByAdEMAMixState(
@@ -190,12 +187,11 @@ class ScaleBySimplifiedAdEMAMix(AbstractLeafwise[ScaleBySimplifiedAdEMAMixState]
 
     **Arguments:**
 
-    - `b1`: the decay $\beta_1$ of the sum, in $[0, 1)$.
+    - `b1`: the decay $\beta_1$ of the sum of gradients, in $[0, 1)$.
     - `b2`: the decay $\beta_2$ of the average squared gradient, in $[0, 1)$.
-    - `alpha`: the additional weight $\alpha \ge 0$ of the newest gradient: a number, a schedule, or
-        a function of the count.
-    - `eps`: $\epsilon \ge 0$, added to the root.
-    - `eps_root`: $\bar\epsilon \ge 0$, added under the root.
+    - `alpha`: the additional weight of the newest gradient, a number or a schedule, $\alpha \ge 0$.
+    - `eps`: added to the root of the average square, $\epsilon \ge 0$.
+    - `eps_root`: added under that root, $\bar\epsilon \ge 0$.
 
     !!! note
         $m$ is a sum and no average. With $\alpha = 0$ the updates are those of
@@ -207,13 +203,13 @@ class ScaleBySimplifiedAdEMAMix(AbstractLeafwise[ScaleBySimplifiedAdEMAMixState]
         and Accelerated SGD Variants*, 2025 (arXiv 2502.02431).
     """
 
-    b1: Scalar = eqx.field(converter=real("b1", at_least=0, below=1), default=0.99)
-    b2: Scalar = eqx.field(converter=real("b2", at_least=0, below=1), default=0.95)
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.99)
+    b2: Scalar = eqx.field(converter=decay_factor("b2"), default=0.95)
     alpha: Scalar | AbstractSchedule = eqx.field(
         converter=scheduled_real("alpha", at_least=0), default=0.0
     )
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-8)
-    eps_root: Scalar = eqx.field(converter=real("eps_root", at_least=0), default=0.0)
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
+    eps_root: Scalar = eqx.field(converter=non_negative("eps_root"), default=0.0)
 
     def init_state(self, params: Params, context: Context) -> ScaleBySimplifiedAdEMAMixState:
         return ScaleBySimplifiedAdEMAMixState(

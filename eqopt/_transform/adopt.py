@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
 from .._base.arithmetic import abs_sq, clipped, divide, ema, safe_sqrt, where_positive
-from .._base.converters import flag, float_dtype, inexact_dtype, real
+from .._base.converters import decay_factor, flag, float_dtype, non_negative, to_dtype
 from .._base.trees import increment, one_minus, zero_count, zeros_like
 from .._base.types import Count, Params, Scalar
 from .._objective.objective import Context
@@ -84,27 +84,25 @@ class ScaleByADOPT(AbstractLeafwise[ScaleByADOPTState]):
     **Arguments:**
 
     - `b1`: the decay $\beta_1$ of the average, in $[0, 1)$.
-    - `b2`: the decay $\beta_2$ of the average square, in $[0, 1)$.
+    - `b2`: the decay $\beta_2$ of the average squared gradient, in $[0, 1)$.
     - `eps`: the least divisor $\epsilon \ge 0$.
-    - `mu_dtype`: the dtype of $m$; `None` is the parameter's, and float32 for half
-        precision.
+    - `mu_dtype`: the dtype of the average gradient $m$; `None` is the parameter's, and float32 for
+        half precision.
     - `nesterov`: whether the update is $\beta_1 m_t$ and $1 - \beta_1$ of what has just been
         averaged, as of Nesterov's momentum.
-    - `use_clipping`: whether to clip at all.
-    - `clip_value_fn`: the limit $c_t \ge 0$: an [`eqopt.writing.AbstractSchedule`][], or a function
-        of the count $t$; by default [`eqopt.options.clip_value_pow`][]. A function is static.
+    - `use_clipping`: whether each gradient, so divided, is clipped.
+    - `clip_value_fn`: the limit, $c_t \ge 0$: an [`eqopt.writing.AbstractSchedule`][], or a
+        function of the count, which is static; by default [`eqopt.options.clip_value_pow`][].
 
     ??? cite "Reference"
         Taniguchi et al., *ADOPT: Modified Adam Can Converge with Any $\beta_2$ with the Optimal
         Rate*, NeurIPS 2024 (arXiv 2411.02853).
     """
 
-    b1: Scalar = eqx.field(converter=real("b1", at_least=0, below=1), default=0.9)
-    b2: Scalar = eqx.field(converter=real("b2", at_least=0, below=1), default=0.9999)
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-6)
-    mu_dtype: np.dtype | None = eqx.field(
-        converter=inexact_dtype("mu_dtype"), static=True, default=None
-    )
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.9)
+    b2: Scalar = eqx.field(converter=decay_factor("b2"), default=0.9999)
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-6)
+    mu_dtype: np.dtype | None = eqx.field(converter=to_dtype("mu_dtype"), static=True, default=None)
     nesterov: bool = eqx.field(converter=flag("nesterov"), static=True, default=False)
     use_clipping: bool = eqx.field(converter=flag("use_clipping"), static=True, default=True)
     clip_value_fn: AbstractSchedule = eqx.field(

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
 from .._base.arithmetic import abs_sq, divide, ema, over_root
-from .._base.converters import flag, inexact_dtype, real
+from .._base.converters import decay_factor, flag, non_negative, to_dtype
 from .._base.trees import bias_correction, increment, one_minus, zero_count, zeros_like
 from .._base.types import Count, Params, Scalar
 from .._objective.objective import Context
@@ -72,12 +72,13 @@ class ScaleByAMSGrad(AbstractLeafwise[ScaleByAMSGradState]):
 
     - `b1`: the decay $\beta_1$ of the average gradient, in $[0, 1)$.
     - `b2`: the decay $\beta_2$ of the average squared gradient, in $[0, 1)$.
-    - `eps`: $\epsilon \ge 0$, added to the root.
-    - `eps_root`: $\bar\epsilon \ge 0$, added under the root.
-    - `mu_dtype`: the dtype of $m$; `None` is the parameter's, and float32 for half
-        precision.
-    - `bias_correction_mu`: whether $m_t$ is debiased.
-    - `bias_correction_nu`: whether $v_t$ is debiased, before the maximum is taken.
+    - `eps`: added to the root of the largest average square, $\epsilon \ge 0$.
+    - `eps_root`: added under that root, $\bar\epsilon \ge 0$.
+    - `mu_dtype`: the dtype of the average gradient $m$; `None` is the parameter's, and float32 for
+        half precision.
+    - `bias_correction_mu`: whether the average gradient $m_t$ is debiased.
+    - `bias_correction_nu`: whether the average squared gradient $v_t$ is debiased, before the
+        maximum is taken.
 
     !!! note
         The paper debiases neither. The rule here is optax's. torch's `Adam(amsgrad=True)` takes the
@@ -89,13 +90,11 @@ class ScaleByAMSGrad(AbstractLeafwise[ScaleByAMSGradState]):
         (arXiv 1904.09237).
     """
 
-    b1: Scalar = eqx.field(converter=real("b1", at_least=0, below=1), default=0.9)
-    b2: Scalar = eqx.field(converter=real("b2", at_least=0, below=1), default=0.999)
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-8)
-    eps_root: Scalar = eqx.field(converter=real("eps_root", at_least=0), default=0.0)
-    mu_dtype: np.dtype | None = eqx.field(
-        converter=inexact_dtype("mu_dtype"), static=True, default=None
-    )
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.9)
+    b2: Scalar = eqx.field(converter=decay_factor("b2"), default=0.999)
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
+    eps_root: Scalar = eqx.field(converter=non_negative("eps_root"), default=0.0)
+    mu_dtype: np.dtype | None = eqx.field(converter=to_dtype("mu_dtype"), static=True, default=None)
     bias_correction_mu: bool = eqx.field(
         converter=flag("bias_correction_mu"), static=True, default=True
     )

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
 from .._base.arithmetic import divide, ema as ema_of, plus, times
-from .._base.converters import flag, inexact_dtype, real
+from .._base.converters import decay_factor, flag, real, to_dtype
 from .._base.trees import bias_correction, increment, one_minus, zero_count, zeros_like
 from .._base.types import Count, Params, Scalar
 from .._objective.objective import Context
@@ -47,8 +47,8 @@ class Trace(AbstractLeafwise[TraceState]):
 
     - `decay`: the factor $\mu$, in $[0, 1]$.
     - `nesterov`: whether to look ahead, as Nesterov's momentum does.
-    - `accumulator_dtype`: the dtype of $m$; `None` is the parameter's, and float32 for half
-        precision.
+    - `accumulator_dtype`: the dtype of the momentum $m$; `None` is the parameter's, and float32 for
+        half precision.
 
     ??? cite "Reference"
         Sutskever, Martens, Dahl and Hinton, *On the importance of initialization and momentum in
@@ -58,7 +58,7 @@ class Trace(AbstractLeafwise[TraceState]):
     decay: Scalar = eqx.field(converter=real("decay", at_least=0, at_most=1))
     nesterov: bool = eqx.field(converter=flag("nesterov"), static=True, default=False)
     accumulator_dtype: np.dtype | None = eqx.field(
-        converter=inexact_dtype("accumulator_dtype"), static=True, default=None
+        converter=to_dtype("accumulator_dtype"), static=True, default=None
     )
 
     def init_state(self, params: Params, context: Context) -> TraceState:
@@ -105,14 +105,14 @@ class EMA(AbstractLeafwise[EMAState]):
 
     - `decay`: the factor $\delta$, in $[0, 1)$.
     - `debias`: whether to divide by the sum of the weights, so that a constant stays itself.
-    - `accumulator_dtype`: the dtype of $m$; `None` is the parameter's, and float32 for half
-        precision.
+    - `accumulator_dtype`: the dtype of the average $m$; `None` is the parameter's, and float32 for
+        half precision.
     """
 
-    decay: Scalar = eqx.field(converter=real("decay", at_least=0, below=1))
+    decay: Scalar = eqx.field(converter=decay_factor("decay"))
     debias: bool = eqx.field(converter=flag("debias"), static=True, default=True)
     accumulator_dtype: np.dtype | None = eqx.field(
-        converter=inexact_dtype("accumulator_dtype"), static=True, default=None
+        converter=to_dtype("accumulator_dtype"), static=True, default=None
     )
 
     def init_state(self, params: Params, context: Context) -> EMAState:

@@ -5,7 +5,7 @@ from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
 from .._base.arithmetic import abs_sq, debiased, divide, ema, minus, over_root, plus
-from .._base.converters import flag, real
+from .._base.converters import decay_factor, flag, non_negative
 from .._base.trees import increment, moment_weights, one_minus, zero_count, zeros_like
 from .._base.types import Count, Params, Scalar
 from .._objective.objective import Context
@@ -68,9 +68,9 @@ class ScaleByBelief(AbstractLeafwise[ScaleByBeliefState]):
     **Arguments:**
 
     - `b1`: the decay $\beta_1$ of the average gradient, in $[0, 1)$.
-    - `b2`: the decay $\beta_2$ of the average squared distance, in $[0, 1)$.
-    - `eps`: $\epsilon \ge 0$, added to the root.
-    - `eps_root`: $\bar\epsilon \ge 0$, added to the average at each step.
+    - `b2`: the decay $\beta_2$ of the average squared distance from it, in $[0, 1)$.
+    - `eps`: added to the root of that average, $\epsilon \ge 0$.
+    - `eps_root`: added to that average at each step, $\bar\epsilon \ge 0$.
     - `nesterov`: whether to look ahead, as Nesterov's momentum does.
 
     !!! note
@@ -83,10 +83,10 @@ class ScaleByBelief(AbstractLeafwise[ScaleByBeliefState]):
         (arXiv 2010.07468).
     """
 
-    b1: Scalar = eqx.field(converter=real("b1", at_least=0, below=1), default=0.9)
-    b2: Scalar = eqx.field(converter=real("b2", at_least=0, below=1), default=0.999)
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-16)
-    eps_root: Scalar = eqx.field(converter=real("eps_root", at_least=0), default=1e-16)
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.9)
+    b2: Scalar = eqx.field(converter=decay_factor("b2"), default=0.999)
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-16)
+    eps_root: Scalar = eqx.field(converter=non_negative("eps_root"), default=1e-16)
     nesterov: bool = eqx.field(converter=flag("nesterov"), static=True, default=False)
 
     def init_state(self, params: Params, context: Context) -> ScaleByBeliefState:

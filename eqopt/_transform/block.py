@@ -1,13 +1,12 @@
 """Rescaling of each leaf, a *block*, by the size of its parameter."""
 
 import equinox as eqx
-import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Inexact
 
 from .._base import checks
-from .._base.arithmetic import norm, plus, rms, times
-from .._base.converters import flag, optional, real
+from .._base.arithmetic import norm, plus, rms, safe_divide, times
+from .._base.converters import flag, non_negative, optional
 from .._base.types import Params, Scalar
 from .._objective.objective import Context, require_params
 from .._transformation.base import AbstractLeafwise, EmptyState
@@ -26,8 +25,6 @@ def _trust_ratio(
 ) -> Inexact[Array, "*shape"]:
     param_norm = lax.max(norm(param), min_norm)
     update_norm = lax.max(norm(update), min_norm)
-    # Asked this way, so that a NaN is not taken for zero. The division is guarded twice, so that
-    # its derivative is finite where it is not used.
     zero = update_norm == 0
     if zeros_move:
         zero = zero | (param_norm == 0)
@@ -35,8 +32,7 @@ def _trust_ratio(
     if weight_decay is not None:
         update = plus(update, times(weight_decay, param))
         length = length + weight_decay * param_norm
-    ratio = trust_coefficient * param_norm / jnp.where(zero, 1, length)
-    return times(jnp.where(zero, 1, ratio), update)
+    return times(safe_divide(trust_coefficient * param_norm, length, 1, zero=zero), update)
 
 
 class ScaleByTrustRatio(AbstractLeafwise[EmptyState]):
@@ -58,7 +54,7 @@ class ScaleByTrustRatio(AbstractLeafwise[EmptyState]):
 
     - `min_norm`: the least norm $n \ge 0$.
     - `trust_coefficient`: the factor $\eta \ge 0$.
-    - `eps`: $\epsilon \ge 0$, added to the norm of the update.
+    - `eps`: added to the norm of the update, $\epsilon \ge 0$.
     - `weight_decay`: the decay $\lambda \ge 0$; `None` is none. (With
         [`eqopt.AddDecayedWeights`][] before, the ratio is to the norm of the sum, as in optax.)
     - `zeros_move`: whether a parameter whose norm is 0 has the ratio 1; otherwise it has the ratio
@@ -71,13 +67,11 @@ class ScaleByTrustRatio(AbstractLeafwise[EmptyState]):
         (arXiv 1708.03888).
     """
 
-    min_norm: Scalar = eqx.field(converter=real("min_norm", at_least=0), default=0.0)
-    trust_coefficient: Scalar = eqx.field(
-        converter=real("trust_coefficient", at_least=0), default=1.0
-    )
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=0.0)
+    min_norm: Scalar = eqx.field(converter=non_negative("min_norm"), default=0.0)
+    trust_coefficient: Scalar = eqx.field(converter=non_negative("trust_coefficient"), default=1.0)
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=0.0)
     weight_decay: Scalar | None = eqx.field(
-        converter=optional(real("weight_decay", at_least=0)), default=None
+        converter=optional(non_negative("weight_decay")), default=None
     )
     zeros_move: bool = eqx.field(converter=flag("zeros_move"), static=True, default=True)
 
@@ -95,9 +89,7 @@ class ScaleByTrustRatio(AbstractLeafwise[EmptyState]):
 
 @checks.typed
 def _by_norm(
-    update: Inexact[Array, "*shape"],
-    param: Inexact[Array, "*shape"],
-    min_scale: Float[Array, ""],
+    update: Inexact[Array, "*shape"], param: Inexact[Array, "*shape"], min_scale: Float[Array, ""]
 ) -> Inexact[Array, "*shape"]:
     return times(lax.max(norm(param), min_scale), update)
 
@@ -115,7 +107,7 @@ class ScaleByParamBlockNorm(AbstractLeafwise[EmptyState]):
     Raises a `ValueError` if `update` is given no parameters.
     """
 
-    min_scale: Scalar = eqx.field(converter=real("min_scale", at_least=0), default=1e-3)
+    min_scale: Scalar = eqx.field(converter=non_negative("min_scale"), default=1e-3)
 
     def init_state(self, params: Params, context: Context) -> EmptyState:
         return EmptyState()
@@ -127,9 +119,7 @@ class ScaleByParamBlockNorm(AbstractLeafwise[EmptyState]):
 
 @checks.typed
 def _by_rms(
-    update: Inexact[Array, "*shape"],
-    param: Inexact[Array, "*shape"],
-    min_scale: Float[Array, ""],
+    update: Inexact[Array, "*shape"], param: Inexact[Array, "*shape"], min_scale: Float[Array, ""]
 ) -> Inexact[Array, "*shape"]:
     return times(lax.max(rms(param), min_scale), update)
 
@@ -151,7 +141,7 @@ class ScaleByParamBlockRMS(AbstractLeafwise[EmptyState]):
         2018, section 8 (arXiv 1804.04235).
     """
 
-    min_scale: Scalar = eqx.field(converter=real("min_scale", at_least=0), default=1e-3)
+    min_scale: Scalar = eqx.field(converter=non_negative("min_scale"), default=1e-3)
 
     def init_state(self, params: Params, context: Context) -> EmptyState:
         return EmptyState()

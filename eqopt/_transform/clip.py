@@ -1,7 +1,5 @@
 """Limits on the size of the updates."""
 
-from typing import Any
-
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +8,7 @@ from jaxtyping import Array, Float, Inexact
 
 from .._base import checks
 from .._base.arithmetic import clipped, over_where, rms, times, within
-from .._base.converters import real
+from .._base.converters import non_negative, real
 from .._base.norms import global_norm
 from .._base.types import Params, Scalar, Updates
 from .._objective.objective import Context
@@ -36,7 +34,7 @@ class Clip(AbstractLeafwise[EmptyState]):
     - `max_delta`: the limit $\Delta \ge 0$.
     """
 
-    max_delta: Scalar = eqx.field(converter=real("max_delta", at_least=0))
+    max_delta: Scalar = eqx.field(converter=non_negative("max_delta"))
 
     def init_state(self, params: Params, context: Context) -> EmptyState:
         return EmptyState()
@@ -57,11 +55,7 @@ def _shrink(update: Inexact[Array, "*shape"], factor: Float[Array, ""]) -> Inexa
 def _clip_rms(
     update: Inexact[Array, "*shape"], threshold: Float[Array, ""]
 ) -> Inexact[Array, "*shape"]:
-    size = rms(update)
-    exceeds = size > threshold
-    # The division is guarded twice, so that its derivative is finite where it is not used.
-    factor = jnp.where(exceeds, threshold / jnp.where(exceeds, size, 1), 1)
-    return _shrink(update, jnp.where(jnp.isfinite(size), factor, 0))
+    return _shrink(update, within(rms(update), threshold))
 
 
 class ClipByBlockRMS(AbstractLeafwise[EmptyState]):
@@ -80,7 +74,7 @@ class ClipByBlockRMS(AbstractLeafwise[EmptyState]):
         2018, section 6 (arXiv 1804.04235).
     """
 
-    threshold: Scalar = eqx.field(converter=real("threshold", at_least=0))
+    threshold: Scalar = eqx.field(converter=non_negative("threshold"))
 
     def init_state(self, params: Params, context: Context) -> EmptyState:
         return EmptyState()
@@ -112,7 +106,7 @@ class ClipByGlobalNorm(AbstractTransformation[EmptyState]):
         ICML 2013, algorithm 1 (arXiv 1211.5063).
     """
 
-    max_norm: Scalar = eqx.field(converter=real("max_norm", at_least=0))
+    max_norm: Scalar = eqx.field(converter=non_negative("max_norm"))
 
     def init_state(self, params: Params, context: Context) -> EmptyState:
         return EmptyState()
@@ -126,7 +120,7 @@ class ClipByGlobalNorm(AbstractTransformation[EmptyState]):
 
 
 def _of_length(
-    size: Any, eps: Any, updates: Updates, state: EmptyState, params: Params | None
+    size: object, eps: object, updates: Updates, state: EmptyState, params: Params | None
 ) -> tuple[Updates, EmptyState]:
     """Updates whose norm is the size, but for `eps`; zero for those without a direction."""
     norm = global_norm(updates)
@@ -165,7 +159,7 @@ class NormalizeByUpdateNorm(AbstractTransformation[EmptyState]):
     """
 
     scale_factor: Scalar = eqx.field(converter=real("scale_factor"), default=1.0)
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-6)
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-6)
 
     def init_state(self, params: Params, context: Context) -> EmptyState:
         return EmptyState()

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
 from .._base.arithmetic import divide, is_complex, minus, plus, times
-from .._base.converters import real
+from .._base.converters import non_negative, positive
 from .._base.trees import copies, full_like, zeros_like
 from .._base.types import Params, Scalar
 from .._objective.objective import Context, require_params
@@ -43,23 +43,13 @@ def _cocob(
     fraction = divide(divide(cumulative_gradients, scale), limit)
     bet = times(fraction, plus(scale, reward))
     # Not `(start + bet) - param`, which rounds to the digits of the parameter.
-    return (
-        minus(bet, moved),
-        init_particles,
-        cumulative_gradients,
-        scale,
-        subgradients,
-        reward,
-    )
+    return (minus(bet, moved), init_particles, cumulative_gradients, scale, subgradients, reward)
 
 
 def _real_product(x: Array, y: Array) -> Array:
     """The real part of `conj(x) * y`: what is won along `x`."""
     if is_complex(x):
-        return lax.add(
-            lax.mul(lax.real(x), lax.real(y)),
-            lax.mul(lax.imag(x), lax.imag(y)),
-        )
+        return lax.add(lax.mul(lax.real(x), lax.real(y)), lax.mul(lax.imag(x), lax.imag(y)))
     return lax.mul(x, y)
 
 
@@ -104,9 +94,9 @@ class ScaleByCOCOB(AbstractLeafwise[ScaleByCOCOBState]):
 
     **Arguments:**
 
-    - `alpha`: the factor $\alpha \ge 0$ that keeps the first bets small: at first, a parameter
-        moves by about $1 / \alpha$ a step.
-    - `eps`: $\epsilon > 0$, the least scale of the gradients, against division by zero.
+    - `alpha`: keeps the first bets small, $\alpha \ge 0$: at first, a parameter moves by about `1 /
+        alpha` a step.
+    - `eps`: the least scale of the gradients, $\epsilon > 0$.
 
     Raises a `ValueError` if `update` is given no parameters.
 
@@ -115,16 +105,16 @@ class ScaleByCOCOB(AbstractLeafwise[ScaleByCOCOBState]):
         NIPS 2017, algorithm 2 (arXiv 1705.07795).
     """
 
-    alpha: Scalar = eqx.field(converter=real("alpha", at_least=0), default=100.0)
-    eps: Scalar = eqx.field(converter=real("eps", above=0), default=1e-8)
+    alpha: Scalar = eqx.field(converter=non_negative("alpha"), default=100.0)
+    eps: Scalar = eqx.field(converter=positive("eps"), default=1e-8)
 
     def init_state(self, params: Params, context: Context) -> ScaleByCOCOBState:
         return ScaleByCOCOBState(
-            copies(params),
-            zeros_like(params),
-            full_like(params, self.eps, real=True),
-            zeros_like(params, real=True),
-            zeros_like(params, real=True),
+            init_particles=copies(params),
+            cumulative_gradients=zeros_like(params),
+            scale=full_like(params, self.eps, real=True),
+            subgradients=zeros_like(params, real=True),
+            reward=zeros_like(params, real=True),
         )
 
     def rule(self, state: ScaleByCOCOBState, params: Params | None, context: Context) -> Rule:

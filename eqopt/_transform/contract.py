@@ -9,7 +9,7 @@ from .._base.arithmetic import divide, plus, times
 from .._base.trees import increment, zero_count
 from .._base.types import Count, Params, Scalar
 from .._objective.objective import Context, require_params
-from .._schedule.base import AbstractSchedule, scheduled_real, value_at
+from .._schedule.base import AbstractSchedule, as_rate, value_at
 from .._transformation.base import AbstractLeafwise
 from .._transformation.leafwise import Rule
 
@@ -54,9 +54,7 @@ class ContractByLearningRate(AbstractLeafwise[ContractByLearningRateState]):
         stability of learning*, NeurIPS 2020, algorithm 1 (arXiv 2002.03432).
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(
-        converter=scheduled_real("learning_rate", at_least=0)
-    )
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)
 
     def init_state(self, params: Params, context: Context) -> ContractByLearningRateState:
         return ContractByLearningRateState(zero_count())

@@ -1,6 +1,6 @@
 """Adam with an estimate of the distance to the solution in place of the learning rate."""
 
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import equinox as eqx
 import jax
@@ -8,8 +8,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
-from .._base.arithmetic import abs_sq, divide, ema, plus, safe_sqrt, times, wider
-from .._base.converters import flag, float_dtype, optional, real
+from .._base.arithmetic import abs_sq, divide, ema, plus, safe_divide, safe_sqrt, times, wider
+from .._base.converters import (
+    decay_factor,
+    flag,
+    float_dtype,
+    non_negative,
+    optional,
+    positive,
+    real,
+)
 from .._base.trees import (
     bias_correction,
     copies,
@@ -24,7 +32,7 @@ from .._base.trees import (
 )
 from .._base.types import Count, Params, Scalar, Updates
 from .._objective.objective import Context, require_params
-from .._schedule.base import AbstractSchedule, scheduled_real, value_at
+from .._schedule.base import AbstractSchedule, as_rate, value_at
 from .._transformation import leafwise
 from .._transformation.base import AbstractTransformation
 from .._transformation.eval_params import check_like
@@ -40,7 +48,7 @@ _Moments: TypeAlias = tuple[
 ]
 
 
-def both_betas(value: Any) -> tuple[Scalar, Scalar]:
+def both_betas(value: object) -> tuple[Scalar, Scalar]:
     """The converter of `betas`."""
     if not isinstance(value, tuple | list) or len(value) != 2:
         raise ValueError(f"`betas` must be a pair of numbers; got {value!r}")
@@ -122,10 +130,8 @@ def _estimate(numerator: _Number, grad_sum: PyTree, factor: _Number) -> _Number:
     """The numerator over the sum of the moduli, times a factor; 0 where no gradient has been."""
     terms = [_sum_abs(x).astype(float_dtype()) for x in jax.tree.leaves(grad_sum)]
     size = factor * sum_of(terms) if terms else jnp.zeros_like(numerator)
-    # Not NaN, which would stay: a warm-up begins with a rate of 0. The division is guarded twice,
-    # so that its derivative is finite where it is not used.
-    nothing = size == 0
-    return jnp.where(nothing, 0, numerator / jnp.where(nothing, 1, size))
+    # Not NaN, which would stay: a warm-up begins with a rate of 0.
+    return safe_divide(numerator, size)
 
 
 @jax.jit
@@ -175,13 +181,13 @@ class ScaleByDAdaptAdam(AbstractTransformation[ScaleByDAdaptAdamState]):
 
     **Arguments:**
 
-    - `learning_rate`: the factor $\eta_t \ge 0$: a number, an [`eqopt.writing.AbstractSchedule`][],
-        or a function of the count.
-    - `betas`: the pair of decays $\beta_1$ and $\beta_2$, each in $[0, 1)$.
-    - `eps`: $\epsilon > 0$.
-    - `estim_lr0`: the estimate $d_1$ to begin with, positive. It grows from there, and should be
-        too small rather than too large.
-    - `weight_decay`: the factor $\lambda \ge 0$.
+    - `learning_rate`: a factor of the rate that is found, a number or a schedule, $\eta_t \ge 0$. A
+        schedule should have its peak at 1.
+    - `betas`: the decays of the average gradient and of the average squared gradient, a pair, each
+        in $[0, 1)$.
+    - `eps`: added to the root of the average square, $\epsilon > 0$.
+    - `estim_lr0`: the rate to begin with, $d_1 > 0$, and rather too small.
+    - `weight_decay`: the decay, in proportion to the rate that is found, $\lambda \ge 0$.
 
     Raises a `ValueError` if `update` is given no parameters.
 
@@ -190,22 +196,20 @@ class ScaleByDAdaptAdam(AbstractTransformation[ScaleByDAdaptAdamState]):
         variant of Adam (arXiv 2301.07733).
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(
-        converter=scheduled_real("learning_rate", at_least=0), default=1.0
-    )
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate, default=1.0)
     betas: tuple[Scalar, Scalar] = eqx.field(converter=both_betas, default=(0.9, 0.999))
-    eps: Scalar = eqx.field(converter=real("eps", above=0), default=1e-8)
-    estim_lr0: Scalar = eqx.field(converter=real("estim_lr0", above=0), default=1e-6)
-    weight_decay: Scalar = eqx.field(converter=real("weight_decay", at_least=0), default=0.0)
+    eps: Scalar = eqx.field(converter=positive("eps"), default=1e-8)
+    estim_lr0: Scalar = eqx.field(converter=positive("estim_lr0"), default=1e-6)
+    weight_decay: Scalar = eqx.field(converter=non_negative("weight_decay"), default=0.0)
 
     def init_state(self, params: Params, context: Context) -> ScaleByDAdaptAdamState:
         return ScaleByDAdaptAdamState(
-            zeros_like(params),
-            zeros_like(params, real=True),
-            zeros_like(params),
-            copies(jnp.asarray(self.estim_lr0)),
-            jnp.zeros((), float_dtype()),
-            zero_count(),
+            exp_avg=zeros_like(params),
+            exp_avg_sq=zeros_like(params, real=True),
+            grad_sum=zeros_like(params),
+            estim_lr=copies(jnp.asarray(self.estim_lr0)),
+            numerator_weighted=jnp.zeros((), float_dtype()),
+            count=zero_count(),
         )
 
     def transform(
@@ -232,12 +236,12 @@ class ScaleByDAdaptAdam(AbstractTransformation[ScaleByDAdaptAdamState]):
         numerator = beta3 * state.numerator_weighted + rest3 * rate * gain
         estimate = _estimate(numerator, mask_like(updates, new.grad_sum), rest3)
         new = ScaleByDAdaptAdamState(
-            new.exp_avg,
-            new.exp_avg_sq,
-            new.grad_sum,
-            jnp.maximum(state.estim_lr, estimate),
-            numerator,
-            increment(state.count),
+            exp_avg=new.exp_avg,
+            exp_avg_sq=new.exp_avg_sq,
+            grad_sum=new.grad_sum,
+            estim_lr=jnp.maximum(state.estim_lr, estimate),
+            numerator_weighted=numerator,
+            count=increment(state.count),
         )
         scalars = (jnp.ones_like(rate), self.eps, rate * self.weight_decay)
         step = Rule(_adam, new, trees=_ADAM, scalars=scalars, needs_params=True)
@@ -289,17 +293,17 @@ class ScaleByProdigy(AbstractTransformation[ScaleByProdigyState]):
 
     **Arguments:**
 
-    - `learning_rate`: the factor $\eta_t \ge 0$: a number, an [`eqopt.writing.AbstractSchedule`][],
-        or a function of the count.
-    - `betas`: the pair of decays $\beta_1$ and $\beta_2$, each in $[0, 1)$.
-    - `beta3`: the decay $\beta_3$ of what the estimate is made of, in $[0, 1)$; `None` is
-        $\sqrt{\beta_2}$.
-    - `eps`: $\epsilon > 0$.
-    - `estim_lr0`: the estimate $d_1$ to begin with, positive, and rather too small.
-    - `estim_lr_coef`: the factor $c > 0$ of the estimates. If anything is to be tuned, it is this.
-    - `weight_decay`: the factor $\lambda \ge 0$.
-    - `safeguard_warmup`: whether to leave the learning rate out of $s_t$, so that a long warm-up
-        does not make the estimate too large.
+    - `learning_rate`: a factor of the rate that is found, a number or a schedule, $\eta_t \ge 0$. A
+        schedule should have its peak at 1.
+    - `betas`: the decays of the average gradient and of the average squared gradient, a pair, each
+        in $[0, 1)$.
+    - `beta3`: the decay $\beta_3$ of what the estimate is made of, in $[0, 1)$; `None` is the root
+        of the second of `betas`.
+    - `eps`: added to the root of the average square, times the estimate; positive.
+    - `estim_lr0`: the rate to begin with, $d_1 > 0$, and rather too small.
+    - `estim_lr_coef`: a factor of the estimates, $c > 0$. If anything is to be tuned, it is this.
+    - `weight_decay`: the decay, in proportion to the rate that is found, $\lambda \ge 0$.
+    - `safeguard_warmup`: whether a long warm-up is kept from making the estimate too large.
 
     Raises a `ValueError` if `update` is given no parameters.
 
@@ -308,30 +312,26 @@ class ScaleByProdigy(AbstractTransformation[ScaleByProdigyState]):
         2024, the variant of Adam, with its corrections of bias (arXiv 2306.06101).
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(
-        converter=scheduled_real("learning_rate", at_least=0), default=1.0
-    )
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate, default=1.0)
     betas: tuple[Scalar, Scalar] = eqx.field(converter=both_betas, default=(0.9, 0.999))
-    beta3: Scalar | None = eqx.field(
-        converter=optional(real("beta3", at_least=0, below=1)), default=None
-    )
-    eps: Scalar = eqx.field(converter=real("eps", above=0), default=1e-8)
-    estim_lr0: Scalar = eqx.field(converter=real("estim_lr0", above=0), default=1e-6)
-    estim_lr_coef: Scalar = eqx.field(converter=real("estim_lr_coef", above=0), default=1.0)
-    weight_decay: Scalar = eqx.field(converter=real("weight_decay", at_least=0), default=0.0)
+    beta3: Scalar | None = eqx.field(converter=optional(decay_factor("beta3")), default=None)
+    eps: Scalar = eqx.field(converter=positive("eps"), default=1e-8)
+    estim_lr0: Scalar = eqx.field(converter=positive("estim_lr0"), default=1e-6)
+    estim_lr_coef: Scalar = eqx.field(converter=positive("estim_lr_coef"), default=1.0)
+    weight_decay: Scalar = eqx.field(converter=non_negative("weight_decay"), default=0.0)
     safeguard_warmup: bool = eqx.field(
         converter=flag("safeguard_warmup"), static=True, default=False
     )
 
     def init_state(self, params: Params, context: Context) -> ScaleByProdigyState:
         return ScaleByProdigyState(
-            zeros_like(params),
-            zeros_like(params, real=True),
-            zeros_like(params),
-            copies(params),
-            copies(jnp.asarray(self.estim_lr0)),
-            jnp.zeros((), float_dtype()),
-            zero_count(),
+            exp_avg=zeros_like(params),
+            exp_avg_sq=zeros_like(params, real=True),
+            grad_sum=zeros_like(params),
+            params0=copies(params),
+            estim_lr=copies(jnp.asarray(self.estim_lr0)),
+            numerator_weighted=jnp.zeros((), float_dtype()),
+            count=zero_count(),
         )
 
     def transform(
@@ -357,13 +357,13 @@ class ScaleByProdigy(AbstractTransformation[ScaleByProdigyState]):
             numerator, mask_like(updates, new.grad_sum), jnp.ones_like(rate)
         )
         new = ScaleByProdigyState(
-            new.exp_avg,
-            new.exp_avg_sq,
-            new.grad_sum,
-            state.params0,
-            jnp.maximum(distance, estimate),
-            numerator,
-            increment(state.count),
+            exp_avg=new.exp_avg,
+            exp_avg_sq=new.exp_avg_sq,
+            grad_sum=new.grad_sum,
+            params0=state.params0,
+            estim_lr=jnp.maximum(distance, estimate),
+            numerator_weighted=numerator,
+            count=increment(state.count),
         )
         scalars = (rate, new.estim_lr * self.eps, rate * self.weight_decay)
         step = Rule(_adam, new, trees=_ADAM, scalars=scalars, needs_params=True)

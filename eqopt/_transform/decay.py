@@ -5,7 +5,7 @@ from jaxtyping import Array, Float, Inexact
 
 from .._base import checks
 from .._base.arithmetic import plus, times
-from .._base.converters import optional, real
+from .._base.converters import non_negative, optional
 from .._base.types import Params, Scalar
 from .._objective.objective import Context, require_params
 from .._transformation.base import AbstractLeafwise, EmptyState
@@ -30,7 +30,7 @@ class AddDecayedWeights(AbstractLeafwise[EmptyState]):
 
     **Arguments:**
 
-    - `weight_decay`: the factor $\lambda \ge 0$.
+    - `weight_decay`: the factor of the decay, $\lambda \ge 0$.
     - `mask`: what decays: a selector, a function from the parameters to booleans, or a tree of
         booleans, possibly a prefix; `None` is everything.
 
@@ -41,7 +41,7 @@ class AddDecayedWeights(AbstractLeafwise[EmptyState]):
         (arXiv 1711.05101).
     """
 
-    weight_decay: Scalar = eqx.field(converter=real("weight_decay", at_least=0), default=0.0)
+    weight_decay: Scalar = eqx.field(converter=non_negative("weight_decay"), default=0.0)
     mask: AbstractSelector | None = eqx.field(converter=optional(as_selector), default=None)
 
     def init_state(self, params: Params, context: Context) -> EmptyState:

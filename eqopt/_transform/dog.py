@@ -1,7 +1,6 @@
 """Step sizes from the distance gone and the gradients met on the way."""
 
 import abc
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -11,8 +10,8 @@ from jax import lax
 from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
-from .._base.arithmetic import abs_sq, cast, minus, norm, safe_sqrt, times
-from .._base.converters import float_dtype, inexact_dtype, optional, real
+from .._base.arithmetic import abs_sq, cast, minus, norm, safe_divide, safe_sqrt, times
+from .._base.converters import float_dtype, non_negative, optional, positive, real, to_dtype
 from .._base.norms import global_norm
 from .._base.trees import copies, differences, increment, widened, zero_count
 from .._base.types import Count, Params, Scalar, Updates
@@ -53,7 +52,7 @@ class InitialDistance(AbstractInitialStep):
     - `value`: the distance, positive. It should be small: it only has to get the parameters going.
     """
 
-    value: Scalar = eqx.field(converter=real("value", above=0))
+    value: Scalar = eqx.field(converter=positive("value"))
 
     def distance(self, params: Params) -> Float[Array, ""]:
         return jnp.asarray(self.value)
@@ -71,7 +70,7 @@ class InitialDistanceHeuristic(AbstractInitialStep):
         with batch normalization.
     """
 
-    value: Scalar = eqx.field(converter=real("value", above=0))
+    value: Scalar = eqx.field(converter=positive("value"))
 
     def distance(self, params: Params) -> Float[Array, ""]:
         value = jnp.asarray(self.value)
@@ -89,7 +88,7 @@ class InitialLearningRate(AbstractInitialStep):
     - `value`: the size of the first step, as a factor of the gradient; positive.
     """
 
-    value: Scalar = eqx.field(converter=real("value", above=0))
+    value: Scalar = eqx.field(converter=positive("value"))
 
     def distance(self, params: Params) -> Float[Array, ""]:
         return jnp.zeros((), float_dtype())
@@ -105,7 +104,7 @@ _INITIAL_STEPS = {
 }
 
 
-def initial_step(value: Any) -> AbstractInitialStep:
+def initial_step(value: object) -> AbstractInitialStep:
     """The converter of `init_step`. Pairs are taken for those who come from optax."""
     if isinstance(value, AbstractInitialStep):
         return value
@@ -124,14 +123,6 @@ def _scaled(updates: Updates, factor: Float[Array, ""], state: eqx.Module) -> Up
 def _distance(init_params: PyTree, params: Params) -> Float[Array, ""]:
     gone = differences(check_like(init_params, params, "state.init_params"), params)
     return global_norm(gone).astype(float_dtype())
-
-
-def _ratio(distance: Float[Array, ""], size: Float[Array, ""]) -> Float[Array, ""]:
-    """The distance over the size of the gradients; 0 where there have been none."""
-    # Asked this way, so that a NaN is not taken for nothing. The division is guarded twice, so that
-    # its derivative is finite where it is not used.
-    nothing = size == 0
-    return jnp.where(nothing, 0, distance / jnp.where(nothing, 1, size))
 
 
 @checks.typed
@@ -167,7 +158,7 @@ class ScaleByDoG(AbstractTransformation[ScaleByDoGState]):
         [`eqopt.options.InitialDistanceHeuristic`][] or an [`eqopt.options.InitialLearningRate`][].
         (The pairs `("distance", x)`, `("heuristic", x)` and `("learning_rate", x)` are understood
         too.)
-    - `eps`: $\epsilon \ge 0$.
+    - `eps`: added to the sum of the squared norms, $\epsilon \ge 0$.
 
     Raises a `ValueError` if `update` is given no parameters.
 
@@ -177,7 +168,7 @@ class ScaleByDoG(AbstractTransformation[ScaleByDoGState]):
     """
 
     init_step: AbstractInitialStep = eqx.field(converter=initial_step)
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-8)
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
 
     def init_state(self, params: Params, context: Context) -> ScaleByDoGState:
         return ScaleByDoGState(
@@ -193,7 +184,7 @@ class ScaleByDoG(AbstractTransformation[ScaleByDoGState]):
         params = require_params(params, self, context)
         length = jnp.maximum(state.max_dist, _distance(state.init_params, params))
         total = state.sum_sq_norm_grads + jnp.square(global_norm(updates).astype(float_dtype()))
-        rate = _ratio(length, safe_sqrt(total + self.eps))
+        rate = safe_divide(length, safe_sqrt(total + self.eps))
         # Also later, where the first step has not gone anywhere: after a gradient of zero, say.
         rate = jnp.where((state.count == 0) | (length == 0), self.init_step.first(rate), rate)
         new = ScaleByDoGState(increment(state.count), state.init_params, length, total)
@@ -231,7 +222,7 @@ class ScaleByDoWG(AbstractTransformation[ScaleByDoWGState]):
     **Arguments:**
 
     - `init_estim_sq_dist`: the squared distance to begin with, positive; `None` is `eps`.
-    - `eps`: $\epsilon > 0$.
+    - `eps`: added to the root of the weighted sum, $\epsilon > 0$.
 
     Raises a `ValueError` if `update` is given no parameters.
 
@@ -241,9 +232,9 @@ class ScaleByDoWG(AbstractTransformation[ScaleByDoWGState]):
     """
 
     init_estim_sq_dist: Scalar | None = eqx.field(
-        converter=optional(real("init_estim_sq_dist", above=0)), default=None
+        converter=optional(positive("init_estim_sq_dist")), default=None
     )
-    eps: Scalar = eqx.field(converter=real("eps", above=0), default=1e-4)
+    eps: Scalar = eqx.field(converter=positive("eps"), default=1e-4)
 
     def init_state(self, params: Params, context: Context) -> ScaleByDoWGState:
         start = self.eps if self.init_estim_sq_dist is None else self.init_estim_sq_dist
@@ -260,7 +251,7 @@ class ScaleByDoWG(AbstractTransformation[ScaleByDoWGState]):
         sq_norm = jnp.square(global_norm(updates).astype(float_dtype()))
         total = state.weighted_sq_norm_grads + sq_dist * sq_norm
         new = ScaleByDoWGState(state.init_params, total, sq_dist)
-        return _scaled(updates, _ratio(sq_dist, safe_sqrt(total) + self.eps), new), new
+        return _scaled(updates, safe_divide(sq_dist, safe_sqrt(total) + self.eps), new), new
 
 
 @checks.typed
@@ -272,15 +263,10 @@ def _distance_over_gradients(
     init_param: Inexact[Array, "*shape"],
     eps: Float[Array, ""],
     global_scale: Float[Array, ""],
-) -> tuple[
-    Inexact[Array, "*shape"],
-    Float[Array, ""],
-    Float[Array, ""],
-    Inexact[Array, "*shape"],
-]:
+) -> tuple[Inexact[Array, "*shape"], Float[Array, ""], Float[Array, ""], Inexact[Array, "*shape"]]:
     max_dist = lax.max(max_dist, norm(minus(param, init_param)))
     total = grad_sum_of_squares + jnp.sum(abs_sq(update))
-    rate = global_scale * _ratio(max_dist, safe_sqrt(total + eps))
+    rate = global_scale * safe_divide(max_dist, safe_sqrt(total + eps))
     return times(rate, update), max_dist, total, init_param
 
 
@@ -330,10 +316,10 @@ class ScaleByDistanceOverGradients(AbstractLeafwise[ScaleByDistanceOverGradients
         Schedule*, ICML 2023, as L-DoG (arXiv 2302.12022).
     """
 
-    reps_rel: Scalar = eqx.field(converter=real("reps_rel", above=0), default=1e-6)
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-8)
+    reps_rel: Scalar = eqx.field(converter=positive("reps_rel"), default=1e-6)
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
     param_dtype: np.dtype | None = eqx.field(
-        converter=inexact_dtype("param_dtype"), static=True, default=np.float32
+        converter=to_dtype("param_dtype"), static=True, default=np.float32
     )
     global_scale: Scalar = eqx.field(converter=real("global_scale"), default=1.0)
 
@@ -346,10 +332,7 @@ class ScaleByDistanceOverGradients(AbstractLeafwise[ScaleByDistanceOverGradients
         )
 
     def rule(
-        self,
-        state: ScaleByDistanceOverGradientsState,
-        params: Params | None,
-        context: Context,
+        self, state: ScaleByDistanceOverGradientsState, params: Params | None, context: Context
     ) -> Rule:
         require_params(params, self, context)
         return Rule(

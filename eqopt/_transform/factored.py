@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
 from .._base.arithmetic import abs_sq, divide, ema, is_complex, plus, safe_sqrt
-from .._base.converters import flag, real, size, steps
+from .._base.converters import flag, non_negative, positive, size, steps
 from .._base.trees import increment, one_minus, zero_count, zeros_like
 from .._base.types import Count, Params, Scalar, Steps
 from .._objective.objective import Context
@@ -38,7 +38,7 @@ def decay_rate_pow(step: Count, decay_rate: Float[Array, ""]) -> Float[Array, ""
     return 1 - lax.pow(t, -decay_rate)
 
 
-def _decay_rate_fn(value: Any) -> Callable[..., Array]:
+def _decay_rate_fn(value: object) -> Callable[..., Array]:
     if not callable(value):
         raise TypeError(
             "`decay_rate_fn` must be a function, such as `eqopt.options.decay_rate_pow`; got "
@@ -145,7 +145,7 @@ class ScaleByFactoredRMS(AbstractLeafwise[ScaleByFactoredRMSState]):
     **Arguments:**
 
     - `factored`: whether to factor at all.
-    - `decay_rate`: the exponent $d \ge 0$.
+    - `decay_rate`: the exponent of the average's decay, $d \ge 0$.
     - `step_offset`: the number $t_0$ of steps after which the decay begins anew, for fine-tuning
         with a state that has counted them already. Until then, $\beta_t = 0$. Where it is
         negative, the decay begins as if $-t_0$ steps had been taken.
@@ -167,12 +167,12 @@ class ScaleByFactoredRMS(AbstractLeafwise[ScaleByFactoredRMSState]):
     """
 
     factored: bool = eqx.field(converter=flag("factored"), static=True, default=True)
-    decay_rate: Scalar = eqx.field(converter=real("decay_rate", at_least=0), default=0.8)
+    decay_rate: Scalar = eqx.field(converter=non_negative("decay_rate"), default=0.8)
     step_offset: Steps = eqx.field(converter=steps("step_offset", at_least=None), default=0)
     min_dim_size_to_factor: int = eqx.field(
         converter=size("min_dim_size_to_factor"), static=True, default=128
     )
-    epsilon: Scalar = eqx.field(converter=real("epsilon", above=0), default=1e-30)
+    epsilon: Scalar = eqx.field(converter=positive("epsilon"), default=1e-30)
     decay_rate_fn: Callable[[Array, Array], Array] = eqx.field(
         converter=_decay_rate_fn, static=True, default=decay_rate_pow
     )

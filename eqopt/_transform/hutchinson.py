@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
 from .._base.arithmetic import cast, divide, ema, is_complex, times, wider
-from .._base.converters import inexact_dtype, optional, prng_key, real, steps
+from .._base.converters import decay_factor, optional, positive, prng_key, steps, to_dtype
 from .._base.prng import advance, KeyWords, PRNGKey, signs_like, words_of
 from .._base.trees import (
     bias_correction,
@@ -203,18 +203,18 @@ class ScaleBySophia(AbstractTransformation[ScaleBySophiaState[State]], Generic[S
     **Arguments:**
 
     - `b1`: the decay $\beta_1$ of the average gradient, in $[0, 1)$.
-    - `b2`: the decay $\beta_2$ of the average curvature, in $[0, 1)$.
+    - `b2`: the decay $\beta_2$ of the average curvature, in $[0, 1)$, for each estimate.
     - `eps`: the least denominator $\epsilon$, positive.
     - `gamma`: the factor $\gamma$ of the curvature, positive. With a larger one more entries stay
         within the limit; the paper wants between a tenth and a half of them to.
     - `clip_threshold`: the limit $\rho$, positive; `None` is none, and then a step is as large as
-        $1 / \epsilon$ wherever no positive curvature has been seen.
-    - `update_interval`: the number $k$ of steps between estimates, at least 1.
+        `1 / eps` wherever no positive curvature has been seen.
+    - `update_interval`: the number of steps between estimates of the curvature, at least 1.
     - `hessian_diagonal_fn`: makes the estimates: a transformation that replaces the updates by
         them, given the gradient and what `update` was given; by default
         [`eqopt.HutchinsonEstimatorDiagHessian`][]. It is not computed in the steps between.
-    - `mu_dtype`: the dtype of $m$; `None` is the parameter's, and float32 for half
-        precision.
+    - `mu_dtype`: the dtype of the average gradient $m$; `None` is the parameter's, and float32 for
+        half precision.
 
     Raises a `ValueError` if `update` is given no parameters, or lacks what the estimate needs,
     which is `value_fn`; `step` passes it.
@@ -228,20 +228,18 @@ class ScaleBySophia(AbstractTransformation[ScaleBySophiaState[State]], Generic[S
         Language Model Pre-training*, ICLR 2024, algorithm 3 (arXiv 2305.14342).
     """
 
-    b1: Scalar = eqx.field(converter=real("b1", at_least=0, below=1), default=0.965)
-    b2: Scalar = eqx.field(converter=real("b2", at_least=0, below=1), default=0.99)
-    eps: Scalar = eqx.field(converter=real("eps", above=0), default=1e-8)
-    gamma: Scalar = eqx.field(converter=real("gamma", above=0), default=0.01)
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.965)
+    b2: Scalar = eqx.field(converter=decay_factor("b2"), default=0.99)
+    eps: Scalar = eqx.field(converter=positive("eps"), default=1e-8)
+    gamma: Scalar = eqx.field(converter=positive("gamma"), default=0.01)
     clip_threshold: Scalar | None = eqx.field(
-        converter=optional(real("clip_threshold", above=0)), default=1.0
+        converter=optional(positive("clip_threshold")), default=1.0
     )
     update_interval: Steps = eqx.field(converter=steps("update_interval", at_least=1), default=10)
     hessian_diagonal_fn: AbstractTransformation[State] = eqx.field(
         default_factory=HutchinsonEstimatorDiagHessian
     )
-    mu_dtype: np.dtype | None = eqx.field(
-        converter=inexact_dtype("mu_dtype"), static=True, default=None
-    )
+    mu_dtype: np.dtype | None = eqx.field(converter=to_dtype("mu_dtype"), static=True, default=None)
 
     def __check_init__(self) -> None:
         check_transformation("hessian_diagonal_fn", self.hessian_diagonal_fn)

@@ -9,7 +9,7 @@ from .._base.converters import flag
 from .._base.trees import increment, zero_count
 from .._base.types import Count, Params, Scalar
 from .._objective.objective import Context
-from .._schedule.base import AbstractSchedule, as_schedule, scheduled_real, value_at
+from .._schedule.base import AbstractSchedule, as_rate, as_schedule, value_at
 from .._transformation.base import AbstractLeafwise
 from .._transformation.leafwise import Rule
 
@@ -40,14 +40,11 @@ class ScaleByLearningRate(AbstractLeafwise[ScaleByLearningRateState]):
 
     **Arguments:**
 
-    - `learning_rate`: the rate $\gamma_t \ge 0$: a number, an [`eqopt.writing.AbstractSchedule`][],
-        or a function of the count.
+    - `learning_rate`: the rate $\gamma_t$, a number or a schedule, not negative.
     - `flip_sign`: whether to flip the sign; `False` goes uphill.
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(
-        converter=scheduled_real("learning_rate", at_least=0)
-    )
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)
     flip_sign: bool = eqx.field(converter=flag("flip_sign"), static=True, default=True)
 
     def init_state(self, params: Params, context: Context) -> ScaleByLearningRateState:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
 from .._base.arithmetic import ema, times
-from .._base.converters import inexact_dtype, real
+from .._base.converters import decay_factor, positive, to_dtype
 from .._base.trees import increment, one_minus, zero_count, zeros_like
 from .._base.types import Count, Params, Scalar
 from .._objective.objective import Context
@@ -61,7 +61,7 @@ _MODES: dict[str, Callable[[Array, Array], Array]] = {
 }
 
 
-def _mode(value: Any) -> Callable[[Array, Array], Array]:
+def _mode(value: object) -> Callable[[Array, Array], Array]:
     # Strings are taken for those who come from optax.
     if isinstance(value, str) and value in _MODES:
         return _MODES[value]
@@ -108,7 +108,7 @@ class ScaleByLion(AbstractLeafwise[ScaleByLionState]):
 
     - `b1`: the weight $\beta_1$ of the average in the update, in $[0, 1)$.
     - `b2`: the decay $\beta_2$ of the average, in $[0, 1)$.
-    - `mu_dtype`: the dtype of $m$; `None` is the parameter's, and float32 for half
+    - `mu_dtype`: the dtype of the average $m$; `None` is the parameter's, and float32 for half
         precision.
     - `mode`: what stands for the sign: [`eqopt.options.lion_hard`][],
         [`eqopt.options.lion_smooth`][], [`eqopt.options.lion_refined`][], or a function `mode(x,
@@ -120,15 +120,13 @@ class ScaleByLion(AbstractLeafwise[ScaleByLionState]):
         (arXiv 2302.06675).
     """
 
-    b1: Scalar = eqx.field(converter=real("b1", at_least=0, below=1), default=0.9)
-    b2: Scalar = eqx.field(converter=real("b2", at_least=0, below=1), default=0.99)
-    mu_dtype: np.dtype | None = eqx.field(
-        converter=inexact_dtype("mu_dtype"), static=True, default=None
-    )
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.9)
+    b2: Scalar = eqx.field(converter=decay_factor("b2"), default=0.99)
+    mu_dtype: np.dtype | None = eqx.field(converter=to_dtype("mu_dtype"), static=True, default=None)
     mode: Callable[[Array, Array], Array] = eqx.field(
         converter=_mode, static=True, default=lion_hard
     )
-    smooth_beta: Scalar = eqx.field(converter=real("smooth_beta", above=0), default=1.0)
+    smooth_beta: Scalar = eqx.field(converter=positive("smooth_beta"), default=1.0)
 
     def init_state(self, params: Params, context: Context) -> ScaleByLionState:
         return ScaleByLionState(zero_count(), zeros_like(params, self.mu_dtype))

@@ -8,11 +8,11 @@ from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
 from .._base.arithmetic import abs_sq, cast, divide, minus, plus, times
-from .._base.converters import real
+from .._base.converters import decay_factor, non_negative
 from .._base.trees import copies, increment, one_minus, zero_count, zeros_like
 from .._base.types import Count, Params, Scalar
 from .._objective.objective import Context, require_params
-from .._schedule.base import AbstractSchedule, scheduled_real, value_at
+from .._schedule.base import AbstractSchedule, as_rate, value_at
 from .._transformation.base import AbstractLeafwise
 from .._transformation.leafwise import Rule
 
@@ -91,10 +91,9 @@ class ScaleByMADGRAD(AbstractLeafwise[ScaleByMADGRADState]):
 
     **Arguments:**
 
-    - `learning_rate`: the rate $\gamma_t \ge 0$: a number, an [`eqopt.writing.AbstractSchedule`][],
-        or a function of the count.
-    - `momentum`: the factor $\mu$, in $[0, 1)$.
-    - `eps`: $\epsilon \ge 0$, added to the cube root, and to the rate.
+    - `learning_rate`: the rate, a number or a schedule, $\gamma_t \ge 0$.
+    - `momentum`: how much of the parameters each step keeps, in $[0, 1)$.
+    - `eps`: added to the cube root and to the rate, $\epsilon \ge 0$.
 
     Raises a `ValueError` if `update` is given no parameters.
 
@@ -103,11 +102,9 @@ class ScaleByMADGRAD(AbstractLeafwise[ScaleByMADGRADState]):
         Gradient Method for Stochastic Optimization*, JMLR 23, 2022, algorithm 1 (arXiv 2101.11075).
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(
-        converter=scheduled_real("learning_rate", at_least=0)
-    )
-    momentum: Scalar = eqx.field(converter=real("momentum", at_least=0, below=1), default=0.9)
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-6)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)
+    momentum: Scalar = eqx.field(converter=decay_factor("momentum"), default=0.9)
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-6)
 
     def init_state(self, params: Params, context: Context) -> ScaleByMADGRADState:
         return ScaleByMADGRADState(

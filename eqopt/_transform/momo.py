@@ -1,6 +1,6 @@
 """Step sizes from a model of the objective, made of averages and bounded from below."""
 
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
-from .._base.arithmetic import abs_sq, divide, ema, plus, safe_sqrt, times
-from .._base.converters import flag, float_dtype, real
+from .._base.arithmetic import abs_sq, divide, ema, plus, safe_divide, safe_sqrt, times
+from .._base.converters import decay_factor, flag, float_dtype, non_negative, positive, real
 from .._base.trees import (
     bias_correction,
     copies,
@@ -22,7 +22,7 @@ from .._base.trees import (
 )
 from .._base.types import Count, Params, Scalar, Updates
 from .._objective.objective import Context, require_params
-from .._schedule.base import AbstractSchedule, scheduled_real, value_at
+from .._schedule.base import AbstractSchedule, as_rate, value_at
 from .._transformation import leafwise
 from .._transformation.base import AbstractTransformation
 from .._transformation.leafwise import Rule
@@ -99,11 +99,10 @@ class _Model(eqx.Module):
     def step_size(self, bound: _Number, rate: _Number) -> _Number:
         """To where the model meets the bound, but no further than the rate allows."""
         gap = (1 + self.decay) * (self.barf - self.weight * bound - self.gamma) + self.product
-        # Asked this way, so that a NaN is not taken for small. The division is guarded twice, so
-        # that its derivative is finite where it is not used.
+        # Not `~(sq_norm > smallest)`, which takes a NaN for small.
         small = self.sq_norm <= _SMALLEST
-        step = jnp.maximum(gap, 0) / jnp.where(small, 1, self.sq_norm)
-        return jnp.minimum(rate / self.weight, jnp.where(small, 0, step))
+        step = safe_divide(jnp.maximum(gap, 0), self.sq_norm, zero=small)
+        return jnp.minimum(rate / self.weight, step)
 
     def estimate(self, step_size: _Number, least: Scalar) -> _Number:
         """The next bound."""
@@ -121,7 +120,7 @@ def _bounded(
     return step_size, model.estimate(step_size, least)
 
 
-def _averaged(old: _Number, rest: _Number, new: Any) -> _Number:
+def _averaged(old: _Number, rest: _Number, new: object) -> _Number:
     return ema(rest, old, jnp.asarray(new).astype(float_dtype()))
 
 
@@ -170,12 +169,12 @@ class ScaleByMoMo(AbstractTransformation[ScaleByMoMoState]):
 
     **Arguments:**
 
-    - `learning_rate`: the largest step size $\eta_t \ge 0$: a number, an
-        [`eqopt.writing.AbstractSchedule`][], or a function of the count.
+    - `learning_rate`: the largest step size, a number or a schedule, $\eta_t \ge 0$; rather too
+        large.
     - `beta`: the decay of the averages, in $[0, 1)$.
-    - `lower_bound`: the lower bound $f_0$ of the objective, any number. Where the objective goes
-        below it, the steps end.
-    - `weight_decay`: the factor $\lambda \ge 0$.
+    - `lower_bound`: the least value $f_0$ that the objective can have, or a bound below it. Where
+        the objective goes below it, the steps end.
+    - `weight_decay`: the decay, in proportion to the learning rate, $\lambda \ge 0$.
     - `adapt_lower_bound`: whether to estimate a better bound $f_\star \ge f_0$ on the way.
 
     Its `update` needs `value`; `step` passes it. Raises a `ValueError` if there is none, or if
@@ -190,12 +189,10 @@ class ScaleByMoMo(AbstractTransformation[ScaleByMoMoState]):
         Rates*, ICML 2024 (arXiv 2305.07583).
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(
-        converter=scheduled_real("learning_rate", at_least=0), default=1.0
-    )
-    beta: Scalar = eqx.field(converter=real("beta", at_least=0, below=1), default=0.9)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate, default=1.0)
+    beta: Scalar = eqx.field(converter=decay_factor("beta"), default=0.9)
     lower_bound: Scalar = eqx.field(converter=real("lower_bound"), default=0.0)
-    weight_decay: Scalar = eqx.field(converter=real("weight_decay", at_least=0), default=0.0)
+    weight_decay: Scalar = eqx.field(converter=non_negative("weight_decay"), default=0.0)
     adapt_lower_bound: bool = eqx.field(
         converter=flag("adapt_lower_bound"), static=True, default=False
     )
@@ -203,7 +200,13 @@ class ScaleByMoMo(AbstractTransformation[ScaleByMoMoState]):
     def init_state(self, params: Params, context: Context) -> ScaleByMoMoState:
         zero = jnp.zeros((), float_dtype())
         bound = copies(jnp.asarray(self.lower_bound))
-        return ScaleByMoMoState(zeros_like(params), zero, jnp.zeros_like(zero), bound, zero_count())
+        return ScaleByMoMoState(
+            exp_avg=zeros_like(params),
+            barf=zero,
+            gamma=jnp.zeros_like(zero),
+            lb=bound,
+            count=zero_count(),
+        )
 
     def transform(
         self, updates: Updates, state: ScaleByMoMoState, params: Params | None, context: Context
@@ -220,15 +223,17 @@ class ScaleByMoMo(AbstractTransformation[ScaleByMoMoState]):
         rate = value_at(self.learning_rate, state.count).astype(float_dtype())
         decay = rate * self.weight_decay
         model = _Model(
-            barf,
-            gamma,
-            inner(direction, own),
-            inner(direction, direction),
-            jnp.ones_like(rate),
-            decay,
+            barf=barf,
+            gamma=gamma,
+            product=inner(direction, own),
+            sq_norm=inner(direction, direction),
+            weight=jnp.ones_like(rate),
+            decay=decay,
         )
         step_size, bound = _bounded(model, state.lb, self.lower_bound, rate, self.adapt_lower_bound)
-        new = ScaleByMoMoState(new.exp_avg, barf, gamma, bound, increment(state.count))
+        new = ScaleByMoMoState(
+            exp_avg=new.exp_avg, barf=barf, gamma=gamma, lb=bound, count=increment(state.count)
+        )
         step = Rule(_proximal, new, scalars=(step_size, decay), needs_params=True)
         out, _ = leafwise.run((step,), direction, params)
         return out, new
@@ -272,13 +277,13 @@ class ScaleByMoMoAdam(AbstractTransformation[ScaleByMoMoAdamState]):
 
     **Arguments:**
 
-    - `learning_rate`: the largest step size $\eta_t \ge 0$: a number, an
-        [`eqopt.writing.AbstractSchedule`][], or a function of the count.
+    - `learning_rate`: the largest step size, a number or a schedule, $\eta_t \ge 0$; rather too
+        large.
     - `b1`: the decay $\beta_1$ of the averages of gradients, values and products, in $[0, 1)$.
-    - `b2`: the decay $\beta_2$ of the average $v_t$ of the squared gradients, in $[0, 1)$.
-    - `eps`: $\epsilon > 0$.
-    - `lower_bound`: the lower bound of the objective, any number.
-    - `weight_decay`: the factor $\lambda \ge 0$.
+    - `b2`: the decay $\beta_2$ of the average squared gradient, in $[0, 1)$.
+    - `eps`: added to the root of the average square, $\epsilon > 0$.
+    - `lower_bound`: the least value that the objective can have, or a bound below it.
+    - `weight_decay`: the decay, in proportion to the learning rate, $\lambda \ge 0$.
     - `adapt_lower_bound`: whether to estimate a better bound on the way.
 
     Its `update` needs `value` and the parameters, as that of [`eqopt.ScaleByMoMo`][] does.
@@ -288,14 +293,12 @@ class ScaleByMoMoAdam(AbstractTransformation[ScaleByMoMoAdamState]):
         Rates*, ICML 2024, MoMo-Adam (arXiv 2305.07583).
     """
 
-    learning_rate: Scalar | AbstractSchedule = eqx.field(
-        converter=scheduled_real("learning_rate", at_least=0), default=1e-2
-    )
-    b1: Scalar = eqx.field(converter=real("b1", at_least=0, below=1), default=0.9)
-    b2: Scalar = eqx.field(converter=real("b2", at_least=0, below=1), default=0.999)
-    eps: Scalar = eqx.field(converter=real("eps", above=0), default=1e-8)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate, default=1e-2)
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.9)
+    b2: Scalar = eqx.field(converter=decay_factor("b2"), default=0.999)
+    eps: Scalar = eqx.field(converter=positive("eps"), default=1e-8)
     lower_bound: Scalar = eqx.field(converter=real("lower_bound"), default=0.0)
-    weight_decay: Scalar = eqx.field(converter=real("weight_decay", at_least=0), default=0.0)
+    weight_decay: Scalar = eqx.field(converter=non_negative("weight_decay"), default=0.0)
     adapt_lower_bound: bool = eqx.field(
         converter=flag("adapt_lower_bound"), static=True, default=False
     )
@@ -303,12 +306,12 @@ class ScaleByMoMoAdam(AbstractTransformation[ScaleByMoMoAdamState]):
     def init_state(self, params: Params, context: Context) -> ScaleByMoMoAdamState:
         zero = jnp.zeros((), float_dtype())
         return ScaleByMoMoAdamState(
-            zeros_like(params),
-            zeros_like(params, real=True),
-            zero,
-            jnp.zeros_like(zero),
-            copies(jnp.asarray(self.lower_bound)),
-            zero_count(),
+            exp_avg=zeros_like(params),
+            exp_avg_sq=zeros_like(params, real=True),
+            barf=zero,
+            gamma=jnp.zeros_like(zero),
+            lb=copies(jnp.asarray(self.lower_bound)),
+            count=zero_count(),
         )
 
     def transform(
@@ -328,10 +331,23 @@ class ScaleByMoMoAdam(AbstractTransformation[ScaleByMoMoAdamState]):
         average = mask_like(updates, new.exp_avg)
         rate = value_at(self.learning_rate, state.count).astype(float_dtype())
         decay = rate * self.weight_decay
-        products = inner(average, own), inner(average, direction)
-        model = _Model(barf, gamma, *products, weight1, decay)
+        model = _Model(
+            barf=barf,
+            gamma=gamma,
+            product=inner(average, own),
+            sq_norm=inner(average, direction),
+            weight=weight1,
+            decay=decay,
+        )
         step_size, bound = _bounded(model, state.lb, self.lower_bound, rate, self.adapt_lower_bound)
-        new = ScaleByMoMoAdamState(new.exp_avg, new.exp_avg_sq, barf, gamma, bound, count)
+        new = ScaleByMoMoAdamState(
+            exp_avg=new.exp_avg,
+            exp_avg_sq=new.exp_avg_sq,
+            barf=barf,
+            gamma=gamma,
+            lb=bound,
+            count=count,
+        )
         step = Rule(_proximal, new, scalars=(step_size, decay), needs_params=True)
         out, _ = leafwise.run((step,), direction, params)
         return out, new

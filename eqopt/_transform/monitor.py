@@ -11,11 +11,11 @@ import numpy as np
 from jaxtyping import PyTree
 
 from .._base import checks
-from .._base.converters import flag, inexact_dtype, real
+from .._base.converters import decay_factor, flag, to_dtype
 from .._base.trees import widened, zeros_exactly_like
 from .._base.types import Params, Scalar, State, Updates
 from .._objective.objective import as_arrays, Context
-from .._transformation.base import AbstractTransformation, EmptyState
+from .._transformation.base import AbstractTransformation, AnyTransformation, EmptyState
 from .average import EMA, EMAState
 
 Measure = Callable[[Updates], PyTree]
@@ -50,10 +50,10 @@ class MeasureWithEMA(AbstractMeasure[EMAState]):
     """
 
     measure: Measure
-    decay: Scalar = eqx.field(converter=real("decay", at_least=0, below=1))
+    decay: Scalar = eqx.field(converter=decay_factor("decay"))
     debias: bool = eqx.field(converter=flag("debias"), static=True, default=True)
     accumulator_dtype: np.dtype | None = eqx.field(
-        converter=inexact_dtype("accumulator_dtype"), static=True, default=None
+        converter=to_dtype("accumulator_dtype"), static=True, default=None
     )
 
     def __check_init__(self) -> None:
@@ -90,13 +90,13 @@ class _Plain(AbstractMeasure[EmptyState]):
 
 
 class _ByTransformation(AbstractMeasure[Any]):
-    transformation: AbstractTransformation[Any]
+    transformation: AnyTransformation
 
     def init(self, updates: Updates) -> Any:
         return self.transformation.init_state(updates, Context())
 
     def take(
-        self, updates: Updates, state: Any, params: Params | None, context: Context
+        self, updates: Updates, state: object, params: Params | None, context: Context
     ) -> tuple[PyTree, Any]:
         return self.transformation.transform(updates, state, params, context)
 
@@ -228,7 +228,7 @@ def measurements(state: PyTree) -> dict[str, PyTree]:
     return found
 
 
-def _is_monitor(x: Any) -> bool:
+def _is_monitor(x: object) -> bool:
     return isinstance(x, MonitorState)
 
 
@@ -240,7 +240,7 @@ def _as_measure(measure: Any) -> AbstractMeasure[Any]:
     return _Plain(measure)
 
 
-def _check_measure(name: str, measure: Any) -> None:
+def _check_measure(name: str, measure: object) -> None:
     if not callable(measure):
         raise TypeError(
             f"`{name}` must be a function of the updates; got {checks.describe(measure)}"

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Inexact
 
 from .._base import checks
 from .._base.arithmetic import cast, plus, real_dtype, safe_sqrt, times, wider
-from .._base.converters import prng_key, real
+from .._base.converters import non_negative, prng_key
 from .._base.prng import advance, KeyWords, PRNGKey, words_of
 from .._base.trace_sharing import map_leaves
 from .._base.trees import increment, placed_like, zero_count
@@ -53,8 +53,8 @@ class AddNoise(AbstractTransformation[AddNoiseState]):
 
     **Arguments:**
 
-    - `eta`: the variance $\eta \ge 0$ in the first step.
-    - `gamma`: the exponent $\gamma \ge 0$ of its decay.
+    - `eta`: the variance of the noise in the first step, $\eta \ge 0$.
+    - `gamma`: the exponent of its decay, $\gamma \ge 0$.
     - `key`: a PRNG key, `jax.random.key(0)` for one, which is kept as an
         [`eqopt.states.KeyData`][]; those of the old kind are taken as well. It is what `init`
         begins with: another has no effect on a state that is there.
@@ -64,8 +64,8 @@ class AddNoise(AbstractTransformation[AddNoiseState]):
         Improves Learning for Very Deep Networks*, 2015, section 3 (arXiv 1511.06807).
     """
 
-    eta: Scalar = eqx.field(converter=real("eta", at_least=0))
-    gamma: Scalar = eqx.field(converter=real("gamma", at_least=0))
+    eta: Scalar = eqx.field(converter=non_negative("eta"))
+    gamma: Scalar = eqx.field(converter=non_negative("gamma"))
     key: PRNGKey = eqx.field(converter=prng_key("key"))
 
     def init_state(self, params: Params, context: Context) -> AddNoiseState:

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
 from .._base.arithmetic import abs_sq, ema, over_root, plus, times
-from .._base.converters import inexact_dtype, real
+from .._base.converters import decay_factor, non_negative, to_dtype
 from .._base.trees import increment, one_minus, zero_count, zeros_like
 from .._base.types import Count, Params, Scalar
 from .._objective.objective import Context, require_params
@@ -71,9 +71,9 @@ class ScaleByNovoGrad(AbstractLeafwise[ScaleByNovoGradState]):
 
     - `b1`: the momentum's factor $\beta_1$, in $[0, 1)$.
     - `b2`: the decay $\beta_2$ of the average squared norm, in $[0, 1)$.
-    - `eps`: $\epsilon \ge 0$, added to the root.
-    - `eps_root`: $\bar\epsilon \ge 0$, added under the root.
-    - `weight_decay`: the factor $\lambda \ge 0$.
+    - `eps`: added to the root of that average, $\epsilon \ge 0$.
+    - `eps_root`: added under that root, $\bar\epsilon \ge 0$.
+    - `weight_decay`: the decay, which becomes part of the momentum, $\lambda \ge 0$.
     - `mu_dtype`: the dtype of the momentum; `None` is the parameter's, and float32 for half
         precision.
 
@@ -88,14 +88,12 @@ class ScaleByNovoGrad(AbstractLeafwise[ScaleByNovoGradState]):
         of Deep Networks*, 2019, algorithm 1 (arXiv 1905.11286).
     """
 
-    b1: Scalar = eqx.field(converter=real("b1", at_least=0, below=1), default=0.9)
-    b2: Scalar = eqx.field(converter=real("b2", at_least=0, below=1), default=0.25)
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-8)
-    eps_root: Scalar = eqx.field(converter=real("eps_root", at_least=0), default=0.0)
-    weight_decay: Scalar = eqx.field(converter=real("weight_decay", at_least=0), default=0.0)
-    mu_dtype: np.dtype | None = eqx.field(
-        converter=inexact_dtype("mu_dtype"), static=True, default=None
-    )
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.9)
+    b2: Scalar = eqx.field(converter=decay_factor("b2"), default=0.25)
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
+    eps_root: Scalar = eqx.field(converter=non_negative("eps_root"), default=0.0)
+    weight_decay: Scalar = eqx.field(converter=non_negative("weight_decay"), default=0.0)
+    mu_dtype: np.dtype | None = eqx.field(converter=to_dtype("mu_dtype"), static=True, default=None)
 
     def init_state(self, params: Params, context: Context) -> ScaleByNovoGradState:
         # Like sums, so that they live where their leaves do.

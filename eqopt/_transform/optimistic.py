@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
 from .._base.arithmetic import minus, plus, times
-from .._base.converters import real
+from .._base.converters import non_negative
 from .._base.trees import increment, zero_count, zeros_like
 from .._base.types import Count, Params, Scalar
 from .._objective.objective import Context
@@ -52,7 +52,7 @@ class ScaleByOptimisticGradient(AbstractLeafwise[ScaleByOptimisticGradientState]
     **Arguments:**
 
     - `alpha`: the factor $\alpha \ge 0$ of the updates.
-    - `beta`: the factor $\beta \ge 0$ of their change.
+    - `beta`: the factor of its change, $\beta \ge 0$.
 
     ??? cite "Reference"
         Mokhtari, Ozdaglar and Pattathil, *A Unified Analysis of Extra-gradient and Optimistic
@@ -60,8 +60,8 @@ class ScaleByOptimisticGradient(AbstractLeafwise[ScaleByOptimisticGradientState]
         (arXiv 1901.08511).
     """
 
-    alpha: Scalar = eqx.field(converter=real("alpha", at_least=0), default=1.0)
-    beta: Scalar = eqx.field(converter=real("beta", at_least=0), default=1.0)
+    alpha: Scalar = eqx.field(converter=non_negative("alpha"), default=1.0)
+    beta: Scalar = eqx.field(converter=non_negative("beta"), default=1.0)
 
     def init_state(self, params: Params, context: Context) -> ScaleByOptimisticGradientState:
         return ScaleByOptimisticGradientState(zero_count(), zeros_like(params))

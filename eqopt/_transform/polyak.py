@@ -6,8 +6,8 @@ import numpy as np
 from jaxtyping import Array, Float, Inexact
 
 from .._base import checks
-from .._base.arithmetic import cast, times
-from .._base.converters import real
+from .._base.arithmetic import cast, safe_divide, times
+from .._base.converters import non_negative, positive, real
 from .._base.norms import global_norm
 from .._base.types import Params, Scalar, Updates
 from .._objective.objective import Context
@@ -46,8 +46,8 @@ class ScaleByPolyak(AbstractTransformation[EmptyState]):
 
     **Arguments:**
 
-    - `f_min`: the least value $f_\star$, or a guess of it, any number. It is 0 for models that can
-        fit all their data.
+    - `f_min`: the least value of the objective $f_\star$, or a guess of it. It is 0 for models that
+        can fit all their data.
     - `max_learning_rate`: the largest step size $\gamma_{\max}$, positive.
     - `eps`: added to the denominator, $\epsilon \ge 0$.
     - `variant`: `"sps"`, or `"sps+"` for a step size of 0 where $f < f_\star$; with `"sps"` it is
@@ -65,8 +65,8 @@ class ScaleByPolyak(AbstractTransformation[EmptyState]):
     """
 
     f_min: Scalar = eqx.field(converter=real("f_min"), default=0.0)
-    max_learning_rate: Scalar = eqx.field(converter=real("max_learning_rate", above=0), default=1.0)
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=0.0)
+    max_learning_rate: Scalar = eqx.field(converter=positive("max_learning_rate"), default=1.0)
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=0.0)
     variant: str = eqx.field(converter=variant, static=True, default="sps")
 
     def init_state(self, params: Params, context: Context) -> EmptyState:
@@ -81,10 +81,9 @@ class ScaleByPolyak(AbstractTransformation[EmptyState]):
         if self.variant == "sps+":
             gap = jnp.maximum(gap, 0)
         size = norm * norm + self.eps.astype(dtype)
-        # The division is guarded twice, so that its derivative is finite where it is not used.
-        # Asked this way, so that a norm of NaN is not taken for a small one.
-        small = size <= _SMALLEST
-        step = jnp.minimum(gap / jnp.where(small, 1, size), self.max_learning_rate.astype(dtype))
-        rule = Rule(_scale, state, scalars=(jnp.where(small, 0, step),))
+        # Not `~(size > smallest)`, which takes a norm of NaN for a small one.
+        step = safe_divide(gap, size, zero=size <= _SMALLEST)
+        step = jnp.minimum(step, self.max_learning_rate.astype(dtype))
+        rule = Rule(_scale, state, scalars=(step,))
         updates, _ = leafwise.run((rule,), updates, params)
         return updates, state

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Inexact
 
 from .._base import checks
 from .._base.arithmetic import cast, divide, is_complex, plus, real_dtype, times
-from .._base.converters import prng_key, real
+from .._base.converters import non_negative, prng_key
 from .._base.prng import advance, KeyWords, normal_like, PRNGKey, words_of
 from .._base.types import Params, Scalar, Updates
 from .._objective.objective import Context, require_params
@@ -68,8 +68,8 @@ class DifferentiallyPrivateAggregate(AbstractPerExample[DifferentiallyPrivateAgg
         Privacy*, CCS 2016, algorithm 1 (arXiv 1607.00133).
     """
 
-    l2_norm_clip: Scalar = eqx.field(converter=real("l2_norm_clip", at_least=0))
-    noise_multiplier: Scalar = eqx.field(converter=real("noise_multiplier", at_least=0))
+    l2_norm_clip: Scalar = eqx.field(converter=non_negative("l2_norm_clip"))
+    noise_multiplier: Scalar = eqx.field(converter=non_negative("noise_multiplier"))
     key: PRNGKey = eqx.field(converter=prng_key("key"))
 
     def init_state(self, params: Params, context: Context) -> DifferentiallyPrivateAggregateState:

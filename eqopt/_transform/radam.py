@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
 from .._base.arithmetic import abs_sq, debiased, divide, ema, over_root, times, where_positive
-from .._base.converters import flag, real
+from .._base.converters import decay_factor, flag, non_negative
 from .._base.trees import increment, moment_weights, one_minus, zero_count, zeros_like
 from .._base.types import Count, Params, Scalar
 from .._objective.objective import Context
@@ -110,11 +110,11 @@ class ScaleByRAdam(AbstractLeafwise[ScaleByRAdamState]):
 
     - `b1`: the decay $\beta_1$ of the average gradient, in $[0, 1)$.
     - `b2`: the decay $\beta_2$ of the average squared gradient, in $[0, 1)$. Up to 0.6, no step is
-        ever rescaled, for $\rho_\infty \le 4$.
-    - `eps`: $\epsilon \ge 0$, added to the root.
-    - `eps_root`: $\bar\epsilon \ge 0$, added under the root.
-    - `threshold`: the least length $\rho \ge 0$ at which steps are rescaled. What is below 4 counts
-        as 4: there, $r_t$ is no real number.
+        ever rescaled.
+    - `eps`: added to the root of the average square, $\epsilon \ge 0$.
+    - `eps_root`: added under that root, $\bar\epsilon \ge 0$.
+    - `threshold`: how many squares their average must amount to, $\rho \ge 0$, for a step to be
+        rescaled. What is below 4 counts as 4.
     - `nesterov`: whether to look ahead, as Nesterov's momentum does.
 
     !!! note
@@ -127,11 +127,11 @@ class ScaleByRAdam(AbstractLeafwise[ScaleByRAdamState]):
         Beyond*, ICLR 2020, algorithm 2 (arXiv 1908.03265).
     """
 
-    b1: Scalar = eqx.field(converter=real("b1", at_least=0, below=1), default=0.9)
-    b2: Scalar = eqx.field(converter=real("b2", at_least=0, below=1), default=0.999)
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-8)
-    eps_root: Scalar = eqx.field(converter=real("eps_root", at_least=0), default=0.0)
-    threshold: Scalar = eqx.field(converter=real("threshold", at_least=0), default=5.0)
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.9)
+    b2: Scalar = eqx.field(converter=decay_factor("b2"), default=0.999)
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
+    eps_root: Scalar = eqx.field(converter=non_negative("eps_root"), default=0.0)
+    threshold: Scalar = eqx.field(converter=non_negative("threshold"), default=5.0)
     nesterov: bool = eqx.field(converter=flag("nesterov"), static=True, default=False)
 
     def init_state(self, params: Params, context: Context) -> ScaleByRAdamState:

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Inexact, Int
 
 from .._base import checks
 from .._base.arithmetic import times
-from .._base.converters import float_dtype, real, steps
+from .._base.converters import float_dtype, non_negative, real, steps
 from .._base.trees import increment, zero_count
 from .._base.types import Params, Scalar, Steps
 from .._objective.objective import Context
@@ -77,7 +77,7 @@ class ReduceOnPlateau(AbstractLeafwise[ReduceOnPlateauState]):
     factor: Scalar = eqx.field(converter=real("factor", above=0, below=1), default=0.1)
     patience: Steps = eqx.field(converter=steps("patience", at_least=1), default=10)
     rtol: Scalar = eqx.field(converter=real("rtol", at_least=0, at_most=1), default=1e-4)
-    atol: Scalar = eqx.field(converter=real("atol", at_least=0), default=0.0)
+    atol: Scalar = eqx.field(converter=non_negative("atol"), default=0.0)
     cooldown: Steps = eqx.field(converter=steps("cooldown"), default=0)
     accumulation_size: Steps = eqx.field(
         converter=steps("accumulation_size", at_least=1), default=1
@@ -92,12 +92,12 @@ class ReduceOnPlateau(AbstractLeafwise[ReduceOnPlateauState]):
     def init_state(self, params: Params, context: Context) -> ReduceOnPlateauState:
         dtype = float_dtype()
         return ReduceOnPlateauState(
-            jnp.ones((), dtype),
-            jnp.full((), np.inf, dtype),
-            zero_count(),
-            zero_count(),
-            zero_count(),
-            jnp.zeros((), dtype),
+            scale=jnp.ones((), dtype),
+            best_value=jnp.full((), np.inf, dtype),
+            plateau_count=zero_count(),
+            cooldown_count=zero_count(),
+            num_values=zero_count(),
+            avg_value=jnp.zeros((), dtype),
         )
 
     def rule(self, state: ReduceOnPlateauState, params: Params | None, context: Context) -> Rule:
@@ -110,12 +110,12 @@ class ReduceOnPlateau(AbstractLeafwise[ReduceOnPlateauState]):
         complete = num_values >= jnp.asarray(self.accumulation_size)
         looked = self._look(state, average)
         new = ReduceOnPlateauState(
-            jnp.where(complete, looked.scale, state.scale),
-            jnp.where(complete, looked.best_value, state.best_value),
-            jnp.where(complete, looked.plateau_count, state.plateau_count),
-            jnp.where(complete, looked.cooldown_count, state.cooldown_count),
-            jnp.where(complete, 0, num_values),
-            jnp.where(complete, 0, average),
+            scale=jnp.where(complete, looked.scale, state.scale),
+            best_value=jnp.where(complete, looked.best_value, state.best_value),
+            plateau_count=jnp.where(complete, looked.plateau_count, state.plateau_count),
+            cooldown_count=jnp.where(complete, looked.cooldown_count, state.cooldown_count),
+            num_values=jnp.where(complete, 0, num_values),
+            avg_value=jnp.where(complete, 0, average),
         )
         return Rule(_scale, new, scalars=(new.scale,))
 
@@ -129,14 +129,12 @@ class ReduceOnPlateau(AbstractLeafwise[ReduceOnPlateauState]):
         reduce = plateau_count >= jnp.asarray(self.patience)
         reduced = jnp.maximum(state.scale * self.factor, self.min_scale)
         return ReduceOnPlateauState(
-            jnp.where(reduce, reduced, state.scale),
-            jnp.where(improved, average, best),
-            jnp.where(reduce, 0, plateau_count),
-            jnp.where(
-                cooling,
-                state.cooldown_count - 1,
-                jnp.where(reduce, jnp.asarray(self.cooldown), 0),
+            scale=jnp.where(reduce, reduced, state.scale),
+            best_value=jnp.where(improved, average, best),
+            plateau_count=jnp.where(reduce, 0, plateau_count),
+            cooldown_count=jnp.where(
+                cooling, state.cooldown_count - 1, jnp.where(reduce, jnp.asarray(self.cooldown), 0)
             ),
-            state.num_values,
-            state.avg_value,
+            num_values=state.num_values,
+            avg_value=state.avg_value,
         )

@@ -5,7 +5,7 @@ from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
 from .._base.arithmetic import abs_sq, divide, ema, minus, plus, safe_sqrt
-from .._base.converters import flag, real
+from .._base.converters import decay_factor, flag, non_negative
 from .._base.trees import bias_correction, full_like, increment, one_minus, zero_count, zeros_like
 from .._base.types import Count, Params, Scalar
 from .._objective.objective import Context
@@ -57,19 +57,19 @@ class ScaleByRMS(AbstractLeafwise[ScaleByRMSState]):
 
     **Arguments:**
 
-    - `decay`: the decay $\delta$ of the average, in $[0, 1)$.
-    - `eps`: $\epsilon \ge 0$.
-    - `initial_scale`: the value $v_0 \ge 0$.
-    - `eps_in_sqrt`: whether $\epsilon$ is added under the root, or to it, as torch does.
-    - `bias_correction`: whether to divide $v_t$ by $1 - \delta^t$.
+    - `decay`: the decay $\delta$ of the average of squares, in $[0, 1)$.
+    - `eps`: added to the denominator, $\epsilon \ge 0$.
+    - `initial_scale`: the average of squares to begin with, $v_0 \ge 0$.
+    - `eps_in_sqrt`: whether `eps` is added under the root, or to it, as torch does.
+    - `bias_correction`: whether the averages are debiased.
 
     ??? cite "Reference"
         Hinton, *Neural Networks for Machine Learning*, lecture 6e, 2012.
     """
 
-    decay: Scalar = eqx.field(converter=real("decay", at_least=0, below=1), default=0.9)
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-8)
-    initial_scale: Scalar = eqx.field(converter=real("initial_scale", at_least=0), default=0.0)
+    decay: Scalar = eqx.field(converter=decay_factor("decay"), default=0.9)
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
+    initial_scale: Scalar = eqx.field(converter=non_negative("initial_scale"), default=0.0)
     eps_in_sqrt: bool = eqx.field(converter=flag("eps_in_sqrt"), static=True, default=True)
     bias_correction: bool = eqx.field(converter=flag("bias_correction"), static=True, default=False)
 
@@ -135,19 +135,19 @@ class ScaleByStddev(AbstractLeafwise[ScaleByStddevState]):
     **Arguments:**
 
     - `decay`: the decay $\delta$ of the averages, in $[0, 1)$.
-    - `eps`: $\epsilon \ge 0$.
-    - `initial_scale`: the value $v_0 \ge 0$.
-    - `eps_in_sqrt`: whether $\epsilon$ is added under the root, or to it, as torch does.
-    - `bias_correction`: whether to divide both averages by $1 - \delta^t$.
+    - `eps`: added to the denominator, $\epsilon \ge 0$.
+    - `initial_scale`: the average of squares to begin with, $v_0 \ge 0$.
+    - `eps_in_sqrt`: whether `eps` is added under the root, or to it, as torch does.
+    - `bias_correction`: whether the averages are debiased.
 
     ??? cite "Reference"
         Graves, *Generating Sequences With Recurrent Neural Networks*, 2013, equations 38 to 41
         (arXiv 1308.0850).
     """
 
-    decay: Scalar = eqx.field(converter=real("decay", at_least=0, below=1), default=0.9)
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-8)
-    initial_scale: Scalar = eqx.field(converter=real("initial_scale", at_least=0), default=0.0)
+    decay: Scalar = eqx.field(converter=decay_factor("decay"), default=0.9)
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
+    initial_scale: Scalar = eqx.field(converter=non_negative("initial_scale"), default=0.0)
     eps_in_sqrt: bool = eqx.field(converter=flag("eps_in_sqrt"), static=True, default=True)
     bias_correction: bool = eqx.field(converter=flag("bias_correction"), static=True, default=False)
 

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
 from .._base.arithmetic import is_complex
-from .._base.converters import real
+from .._base.converters import non_negative, positive, real
 from .._base.trees import full_like, zeros_like
 from .._base.types import Params, Scalar
 from .._objective.objective import Context
@@ -89,10 +89,10 @@ class ScaleByRprop(AbstractLeafwise[ScaleByRpropState]):
 
     **Arguments:**
 
-    - `learning_rate`: the step size $\Delta_0 > 0$ to begin with: a number. Once the state is made,
-        another has no effect.
-    - `eta_minus`: the factor $\eta_-$, in $(0, 1)$.
-    - `eta_plus`: the factor $\eta_+ > 1$.
+    - `learning_rate`: the step size to begin with, $\Delta_0 > 0$. Once the state is made, another
+        has no effect.
+    - `eta_minus`: what a step size is multiplied by where the sign changes, in $(0, 1)$.
+    - `eta_plus`: what it is multiplied by where the sign stays the same, greater than 1.
     - `min_step_size`: the least step size $\Delta_{\min} \ge 0$.
     - `max_step_size`: the largest step size $\Delta_{\max} > 0$.
 
@@ -106,11 +106,11 @@ class ScaleByRprop(AbstractLeafwise[ScaleByRpropState]):
         faster backpropagation learning: the RPROP algorithm*, ICNN 1993.
     """
 
-    learning_rate: Scalar = eqx.field(converter=real("learning_rate", above=0))
+    learning_rate: Scalar = eqx.field(converter=positive("learning_rate"))
     eta_minus: Scalar = eqx.field(converter=real("eta_minus", above=0, below=1), default=0.5)
     eta_plus: Scalar = eqx.field(converter=real("eta_plus", above=1), default=1.2)
-    min_step_size: Scalar = eqx.field(converter=real("min_step_size", at_least=0), default=1e-6)
-    max_step_size: Scalar = eqx.field(converter=real("max_step_size", above=0), default=50.0)
+    min_step_size: Scalar = eqx.field(converter=non_negative("min_step_size"), default=1e-6)
+    max_step_size: Scalar = eqx.field(converter=positive("max_step_size"), default=50.0)
 
     def __check_init__(self) -> None:
         check_limits(self.min_step_size, self.max_step_size)

@@ -1,12 +1,11 @@
 """Adagrad's rescaling by the root of a sum of squares."""
 
 import equinox as eqx
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
-from .._base.arithmetic import abs_sq, divide, plus, safe_sqrt
-from .._base.converters import flag, real
+from .._base.arithmetic import abs_sq, plus, safe_divide, safe_sqrt
+from .._base.converters import flag, non_negative
 from .._base.trees import full_like
 from .._base.types import Params, Scalar
 from .._objective.objective import Context
@@ -23,11 +22,7 @@ def _rss(
 ) -> tuple[Inexact[Array, "*shape"], Float[Array, "*shape"]]:
     total = plus(sum_of_squares, abs_sq(update))
     root = safe_sqrt(plus(total, eps)) if eps_in_sqrt else plus(safe_sqrt(total), eps)
-    # Asked this way, so that a NaN is not taken for nothing. The division is guarded twice, so that
-    # its derivative is finite where it is not used.
-    nothing = total == 0
-    scaled = divide(update, jnp.where(nothing, jnp.ones_like(root), root))
-    return jnp.where(nothing, jnp.zeros_like(update), scaled), total
+    return safe_divide(update, root, zero=total == 0), total
 
 
 @checks.typed
@@ -53,8 +48,8 @@ class ScaleByRSS(AbstractLeafwise[ScaleByRSSState]):
 
     **Arguments:**
 
-    - `initial_accumulator_value`: the value $G_0 \ge 0$.
-    - `eps`: $\epsilon \ge 0$.
+    - `initial_accumulator_value`: the sum to begin with, $G_0 \ge 0$.
+    - `eps`: added to the sum under the root, $\epsilon \ge 0$.
     - `eps_in_sqrt`: whether $\epsilon$ is added under the root, as in optax, or to it, as in torch.
 
     ??? cite "Reference"
@@ -63,9 +58,9 @@ class ScaleByRSS(AbstractLeafwise[ScaleByRSSState]):
     """
 
     initial_accumulator_value: Scalar = eqx.field(
-        converter=real("initial_accumulator_value", at_least=0), default=0.1
+        converter=non_negative("initial_accumulator_value"), default=0.1
     )
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-7)
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-7)
     eps_in_sqrt: bool = eqx.field(converter=flag("eps_in_sqrt"), static=True, default=True)
 
     def init_state(self, params: Params, context: Context) -> ScaleByRSSState:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
 from .._base.arithmetic import abs_sq, cast, ema, plus, real_dtype, times, wider
-from .._base.converters import real
+from .._base.converters import decay_factor, non_negative, real
 from .._base.trees import one_minus, zeros_like
 from .._base.types import Params, Scalar, Updates
 from .._objective.objective import Context
@@ -94,9 +94,9 @@ class ScaleBySM3(AbstractTransformation[ScaleBySM3State]):
         algorithm SM3-II (arXiv 1901.11150).
     """
 
-    b1: Scalar = eqx.field(converter=real("b1", at_least=0, below=1), default=0.9)
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.9)
     b2: Scalar = eqx.field(converter=real("b2", at_least=0, at_most=1), default=1.0)
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-8)
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
 
     def init_state(self, params: Params, context: Context) -> ScaleBySM3State:
         def along(axis: int) -> PyTree:

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
 from .._base.arithmetic import abs_sq, divide, ema, minus, over_root, times
-from .._base.converters import real
+from .._base.converters import decay_factor, non_negative
 from .._base.trees import full_like, increment, moment_weights, one_minus, zero_count
 from .._base.types import Count, Params, Scalar
 from .._objective.objective import Context
@@ -65,8 +65,8 @@ class ScaleByYogi(AbstractLeafwise[ScaleByYogiState]):
     **Arguments:**
 
     - `b1`: the decay $\beta_1$ of the average gradient, in $[0, 1)$.
-    - `b2`: one minus the rate at which $v$ moves, $\beta_2$, in $[0, 1)$.
-    - `eps`: $\epsilon \ge 0$, added to the root.
+    - `b2`: one minus the rate at which the squares are followed, $\beta_2$, in $[0, 1)$.
+    - `eps`: added to the root of what follows them, $\epsilon \ge 0$.
     - `eps_root`: $\bar\epsilon \ge 0$, added under the root.
     - `initial_accumulator_value`: $v_0 \ge 0$, and also every entry of $m_0$.
 
@@ -79,12 +79,12 @@ class ScaleByYogi(AbstractLeafwise[ScaleByYogiState]):
         NeurIPS 2018, algorithm 2.
     """
 
-    b1: Scalar = eqx.field(converter=real("b1", at_least=0, below=1), default=0.9)
-    b2: Scalar = eqx.field(converter=real("b2", at_least=0, below=1), default=0.999)
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-3)
-    eps_root: Scalar = eqx.field(converter=real("eps_root", at_least=0), default=0.0)
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.9)
+    b2: Scalar = eqx.field(converter=decay_factor("b2"), default=0.999)
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-3)
+    eps_root: Scalar = eqx.field(converter=non_negative("eps_root"), default=0.0)
     initial_accumulator_value: Scalar = eqx.field(
-        converter=real("initial_accumulator_value", at_least=0), default=1e-6
+        converter=non_negative("initial_accumulator_value"), default=1e-6
     )
 
     def init_state(self, params: Params, context: Context) -> ScaleByYogiState:

@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 import typing
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeAlias, TypeVar
 
 import equinox as eqx
 import numpy as np
@@ -23,8 +23,6 @@ from .._objective.objective import accepted, Context, Evaluation, FullProblem, O
 from . import leafwise
 from .apply import applied
 from .eval_params import LookaheadParams
-
-_Self = TypeVar("_Self", bound="AbstractTransformation[Any]")
 
 
 class EmptyState(eqx.Module):
@@ -77,10 +75,10 @@ class AbstractTransformation(eqx.Module, Generic[State]):
         state: State,
         params: PyTree = None,
         *,
-        value: Any = None,
+        value: object = None,
         grad: PyTree = None,
         value_fn: Function | None = None,
-        key: Any = None,
+        key: object = None,
         **extra: Any,
     ) -> tuple[Tree, State]:
         """Turns gradients into updates, to be applied by [`eqopt.apply_updates`][].
@@ -168,7 +166,7 @@ class AbstractTransformation(eqx.Module, Generic[State]):
             reuse=not opaque(hoisted),
         )
 
-    def replace(self: _Self, **changes: Any) -> _Self:
+    def replace(self, **changes: Any) -> Self:
         """Gives a copy with other hyper-parameters: `opt.replace(learning_rate=0.1)`."""
         names = [f.name for f in dataclasses.fields(self)]
         for name in changes:
@@ -258,7 +256,10 @@ class AbstractPerExample(AbstractTransformation[State]):
     """Transforms gradients of single examples, which have one axis more, and checks them itself."""
 
 
-def takes_examples(transformation: AbstractTransformation[Any]) -> bool:
+AnyTransformation: TypeAlias = AbstractTransformation[Any]
+
+
+def takes_examples(transformation: AnyTransformation) -> bool:
     """Whether a transformation is given the gradients of single examples: whether its first is."""
     if isinstance(transformation, AbstractOptimizer):
         return takes_examples(transformation.compose())
@@ -267,13 +268,13 @@ def takes_examples(transformation: AbstractTransformation[Any]) -> bool:
     return isinstance(transformation, AbstractPerExample)
 
 
-def check_transformation(name: str, x: Any) -> None:
+def check_transformation(name: str, x: object) -> None:
     """Refuses what is no transformation, by the name of the argument."""
     if not isinstance(x, AbstractTransformation):
         raise TypeError(checks.no_transformation(name, x))
 
 
-def state_type(transformation: AbstractTransformation[Any]) -> type[Any]:
+def state_type(transformation: AnyTransformation) -> type[Any]:
     """The class of a transformation's state, read from `AbstractTransformation[ItsState]`."""
     if isinstance(transformation, AbstractOptimizer):
         return state_type(transformation.compose())
@@ -293,7 +294,7 @@ def _state_type(cls: type) -> type[Any]:
     return object
 
 
-def check_state(transformation: AbstractTransformation[Any], state: Any, name: str) -> None:
+def check_state(transformation: AnyTransformation, state: object, name: str) -> None:
     """Refuses the state of another transformation."""
     expected = state_type(transformation)
     if checks.enabled() and not isinstance(state, expected):
@@ -314,7 +315,7 @@ def _init(
     has_aux: bool,
 ) -> State:
     trained, rest = split(params, "params")
-    objective = None if fn is None else Objective(fn, rest, args, {}, has_aux)
+    objective = None if fn is None else Objective(fn, rest, args, kwargs={}, has_aux=has_aux)
     context = Context(value_fn=objective, whole=FullProblem(trained, objective))
     return transformation.init_state(trained, context)
 
@@ -339,7 +340,7 @@ def _update(
     if fn is not None:
         if not compiled_call.is_inside_trace():
             note_trace(fn, compiled_call.signature((transformation, updates, state, params, extra)))
-        objective = Objective(fn, rest, (), accepted(fn, extra), None, argnums)
+        objective = Objective(fn, rest, (), accepted(fn, extra), has_aux=None, argnums=argnums)
     if value is not None and not (checks.is_array(value) and value.shape == ()):
         shape = f"shape {value.shape}" if checks.is_array(value) else checks.describe(value)
         raise ValueError(f"`value` must be one number; got {shape}")
@@ -349,7 +350,7 @@ def _update(
     if grad is not None:
         grad = conj(checks.conform_to(grad, given, "grad"))
     whole = None if given is None else FullProblem(given, objective)
-    context = Context(value, grad, objective, key, extra, whole)
+    context = Context(value=value, grad=grad, value_fn=objective, key=key, extra=extra, whole=whole)
     return _transform(transformation, updates, state, given, context)
 
 
@@ -379,21 +380,21 @@ def step(
     """The whole step, uncompiled: for loops that compile it as part of more."""
     check_state(transformation, state, "state")
     trained, rest = split(model, "params")
-    objective = Objective(fn, rest, args, accepted(fn, kwargs), has_aux)
+    objective = Objective(fn, rest, args, kwargs=accepted(fn, kwargs), has_aux=has_aux)
     evaluation, traced, _ = evaluate(objective, trained, state)
     context = Context(
-        evaluation.value,
-        conj(evaluation.grad),
-        objective,
-        kwargs.get("key"),
-        {name: x for name, x in kwargs.items() if name != "key"},
-        FullProblem(trained, traced, evaluation),
+        value=evaluation.value,
+        grad=conj(evaluation.grad),
+        value_fn=objective,
+        key=kwargs.get("key"),
+        extra={name: x for name, x in kwargs.items() if name != "key"},
+        whole=FullProblem(trained, traced, evaluation),
     )
     updates, state = _transform(transformation, evaluation.grad, state, trained, context)
     return eqx.combine(applied(trained, updates), rest), state, evaluation
 
 
-def _step(transformation: AbstractTransformation[Any], fn: Function, *rest: Any) -> Any:
+def _step(transformation: AnyTransformation, fn: Function, *rest: Any) -> Any:
     if not compiled_call.is_inside_trace():
         note_trace(fn, compiled_call.signature((transformation, *rest)))
     return step(transformation, fn, *rest)

@@ -56,5 +56,5 @@ def apply_when(
     return lax.cond(condition, applied, skipped)
 
 
-def _zeros(x: Array, dtype: Any) -> Array:
+def _zeros(x: Array, dtype: object) -> Array:
     return full_like(x, 0, dtype)

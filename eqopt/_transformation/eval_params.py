@@ -128,7 +128,7 @@ def check_like(tree: PyTree, params: Params, name: str) -> PyTree:
     return checks.conform_to(tree, params, name, any_dtype=True)
 
 
-def _both(a: Any, b: Any) -> bool:
+def _both(a: object, b: object) -> bool:
     return a is not None and b is not None
 
 
@@ -136,7 +136,7 @@ def _outermost(state: PyTree) -> list[AbstractEvalState]:
     return [x for x in jax.tree.leaves(state, is_leaf=_is_eval_state) if _is_eval_state(x)]
 
 
-def _is_eval_state(x: Any) -> bool:
+def _is_eval_state(x: object) -> bool:
     return isinstance(x, AbstractEvalState)
 
 

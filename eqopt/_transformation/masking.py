@@ -15,7 +15,7 @@ from .._base.types import Params, Updates
 from .._jit import compiled_call
 from .._objective.objective import Context
 from ..selectors._selector import AbstractSelector
-from .base import AbstractTransformation
+from .base import AnyTransformation
 
 # A part of the parameters: whether each leaf, in order, belongs to it.
 Chosen = tuple[bool, ...]
@@ -112,10 +112,10 @@ def narrow(context: Context, params: Params | None, chosen: Chosen) -> Context:
 
 
 def transform_part(
-    inner: AbstractTransformation[Any],
+    inner: AnyTransformation,
     chosen: Chosen,
     updates: Updates,
-    inner_state: Any,
+    inner_state: object,
     params: Params | None,
     context: Context,
     *,

@@ -3,13 +3,12 @@
 import abc
 import enum
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import jax
 
 from .._base.types import State
 from ..selectors._selector import AbstractSelector
-from .base import AbstractOptimizer, AbstractTransformation
+from .base import AbstractOptimizer, AbstractTransformation, AnyTransformation
 
 
 class Requirement(enum.Enum):
@@ -35,8 +34,8 @@ class AbstractConstrained(AbstractTransformation[State]):
 
 
 def check_nesting(
-    owner: AbstractTransformation[Any],
-    inner: AbstractTransformation[Any],
+    owner: AnyTransformation,
+    inner: AnyTransformation,
     broken: Mapping[Requirement, str],
     *,
     of_a_part: bool = True,
@@ -57,7 +56,7 @@ def check_nesting(
                 raise _senseless(owner, part, unmet[0].value, broken[unmet[0]])
 
 
-def requirements_within(transformation: AbstractTransformation[Any]) -> frozenset[Requirement]:
+def requirements_within(transformation: AnyTransformation) -> frozenset[Requirement]:
     """What a transformation and those within it need."""
     parts = _parts(transformation, True)
     return frozenset().union(
@@ -65,9 +64,7 @@ def requirements_within(transformation: AbstractTransformation[Any]) -> frozense
     )
 
 
-def refuse_selectors(
-    owner: AbstractTransformation[Any], inner: AbstractTransformation[Any], why: str
-) -> None:
+def refuse_selectors(owner: AnyTransformation, inner: AnyTransformation, why: str) -> None:
     """Refuses a wrapper, in which the parameters are not as they were, around what chooses some."""
     for part in _parts(inner, True):
         if _selects(part):
@@ -75,15 +72,13 @@ def refuse_selectors(
 
 
 def _senseless(
-    owner: AbstractTransformation[Any], part: AbstractTransformation[Any], does: str, why: str
+    owner: AnyTransformation, part: AnyTransformation, does: str, why: str
 ) -> ValueError:
     inside, outside = type(part).__name__, type(owner).__name__
     return ValueError(f"`{inside}` within `{outside}` makes no sense: `{inside}` {does}; {why}")
 
 
-def _parts(
-    transformation: AbstractTransformation[Any], of_a_part: bool
-) -> Iterator[AbstractTransformation[Any]]:
+def _parts(transformation: AnyTransformation, of_a_part: bool) -> Iterator[AnyTransformation]:
     """A transformation, and those within it."""
     yield transformation
     if isinstance(transformation, AbstractOptimizer):
@@ -92,7 +87,7 @@ def _parts(
     if not of_a_part and _selects(transformation):
         return
 
-    def within(x: Any) -> bool:
+    def within(x: object) -> bool:
         return x is not transformation and isinstance(x, AbstractTransformation)
 
     for x in jax.tree.leaves(transformation, is_leaf=within):
@@ -100,10 +95,10 @@ def _parts(
             yield from _parts(x, of_a_part)
 
 
-def _selects(transformation: AbstractTransformation[Any]) -> bool:
+def _selects(transformation: AnyTransformation) -> bool:
     """Whether it holds a selector, and not only what is within it."""
 
-    def is_leaf(x: Any) -> bool:
+    def is_leaf(x: object) -> bool:
         inner = x is not transformation and isinstance(x, AbstractTransformation)
         return inner or isinstance(x, AbstractSelector)
 

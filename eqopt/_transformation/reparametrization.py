@@ -11,8 +11,8 @@ from jaxtyping import PyTree
 from .._base import checks
 from .._base.trees import conj, mask_like
 from .._base.types import Params, Updates
-from .._objective.objective import Context, Evaluation, FullProblem, Objective
-from .base import AbstractTransformation
+from .._objective.objective import AnyEvaluation, Context, Evaluation, FullProblem, Objective
+from .base import AnyTransformation
 from .eval_params import known
 from .masking import is_like
 
@@ -31,7 +31,7 @@ class AbstractReparametrization(eqx.Module):
 
 def init_in(
     form: AbstractReparametrization,
-    inner: AbstractTransformation[Any],
+    inner: AnyTransformation,
     params: Params,
     context: Context,
 ) -> Any:
@@ -41,9 +41,9 @@ def init_in(
 
 def transform_in(
     form: AbstractReparametrization,
-    inner: AbstractTransformation[Any],
+    inner: AnyTransformation,
     updates: Updates,
-    inner_state: Any,
+    inner_state: object,
     params: Params | None,
     context: Context,
 ) -> tuple[Updates, Any]:
@@ -54,7 +54,7 @@ def transform_in(
     return form.unpack(out, updates), inner_state
 
 
-def eval_params_in(form: AbstractReparametrization, params: Params, inner_state: Any) -> Params:
+def eval_params_in(form: AbstractReparametrization, params: Params, inner_state: object) -> Params:
     """The parameters to evaluate with that the state of a transformation in another form knows."""
     packed = form.pack(params)
     found = known(packed, inner_state)
@@ -90,7 +90,9 @@ def context_in(
             raw = _pack_raw(form, evaluation.grad, params)
             evaluation = dataclasses.replace(evaluation, grad=raw)
         whole = FullProblem(form.pack(params) if packed is None else packed, objective, evaluation)
-    return Context(context.value, grad, value_fn, context.key, extra, whole)
+    return Context(
+        value=context.value, grad=grad, value_fn=value_fn, key=context.key, extra=extra, whole=whole
+    )
 
 
 def _is_inexact(tree: PyTree) -> bool:
@@ -114,7 +116,7 @@ class _Formed(eqx.Module):
         value, aux = self.objective(self.model(packed))
         return value if self.objective.has_aux is False else (value, aux)
 
-    def evaluate(self, packed: PyTree) -> Evaluation[Any]:
+    def evaluate(self, packed: PyTree) -> AnyEvaluation:
         # Not differentiated through: the transpose of a slice is as long as the whole vector.
         found = self.objective.evaluate(self.model(packed))
         return Evaluation(found.value, _pack_raw(self.form, found.grad, self.shown), found.aux)

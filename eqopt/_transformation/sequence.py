@@ -6,13 +6,11 @@ from typing import Any
 from .._base.types import Params, Updates
 from .._objective.objective import Context
 from . import leafwise
-from .base import AbstractLeafwise, AbstractTransformation, check_state
+from .base import AbstractLeafwise, AnyTransformation, check_state
 from .nesting import check_nesting, Requirement
 
 
-def check_links(
-    owner: AbstractTransformation[Any], links: Sequence[AbstractTransformation[Any]]
-) -> None:
+def check_links(owner: AnyTransformation, links: Sequence[AnyTransformation]) -> None:
     """Refuses links in an order that makes no sense."""
     after = "the links after it change them. Put it last, or around the chain"
     for link in links[:-1]:
@@ -23,7 +21,7 @@ def check_links(
 
 
 def transform_links(
-    links: Sequence[AbstractTransformation[Any]],
+    links: Sequence[AnyTransformation],
     states: Sequence[Any],
     names: Sequence[str],
     updates: Updates,

@@ -7,7 +7,12 @@ import equinox as eqx
 from .._base import checks
 from .._base.types import Params, Updates
 from .._objective.objective import Context
-from .._transformation.base import AbstractSequence, AbstractTransformation, check_transformation
+from .._transformation.base import (
+    AbstractSequence,
+    AbstractTransformation,
+    AnyTransformation,
+    check_transformation,
+)
 from .._transformation.sequence import check_links, transform_links
 
 _States = TypeVar("_States", bound=tuple[Any, ...])
@@ -42,7 +47,7 @@ class Chain(AbstractSequence[ChainState[_States]], Generic[_States]):
     - `*links`: the transformations, the first to be applied first. With none, nothing happens.
     """
 
-    links: tuple[AbstractTransformation[Any], ...]
+    links: tuple[AnyTransformation, ...]
 
     @overload
     def __init__(self: "Chain[tuple[()]]") -> None: ...
@@ -56,12 +61,7 @@ class Chain(AbstractSequence[ChainState[_States]], Generic[_States]):
     ) -> None: ...
     @overload
     def __init__(
-        self: "Chain[tuple[_S1, _S2, _S3, _S4]]",
-        a: _T[_S1],
-        b: _T[_S2],
-        c: _T[_S3],
-        d: _T[_S4],
-        /,
+        self: "Chain[tuple[_S1, _S2, _S3, _S4]]", a: _T[_S1], b: _T[_S2], c: _T[_S3], d: _T[_S4], /
     ) -> None: ...
     @overload
     def __init__(
@@ -86,13 +86,13 @@ class Chain(AbstractSequence[ChainState[_States]], Generic[_States]):
     ) -> None: ...
     @overload
     def __init__(self: "Chain[tuple[Any, ...]]", *links: _T[Any]) -> None: ...
-    def __init__(self, *links: AbstractTransformation[Any]) -> None:
+    def __init__(self, *links: AnyTransformation) -> None:
         for i, link in enumerate(links):
             check_transformation(f"links[{i}]", link)
         check_links(self, links)
         self.links = links
 
-    def in_order(self) -> tuple[AbstractTransformation[Any], ...]:
+    def in_order(self) -> tuple[AnyTransformation, ...]:
         return self.links
 
     def init_state(self, params: Params, context: Context) -> ChainState[_States]:
@@ -100,11 +100,7 @@ class Chain(AbstractSequence[ChainState[_States]], Generic[_States]):
         return ChainState(states)
 
     def transform(
-        self,
-        updates: Updates,
-        state: ChainState[_States],
-        params: Params | None,
-        context: Context,
+        self, updates: Updates, state: ChainState[_States], params: Params | None, context: Context
     ) -> tuple[Updates, ChainState[_States]]:
         if checks.enabled() and len(state.states) != len(self.links):
             raise ValueError(

@@ -52,7 +52,7 @@ def raise_error(gives_up: Bool[Array, ""]) -> Bool[Array, ""]:
     )
 
 
-def _on_give_up(value: Any) -> Callable[[Array], Array]:
+def _on_give_up(value: object) -> Callable[[Array], Array]:
     if callable(value) and not isinstance(value, type):
         fn: Any = value
         return fn
@@ -136,7 +136,7 @@ class ApplyIfFinite(AbstractTransformation[ApplyIfFiniteState[State]], Generic[S
         out, inner_state = apply_when(
             given | accepted, self.inner, updates, state.inner_state, params, context
         )
-        # Of what has been skipped this is true.
+        # True for a skipped step: its updates are zero, and its state is unchanged.
         sound = all_finite(out) & _stays_finite(state.inner_state, inner_state)
         finite = given & sound
         accepted = accepted | self.on_give_up(exhausted & given & ~sound)
@@ -149,7 +149,7 @@ class ApplyIfFinite(AbstractTransformation[ApplyIfFiniteState[State]], Generic[S
         return select(finite | accepted, out, zeros_exactly_like(out)), new
 
 
-def _stays_finite(old: Any, new: Any) -> Bool[Array, ""]:
+def _stays_finite(old: object, new: object) -> Bool[Array, ""]:
     """Whether no number is infinite or NaN that was not before.
 
     What is not known yet may be infinite: the least loss so far, before the first. A line search
@@ -162,6 +162,6 @@ def _stays_finite(old: Any, new: Any) -> Bool[Array, ""]:
     return jnp.all(jnp.stack(found)) if found else jnp.asarray(True)
 
 
-def _numbers(state: Any) -> list[Any]:
+def _numbers(state: object) -> list[Any]:
     leaves = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, LinesearchState))
     return [x for x in leaves if checks.is_inexact(x)]

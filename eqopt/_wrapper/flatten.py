@@ -12,6 +12,7 @@ from jaxtyping import Array, PyTree
 
 from .._base import checks
 from .._base.arithmetic import cast, wider
+from .._base.ravel import cut
 from .._base.trees import placed_like, replicated
 from .._base.types import Params, State, Updates
 from .._objective.objective import Context
@@ -57,18 +58,19 @@ class _Layout(AbstractReparametrization):
 
     def unpack(self, packed: _Vectors, like: PyTree) -> PyTree:
         references, treedef = checks.flatten(like)
-        starts = [0] * self.num_vectors
-        leaves: list[Any] = []
-        for reference, shape, group in zip(references, self.shapes, self.groups, strict=True):
-            leaves.append(None)
-            if shape is None:
-                continue
-            start, end = starts[group], starts[group] + math.prod(shape)
-            starts[group] = end
-            if reference is not None:
-                vector: Any = packed.vectors[group]
-                part = lax.slice(vector, (start,), (end,))
-                leaves[-1] = placed_like(lax.reshape(part, shape), reference)
+        shapes: list[list[tuple[int, ...]]] = [[] for _ in range(self.num_vectors)]
+        for shape, group in zip(self.shapes, self.groups, strict=True):
+            if shape is not None:
+                shapes[group].append(shape)
+        parts = [
+            iter([None] * len(own) if vector is None else cut(vector, own))
+            for vector, own in zip(packed.vectors, shapes, strict=True)
+        ]
+        leaves: list[Array | None] = [None] * len(references)
+        for i, (reference, group) in enumerate(zip(references, self.groups, strict=True)):
+            part = next(parts[group]) if group >= 0 else None
+            if reference is not None and part is not None:
+                leaves[i] = placed_like(part, reference)
         return treedef.unflatten(leaves)
 
     @property
@@ -141,7 +143,7 @@ class Flatten(AbstractTransformation[FlattenState[State]], Generic[State]):
         either, such as a mask for weight decay, belongs outside:
         `Chain(Flatten(ScaleByAdam()), AddDecayedWeights(0.1, mask), ...)`.
 
-    Of what has no gradient, the state stays as it is.
+    The state of a parameter without a gradient stays as it is.
 
     A part of the state is as large as all parameters of its dtype. In explicit sharding mode it is
     whole on every device.
@@ -168,11 +170,7 @@ class Flatten(AbstractTransformation[FlattenState[State]], Generic[State]):
         return FlattenState(init_in(layout, self.inner, params, context), layout)
 
     def transform(
-        self,
-        updates: Updates,
-        state: FlattenState[State],
-        params: Params | None,
-        context: Context,
+        self, updates: Updates, state: FlattenState[State], params: Params | None, context: Context
     ) -> tuple[Updates, FlattenState[State]]:
         check_state(self.inner, state.inner_state, "state.inner_state")
         layout = state.layout

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool
 
 from .._base import checks
-from .._base.converters import float_dtype, inexact_dtype
+from .._base.converters import float_dtype, to_dtype
 from .._base.key_data import kept, unkept
 from .._base.trees import increment, owned, zero_count
 from .._base.types import Count, Function, Params, Scalar, State, Steps, Updates
@@ -30,7 +30,7 @@ _NUMERIC = {*typing.get_args(Scalar), *typing.get_args(Steps)}
 class CurrentHyperparams(dict[str, Any]):
     """Hyper-parameters by name. What is put in place of one becomes an array of its dtype."""
 
-    def __setitem__(self, name: str, value: Any) -> None:
+    def __setitem__(self, name: str, value: object) -> None:
         if name not in self:
             raise KeyError(f"no hyper-parameter `{name}`; there is " + ", ".join(self))
         old = self[name]
@@ -118,7 +118,7 @@ class InjectedHyperparams(AbstractConstrained[InjectHyperparamsState[State]], Ge
     arguments: dict[str, Any] = eqx.field(default_factory=dict)
     static_arguments: tuple[tuple[str, Any], ...] = eqx.field(static=True, default=())
     hyperparam_dtype: np.dtype | None = eqx.field(
-        converter=inexact_dtype("hyperparam_dtype"), static=True, default=None
+        converter=to_dtype("hyperparam_dtype"), static=True, default=None
     )
 
     def __check_init__(self) -> None:
@@ -242,7 +242,7 @@ class InjectHyperparams(eqx.Module, Generic[State]):
         default=(),
     )
     hyperparam_dtype: np.dtype | None = eqx.field(
-        converter=inexact_dtype("hyperparam_dtype"), static=True, default=None
+        converter=to_dtype("hyperparam_dtype"), static=True, default=None
     )
 
     def __check_init__(self) -> None:
@@ -288,7 +288,11 @@ class InjectHyperparams(eqx.Module, Generic[State]):
             if name not in static
         }
         return InjectedHyperparams(
-            self.inner_factory, hyperparams, rest, tuple(static.items()), self.hyperparam_dtype
+            inner_factory=self.inner_factory,
+            hyperparams=hyperparams,
+            arguments=rest,
+            static_arguments=tuple(static.items()),
+            hyperparam_dtype=self.hyperparam_dtype,
         )
 
 
@@ -332,7 +336,7 @@ def _numeric_fields(factory: Function) -> dict[str, bool]:
     }
 
 
-def _is_number(x: Any) -> bool:
+def _is_number(x: object) -> bool:
     if isinstance(x, bool | np.bool_) or not isinstance(x, (*checks.ARRAYS, int, float)):
         return False
     if isinstance(x, int | float):
@@ -341,7 +345,7 @@ def _is_number(x: Any) -> bool:
     return x.shape == () and real
 
 
-def _is_static(x: Any) -> bool:
+def _is_static(x: object) -> bool:
     """Whether an argument is to be no leaf, as a number would be one that is always put right."""
     kinds = bool | int | float | str | type | np.dtype
     return x is None or isinstance(x, kinds) or checks.is_function(x)

@@ -152,12 +152,26 @@ class Lookahead(AbstractConstrained[LookaheadState[State]], Generic[State]):
         scalars, options = (sync.astype(np.float32), self.slow_step_size), (beside,)
         if pair is None:
             held = _Slow(check_like(state.slow, params, "state.slow"))
-            rule = Rule(_look_ahead, held, ("slow",), scalars, True, options)
+            rule = Rule(
+                kernel=_look_ahead,
+                state=held,
+                trees=("slow",),
+                scalars=scalars,
+                needs_params=True,
+                options=options,
+            )
             updates, (held,) = leafwise.run((rule,), updates, params)
             slow = held.slow
         else:
             slow = None
-            rule = Rule(_look_ahead, _Slow(pair[1]), ("slow",), scalars, True, options)
+            rule = Rule(
+                kernel=_look_ahead,
+                state=_Slow(pair[1]),
+                trees=("slow",),
+                scalars=scalars,
+                needs_params=True,
+                options=options,
+            )
             fast, (change,) = leafwise.run((rule,), updates.fast, pair[0])
             updates = LookaheadParams(fast, mask_like(fast, change.slow))
         if self.reset_state:
@@ -182,7 +196,7 @@ class Lookahead(AbstractConstrained[LookaheadState[State]], Generic[State]):
         return lax.cond(sync, anew, lambda: state)
 
 
-def _is_cache(x: Any) -> bool:
+def _is_cache(x: object) -> bool:
     return isinstance(x, Cache)
 
 

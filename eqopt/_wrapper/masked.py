@@ -62,11 +62,7 @@ class Masked(AbstractTransformation[MaskedState[State]], Generic[State]):
         return MaskedState(inner, chosen)
 
     def transform(
-        self,
-        updates: Updates,
-        state: MaskedState[State],
-        params: Params | None,
-        context: Context,
+        self, updates: Updates, state: MaskedState[State], params: Params | None, context: Context
     ) -> tuple[Updates, MaskedState[State]]:
         check_state(self.inner, state.inner_state, "state.inner_state")
         check_mask(self, state.chosen, self._chosen, updates, params)

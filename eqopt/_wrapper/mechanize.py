@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Inexact, PyTree
 from .._base import checks
 from .._base.arithmetic import cast, divide, minus, real_dtype, safe_sqrt, times, wider
 from .._base.checks import typed
-from .._base.converters import float_dtype, real, size
+from .._base.converters import float_dtype, non_negative, positive, size
 from .._base.norms import global_norm
 from .._base.trees import copies, increment, inner, mask_like, round_like, select, zero_count
 from .._base.types import Count, Params, Scalar, State, Updates
@@ -75,9 +75,9 @@ class Mechanize(AbstractConstrained[MechanizeState[State]], Generic[State]):
     """
 
     base_optimizer: AbstractTransformation[State]
-    weight_decay: Scalar = eqx.field(converter=real("weight_decay", at_least=0), default=1e-2)
-    eps: Scalar = eqx.field(converter=real("eps", above=0), default=1e-8)
-    s_init: Scalar = eqx.field(converter=real("s_init", above=0), default=1e-6)
+    weight_decay: Scalar = eqx.field(converter=non_negative("weight_decay"), default=1e-2)
+    eps: Scalar = eqx.field(converter=positive("eps"), default=1e-8)
+    s_init: Scalar = eqx.field(converter=positive("s_init"), default=1e-6)
     num_betas: int = eqx.field(converter=size("num_betas"), static=True, default=6)
 
     def __check_init__(self) -> None:
@@ -96,13 +96,13 @@ class Mechanize(AbstractConstrained[MechanizeState[State]], Generic[State]):
     def init_state(self, params: Params, context: Context) -> MechanizeState[State]:
         zeros = jnp.zeros(self.num_betas, float_dtype())
         return MechanizeState(
-            self.base_optimizer.init_state(params, context),
-            zero_count(),
-            zeros,
-            jnp.zeros_like(zeros),
-            jnp.zeros_like(zeros),
-            jnp.full_like(zeros, jnp.asarray(self.s_init)),
-            copies(params),
+            base_optimizer_state=self.base_optimizer.init_state(params, context),
+            count=zero_count(),
+            r=zeros,
+            m=jnp.zeros_like(zeros),
+            v=jnp.zeros_like(zeros),
+            s=jnp.full_like(zeros, jnp.asarray(self.s_init)),
+            x0=copies(params),
         )
 
     def transform(
@@ -148,7 +148,9 @@ class Mechanize(AbstractConstrained[MechanizeState[State]], Generic[State]):
             return minus(target, cast(x, own))
 
         out = jax.tree.map(step, steps, x0, now, moved, is_leaf=checks.is_none)
-        return out, MechanizeState(base_state, increment(state.count), r, m, v, s, x0)
+        return out, MechanizeState(
+            base_optimizer_state=base_state, count=increment(state.count), r=r, m=m, v=v, s=s, x0=x0
+        )
 
 
 def _divided(x: Inexact[Array, "*shape"], by: Float[Array, ""]) -> Inexact[Array, "*shape"]:

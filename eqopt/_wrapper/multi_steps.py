@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Inexact, PyTree
 
 from .._base import checks
 from .._base.arithmetic import divide, minus, plus
-from .._base.converters import flag, float_dtype, inexact_dtype, steps
+from .._base.converters import flag, float_dtype, steps, to_dtype
 from .._base.trees import all_finite, increment, inner, zero_count, zeros_like
 from .._base.types import Count, Function, Params, State, Steps, Updates
 from .._objective.objective import as_arrays, Context
@@ -59,7 +59,7 @@ def skip_not_finite(
 
 
 def skip_large_updates(
-    updates: Updates, gradient_step: Count, params: Params | None, max_squared_norm: Any
+    updates: Updates, gradient_step: Count, params: Params | None, max_squared_norm: object
 ) -> tuple[Bool[Array, ""], dict[str, Array]]:
     r"""Drops a mini-batch whose gradient is too large, $|g|^2 \ge c$, or not finite.
 
@@ -166,7 +166,7 @@ class MultiSteps(AbstractConstrained[MultiStepsState[State]], Generic[State]):
     use_grad_mean: bool = eqx.field(converter=flag("use_grad_mean"), static=True, default=True)
     should_skip_update_fn: ShouldSkipUpdateFunction | None = None
     accumulator_dtype: np.dtype | None = eqx.field(
-        converter=inexact_dtype("accumulator_dtype"), static=True, default=None
+        converter=to_dtype("accumulator_dtype"), static=True, default=None
     )
 
     def __check_init__(self) -> None:
@@ -184,13 +184,13 @@ class MultiSteps(AbstractConstrained[MultiStepsState[State]], Generic[State]):
         # From shapes alone: what the function returns may be a parameter itself, not to be shared.
         skip_state = jax.eval_shape(lambda p: self._skips(p, zero_count(), p)[1], params)
         return MultiStepsState(
-            zero_count(),
-            zero_count(),
-            self.opt.init_state(params, context),
-            zeros_like(params, self.accumulator_dtype),
-            jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), skip_state),
-            jnp.zeros((), bool),
-            jnp.zeros((), float_dtype()),
+            mini_step=zero_count(),
+            gradient_step=zero_count(),
+            inner_opt_state=self.opt.init_state(params, context),
+            acc_grads=zeros_like(params, self.accumulator_dtype),
+            skip_state=jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), skip_state),
+            updated=jnp.zeros((), bool),
+            acc_value=jnp.zeros((), float_dtype()),
         )
 
     def transform(
@@ -214,17 +214,17 @@ class MultiSteps(AbstractConstrained[MultiStepsState[State]], Generic[State]):
         closes = jnp.where(flushes, mini_step > 0, ~skips & (taken >= self._k(state.gradient_step)))
 
         new = MultiStepsState(
-            jnp.where(closes, 0, taken),
-            state.gradient_step,
-            state.inner_opt_state,
-            state.acc_grads,
-            jax.tree.map(
+            mini_step=jnp.where(closes, 0, taken),
+            gradient_step=state.gradient_step,
+            inner_opt_state=state.inner_opt_state,
+            acc_grads=state.acc_grads,
+            skip_state=jax.tree.map(
                 lambda x, old: jnp.where(flushes, old, x.astype(old.dtype)),
                 skip_state,
                 state.skip_state,
             ),
-            state.updated,
-            state.acc_value,
+            updated=state.updated,
+            acc_value=state.acc_value,
         )
         scalars, options = (mini_step, drops, closes), (self.use_grad_mean,)
         rule = Rule(_accumulate, new, trees=("acc_grads",), scalars=scalars, options=options)
@@ -256,10 +256,10 @@ class MultiSteps(AbstractConstrained[MultiStepsState[State]], Generic[State]):
         state: MultiStepsState[State],
         params: PyTree = None,
         *,
-        value: Any = None,
+        value: object = None,
         grad: PyTree = None,
         value_fn: Function | None = None,
-        key: Any = None,
+        key: object = None,
         **extra: Any,
     ) -> tuple[PyTree, MultiStepsState[State]]:
         """Closes the window early, for when the data run out before the last one is full.

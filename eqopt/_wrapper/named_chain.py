@@ -8,7 +8,11 @@ import equinox as eqx
 from .._base import checks
 from .._base.types import Params, Updates
 from .._objective.objective import Context
-from .._transformation.base import AbstractSequence, AbstractTransformation, check_transformation
+from .._transformation.base import (
+    AbstractSequence,
+    AnyTransformation,
+    check_transformation,
+)
 from .._transformation.sequence import check_links, transform_links
 
 
@@ -38,13 +42,11 @@ class NamedChain(AbstractSequence[NamedChainState]):
     Raises a `ValueError` if a name is given twice.
     """
 
-    links: dict[str, AbstractTransformation[Any]]
+    links: dict[str, AnyTransformation]
     # The order in which they are applied. A dictionary that is a PyTree forgets its own.
     names: tuple[str, ...] = eqx.field(static=True)
 
-    def __init__(
-        self, *pairs: tuple[str, AbstractTransformation[Any]], **links: AbstractTransformation[Any]
-    ) -> None:
+    def __init__(self, *pairs: tuple[str, AnyTransformation], **links: AnyTransformation) -> None:
         for i, pair in enumerate(pairs):
             if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str)):
                 raise TypeError(
@@ -60,7 +62,7 @@ class NamedChain(AbstractSequence[NamedChainState]):
         check_links(self, [link for _, link in every])
         self.links = dict(every)
 
-    def in_order(self) -> tuple[AbstractTransformation[Any], ...]:
+    def in_order(self) -> tuple[AnyTransformation, ...]:
         return tuple(self.links[name] for name in self.names)
 
     def init_state(self, params: Params, context: Context) -> NamedChainState:
@@ -69,11 +71,7 @@ class NamedChain(AbstractSequence[NamedChainState]):
         )
 
     def transform(
-        self,
-        updates: Updates,
-        state: NamedChainState,
-        params: Params | None,
-        context: Context,
+        self, updates: Updates, state: NamedChainState, params: Params | None, context: Context
     ) -> tuple[Updates, NamedChainState]:
         if state.states.keys() != self.links.keys():
             raise ValueError(

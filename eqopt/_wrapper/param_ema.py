@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
 from .._base.arithmetic import cast, minus, plus, times
-from .._base.converters import flag, inexact_dtype, real
+from .._base.converters import decay_factor, flag, to_dtype
 from .._base.trees import add, bias_correction, copies, increment, one_minus, zero_count
 from .._base.types import Count, Params, Scalar, State, Updates
 from .._objective.objective import Context, require_params
@@ -83,10 +83,10 @@ class ParamEMA(AbstractConstrained[ParamEMAState[State]], Generic[State]):
     """
 
     inner: AbstractTransformation[State]
-    decay: Scalar = eqx.field(converter=real("decay", at_least=0, below=1))
+    decay: Scalar = eqx.field(converter=decay_factor("decay"))
     debias: bool = eqx.field(converter=flag("debias"), static=True, default=True)
     accumulator_dtype: np.dtype | None = eqx.field(
-        converter=inexact_dtype("accumulator_dtype"), static=True, default=None
+        converter=to_dtype("accumulator_dtype"), static=True, default=None
     )
 
     def __check_init__(self) -> None:
@@ -102,11 +102,7 @@ class ParamEMA(AbstractConstrained[ParamEMAState[State]], Generic[State]):
         return ParamEMAState(zero_count(), copies(params, self.accumulator_dtype), inner_state)
 
     def transform(
-        self,
-        updates: Updates,
-        state: ParamEMAState[State],
-        params: Params | None,
-        context: Context,
+        self, updates: Updates, state: ParamEMAState[State], params: Params | None, context: Context
     ) -> tuple[Updates, ParamEMAState[State]]:
         check_state(self.inner, state.inner_state, "state.inner_state")
         params = require_params(params, self, context)

@@ -5,14 +5,18 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Any, TypeAlias
 
 import equinox as eqx
-import jax
 from jaxtyping import PyTree
 
 from .._base import checks
 from .._base.converters import flag
 from .._base.types import Function, Params, TreeDef, Updates
 from .._objective.objective import Context
-from .._transformation.base import AbstractTransformation, check_state, check_transformation
+from .._transformation.base import (
+    AbstractTransformation,
+    AnyTransformation,
+    check_state,
+    check_transformation,
+)
 from .._transformation.masking import Chosen, first_change, hide, narrow, transform_part
 from ..selectors._selector import AbstractSelector
 
@@ -58,9 +62,9 @@ class Partition(AbstractTransformation[PartitionState]):
 
     - `transforms`: the transformations by label. Without `param_labels`, by selector, with `...`
         for what no selector chooses; their labels are 0, 1, ... then, in order.
-    - `param_labels`: the label of each parameter: a tree of labels, possibly a prefix (a Module
-        that holds labels is such a tree, also a callable one); a function from the parameters to
-        one; labels by selector, with `...` for what no selector chooses; or a selector, for the
+    - `param_labels`: the label of each parameter: a tree of labels, possibly a prefix (also a
+        Module that holds labels, callable or not); a function from the parameters to such a tree;
+        labels by selector, with `...` for what no selector chooses; or a selector, for the
         labels `True` and `False`. They must be the same at each step.
     - `mask_compatible_extra_args`: whether of extra arguments that are trees like the parameters
         each transformation sees its own group only.
@@ -69,13 +73,13 @@ class Partition(AbstractTransformation[PartitionState]):
     are in another group than in `init`.
     """
 
-    transforms: dict[Any, AbstractTransformation[Any]]
+    transforms: dict[Any, AnyTransformation]
     param_labels: "_AbstractLabels"
     mask_compatible_extra_args: bool = eqx.field(static=True)
 
     def __init__(
         self,
-        transforms: Mapping[Any, AbstractTransformation[Any]],
+        transforms: Mapping[Any, AnyTransformation],
         param_labels: PyTree | Function | None = None,
         mask_compatible_extra_args: bool = False,
     ) -> None:
@@ -111,11 +115,7 @@ class Partition(AbstractTransformation[PartitionState]):
         return PartitionState(inner_states, labels)
 
     def transform(
-        self,
-        updates: Updates,
-        state: PartitionState,
-        params: Params | None,
-        context: Context,
+        self, updates: Updates, state: PartitionState, params: Params | None, context: Context
     ) -> tuple[Updates, PartitionState]:
         self._check_state(state)
         changed = first_change(state.labels, self._resolved, updates, params)
@@ -216,7 +216,7 @@ def _group(labels: tuple[Label, ...], label: Label) -> Chosen:
     return tuple(x is not None and x == label for x in labels)
 
 
-def _shown(label: Any) -> str:
+def _shown(label: object) -> str:
     return "..." if label is ... else repr(label)
 
 
@@ -281,7 +281,7 @@ class _SelectedLabels(_AbstractLabels):
         return found
 
 
-def _as_labels(labels: Any) -> _AbstractLabels:
+def _as_labels(labels: object) -> _AbstractLabels:
     if isinstance(labels, _AbstractLabels):
         return labels
     if isinstance(labels, AbstractSelector):
@@ -296,12 +296,12 @@ def _as_labels(labels: Any) -> _AbstractLabels:
     return _tree_labels(labels)
 
 
-def _tree_labels(labels: Any) -> _TreeLabels:
+def _tree_labels(labels: object) -> _TreeLabels:
     leaves, structure = checks.flatten(labels)
     return _TreeLabels(tuple(map(_label, leaves)), structure)
 
 
-def _is_rule(key: Any) -> bool:
+def _is_rule(key: object) -> bool:
     return key is ... or isinstance(key, AbstractSelector)
 
 
@@ -312,7 +312,7 @@ def _only_selectors(name: str, rules: Mapping[Any, Any]) -> None:
         raise TypeError(f"the keys of `{name}`{labels} are selectors and `...`; got {wrong[0]!r}")
 
 
-def _label(x: Any) -> Label:
+def _label(x: object) -> Label:
     # Labels made by mapping over a whole model have its arrays and functions beside them: where
     # there is a parameter, those are no labels.
     return None if checks.is_array(x) or not isinstance(x, Hashable) else x
@@ -320,13 +320,4 @@ def _label(x: Any) -> Label:
 
 def _spread(labels: PyTree, params: Params) -> list[Label]:
     """Extends a prefix tree of labels to all leaves."""
-    found: list[Label] = []
-
-    def spread(label: Any, part: Any) -> None:
-        found.extend([_label(label)] * len(checks.flatten(part)[0]))
-
-    try:
-        jax.tree.map(spread, labels, params, is_leaf=checks.is_none)
-    except ValueError:
-        raise checks.structure_error(labels, params, "param_labels", "params") from None
-    return found
+    return [_label(x) for x in checks.spread_prefix(labels, params, "param_labels")]

@@ -145,11 +145,7 @@ class SAM(AbstractConstrained[SAMState[_Outer, _Inner]], Generic[_Outer, _Inner]
         return run(updates, state, params, context)
 
     def _transparent(
-        self,
-        updates: Updates,
-        state: SAMState[_Outer, _Inner],
-        params: Params,
-        context: Context,
+        self, updates: Updates, state: SAMState[_Outer, _Inner], params: Params, context: Context
     ) -> tuple[Updates, SAMState[_Outer, _Inner]]:
         # In float32 at least, as all memory is; the parameters that it holds are exact.
         cache = check_like(state.cache, params, "state.cache")
@@ -181,11 +177,7 @@ class SAM(AbstractConstrained[SAMState[_Outer, _Inner]], Generic[_Outer, _Inner]
         return updates, SAMState(num_steps, opt_state, adv_state, cache)
 
     def _opaque(
-        self,
-        updates: Updates,
-        state: SAMState[_Outer, _Inner],
-        params: Params,
-        context: Context,
+        self, updates: Updates, state: SAMState[_Outer, _Inner], params: Params, context: Context
     ) -> tuple[Updates, SAMState[_Outer, _Inner]]:
         objective = context.require("value_fn", self)
 

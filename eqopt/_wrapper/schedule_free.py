@@ -9,12 +9,12 @@ import numpy as np
 from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
-from .._base.arithmetic import cast, minus, plus, real_dtype, times, wider
-from .._base.converters import inexact_dtype, real
+from .._base.arithmetic import cast, minus, plus, real_dtype, safe_divide, times, wider
+from .._base.converters import decay_factor, non_negative, to_dtype
 from .._base.trees import increment, zero_count, zeros_like
 from .._base.types import Count, Params, Scalar, State, Updates
 from .._objective.objective import Context
-from .._schedule.base import AbstractSchedule, as_real, scheduled_real, value_at
+from .._schedule.base import AbstractSchedule, as_rate, as_real, value_at
 from .._transformation import leafwise
 from .._transformation.base import AbstractTransformation, check_state, check_transformation
 from .._transformation.eval_params import AbstractEvalState, check_like
@@ -103,10 +103,11 @@ class ScheduleFree(AbstractConstrained[ScheduleFreeState[State]], Generic[State]
         with a `b1` of 0.
     - `learning_rate`: the rate $\gamma_t \ge 0$ of the base optimizer, a number or a schedule
         (constant but for a warmup); here it is only for the weights.
-    - `b1`: the factor $\beta$, in $[0, 1)$.
-    - `weight_lr_power`: the power $r \ge 0$ of the largest learning rate so far.
-    - `state_dtype`: the dtype in which $x - z$ is kept; `None` is the parameter's, and float32 for
-        half precision.
+    - `b1`: the part $\beta$ of the average in the point at which gradients are taken, in $[0, 1)$.
+    - `weight_lr_power`: the power $r$ of the learning rate in the weights of the average, not
+        negative.
+    - `state_dtype`: the dtype of the memory; `None` is the parameter's, and float32 for half
+        precision.
 
     ??? cite "Reference"
         Defazio, Yang, Mehta, Mishchenko, Khaled and Cutkosky, *The road less scheduled*, NeurIPS
@@ -114,13 +115,11 @@ class ScheduleFree(AbstractConstrained[ScheduleFreeState[State]], Generic[State]
     """
 
     base_optimizer: AbstractTransformation[State]
-    learning_rate: Scalar | AbstractSchedule = eqx.field(
-        converter=scheduled_real("learning_rate", at_least=0)
-    )
-    b1: Scalar = eqx.field(converter=real("b1", at_least=0, below=1), default=0.9)
-    weight_lr_power: Scalar = eqx.field(converter=real("weight_lr_power", at_least=0), default=2.0)
+    learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)
+    b1: Scalar = eqx.field(converter=decay_factor("b1"), default=0.9)
+    weight_lr_power: Scalar = eqx.field(converter=non_negative("weight_lr_power"), default=2.0)
     state_dtype: np.dtype | None = eqx.field(
-        converter=inexact_dtype("state_dtype"), static=True, default=None
+        converter=to_dtype("state_dtype"), static=True, default=None
     )
 
     def __check_init__(self) -> None:
@@ -137,13 +136,13 @@ class ScheduleFree(AbstractConstrained[ScheduleFreeState[State]], Generic[State]
 
     def init_state(self, params: Params, context: Context) -> ScheduleFreeState[State]:
         return ScheduleFreeState(
-            zero_count(),
+            count=zero_count(),
             # Made by an operation: a compiled program passes on what it was given.
-            jnp.copy(as_real(self.b1)),
-            jnp.zeros_like(as_real(self.b1)),
-            jnp.zeros_like(as_real(self.b1)),
-            self.base_optimizer.init_state(params, context),
-            zeros_like(params, self.state_dtype),
+            b1=jnp.copy(as_real(self.b1)),
+            weight_sum=jnp.zeros_like(as_real(self.b1)),
+            max_lr=jnp.zeros_like(as_real(self.b1)),
+            base_optimizer_state=self.base_optimizer.init_state(params, context),
+            gap=zeros_like(params, self.state_dtype),
         )
 
     def transform(
@@ -160,13 +159,16 @@ class ScheduleFree(AbstractConstrained[ScheduleFreeState[State]], Generic[State]
         max_lr = jnp.maximum(state.max_lr, value_at(self.learning_rate, state.count))
         weight = max_lr ** as_real(self.weight_lr_power)
         weight_sum = state.weight_sum + weight
-        # While the rate is 0 there is nothing to average. The division is guarded twice, so that
-        # its derivative is finite too. `1 - c`, of which the first is exactly 0.
-        some = weight_sum > 0
-        rest = jnp.where(some, state.weight_sum / jnp.where(some, weight_sum, 1), 1)
+        # `1 - c`, of which the first is exactly 0; 1 while the rate is 0: nothing is averaged.
+        rest = safe_divide(state.weight_sum, weight_sum, 1, zero=~(weight_sum > 0))
         b1 = jnp.copy(as_real(self.b1))
         new = ScheduleFreeState(
-            increment(state.count), b1, weight_sum, max_lr, base_state, state.gap
+            count=increment(state.count),
+            b1=b1,
+            weight_sum=weight_sum,
+            max_lr=max_lr,
+            base_optimizer_state=base_state,
+            gap=state.gap,
         )
         rule = Rule(_average, new, trees=("gap",), scalars=(rest, state.b1, b1))
         updates, (new,) = leafwise.run((rule,), updates, params)

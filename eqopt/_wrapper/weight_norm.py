@@ -22,7 +22,7 @@ from .._base.arithmetic import (
     times,
     wider,
 )
-from .._base.converters import optional, real
+from .._base.converters import non_negative, optional, positive
 from .._base.trees import add_updates, conj, round_like
 from .._base.types import Params, Scalar, State, Updates
 from .._objective.objective import Context, FullProblem, Objective, require_params
@@ -158,8 +158,8 @@ class WeightNorm(AbstractConstrained[WeightNormState[State]], Generic[State]):
     """
 
     inner: AbstractTransformation[State]
-    decay: Scalar = eqx.field(converter=real("decay", at_least=0), default=0.0)
-    eps: Scalar = eqx.field(converter=real("eps", above=0), default=1e-8)
+    decay: Scalar = eqx.field(converter=non_negative("decay"), default=0.0)
+    eps: Scalar = eqx.field(converter=positive("eps"), default=1e-8)
     axis: int = eqx.field(converter=_axis, static=True, default=0)
     mask: AbstractSelector | None = eqx.field(converter=optional(as_selector), default=None)
 
@@ -231,7 +231,7 @@ class WeightNorm(AbstractConstrained[WeightNormState[State]], Generic[State]):
     def _over(self, x: Array) -> tuple[int, ...]:
         return tuple(i for i in range(x.ndim) if i != self.axis % x.ndim)
 
-    def _gradient(self, updates: Updates, state: WeightNormState[State], decay: Any) -> _Weights:
+    def _gradient(self, updates: Updates, state: WeightNormState[State], decay: object) -> _Weights:
         """The gradient by directions and lengths."""
         leaves, treedef = checks.flatten(updates)
         directions = treedef.flatten_up_to(state.direction)
@@ -245,7 +245,7 @@ class WeightNorm(AbstractConstrained[WeightNormState[State]], Generic[State]):
                 parts[i] = _pulled_back(self._over(d), u, d, s, *numbers)
         return _Weights(*(treedef.unflatten([part[i] for part in parts]) for i in range(2)))
 
-    def _inside(self, packed: _Weights, params: Params, context: Context, grad: Any) -> Context:
+    def _inside(self, packed: _Weights, params: Params, context: Context, grad: object) -> Context:
         """What of the context is told to `inner`."""
         outer = context.whole or FullProblem(params, context.value_fn)
         objective = outer.objective
@@ -255,7 +255,14 @@ class WeightNorm(AbstractConstrained[WeightNormState[State]], Generic[State]):
             objective = Objective(formed, rest, has_aux=objective.has_aux)
         value_fn = None if context.value_fn is None else objective
         whole = FullProblem(packed, objective)
-        return Context(context.value, grad, value_fn, context.key, context.extra, whole)
+        return Context(
+            value=context.value,
+            grad=grad,
+            value_fn=value_fn,
+            key=context.key,
+            extra=context.extra,
+            whole=whole,
+        )
 
     def put_together(self, packed: PyTree, like: Params) -> Params:
         """The parameters that directions and lengths stand for, in their own dtypes."""
@@ -281,5 +288,5 @@ class _Formed(eqx.Module):
         return value if self.objective.has_aux is False else (value, aux)
 
 
-def _cast(number: Any, like: Array) -> Float[Array, ""]:
+def _cast(number: object, like: Array) -> Float[Array, ""]:
     return jnp.asarray(number).astype(real_dtype(like.dtype))

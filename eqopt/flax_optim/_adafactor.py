@@ -5,16 +5,25 @@ from typing import Any
 import equinox as eqx
 import numpy as np
 
-from .._base.converters import flag, inexact_dtype, optional, real, size, steps
+from .._base.converters import (
+    decay_factor,
+    flag,
+    non_negative,
+    optional,
+    positive,
+    size,
+    steps,
+    to_dtype,
+)
 from .._base.types import Scalar, Steps
-from .._schedule.base import AbstractSchedule, scheduled_real
+from .._schedule.base import AbstractSchedule, maybe_rate
 from .._transform.average import EMA
 from .._transform.basic import Scale
 from .._transform.block import ScaleByParamBlockRMS
 from .._transform.clip import ClipByBlockRMS
 from .._transform.decay import AddDecayedWeights
 from .._transform.factored import ScaleByFactoredRMS
-from .._transformation.base import AbstractTransformation
+from .._transformation.base import AbstractTransformation, AnyTransformation
 from .._wrapper.chain import Chain, ChainState
 from ._base import AbstractOptimizerDef, scale_by
 
@@ -50,41 +59,37 @@ class Adafactor(AbstractOptimizerDef[_State]):
         for half precision.
     """
 
-    learning_rate: Scalar | AbstractSchedule | None = eqx.field(
-        converter=optional(scheduled_real("learning_rate", at_least=0)), default=None
-    )
+    learning_rate: Scalar | AbstractSchedule | None = eqx.field(converter=maybe_rate, default=None)
     factored: bool = eqx.field(converter=flag("factored"), static=True, default=True)
     multiply_by_parameter_scale: bool = eqx.field(
         converter=flag("multiply_by_parameter_scale"), static=True, default=True
     )
-    beta1: Scalar | None = eqx.field(
-        converter=optional(real("beta1", at_least=0, below=1)), default=None
-    )
-    decay_rate: Scalar = eqx.field(converter=real("decay_rate", at_least=0), default=0.8)
+    beta1: Scalar | None = eqx.field(converter=optional(decay_factor("beta1")), default=None)
+    decay_rate: Scalar = eqx.field(converter=non_negative("decay_rate"), default=0.8)
     step_offset: Steps = eqx.field(converter=steps("step_offset", at_least=None), default=0)
     clipping_threshold: Scalar | None = eqx.field(
-        converter=optional(real("clipping_threshold", at_least=0)), default=1.0
+        converter=optional(non_negative("clipping_threshold")), default=1.0
     )
     weight_decay_rate: Scalar | None = eqx.field(
-        converter=optional(real("weight_decay_rate", at_least=0)), default=None
+        converter=optional(non_negative("weight_decay_rate")), default=None
     )
     min_dim_size_to_factor: int = eqx.field(
         converter=size("min_dim_size_to_factor"), static=True, default=128
     )
-    epsilon1: Scalar = eqx.field(converter=real("epsilon1", above=0), default=1e-30)
-    epsilon2: Scalar = eqx.field(converter=real("epsilon2", at_least=0), default=1e-3)
+    epsilon1: Scalar = eqx.field(converter=positive("epsilon1"), default=1e-30)
+    epsilon2: Scalar = eqx.field(converter=non_negative("epsilon2"), default=1e-3)
     dtype_momentum: np.dtype | None = eqx.field(
-        converter=inexact_dtype("dtype_momentum"), static=True, default=np.float32
+        converter=to_dtype("dtype_momentum"), static=True, default=np.float32
     )
 
     def compose(self) -> AbstractTransformation[_State]:
-        links: list[AbstractTransformation[Any]] = [
+        links: list[AnyTransformation] = [
             ScaleByFactoredRMS(
-                self.factored,
-                self.decay_rate,
-                self.step_offset,
-                self.min_dim_size_to_factor,
-                self.epsilon1,
+                factored=self.factored,
+                decay_rate=self.decay_rate,
+                step_offset=self.step_offset,
+                min_dim_size_to_factor=self.min_dim_size_to_factor,
+                epsilon=self.epsilon1,
             )
         ]
         if self.clipping_threshold is not None:

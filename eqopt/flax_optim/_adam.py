@@ -2,9 +2,9 @@
 
 import equinox as eqx
 
-from .._base.converters import optional, real
+from .._base.converters import decay_factor, non_negative
 from .._base.types import Scalar
-from .._schedule.base import AbstractSchedule, scheduled_real
+from .._schedule.base import AbstractSchedule, maybe_rate
 from .._transform.adam import ScaleByAdam, ScaleByAdamState
 from .._transform.belief import ScaleByBelief, ScaleByBeliefState
 from .._transform.block import ScaleByTrustRatio
@@ -36,13 +36,11 @@ class Adam(AbstractOptimizerDef[_AdamState]):
         the averages, as in [`eqopt.AdamW`][].
     """
 
-    learning_rate: Scalar | AbstractSchedule | None = eqx.field(
-        converter=optional(scheduled_real("learning_rate", at_least=0)), default=None
-    )
-    beta1: Scalar = eqx.field(converter=real("beta1", at_least=0, below=1), default=0.9)
-    beta2: Scalar = eqx.field(converter=real("beta2", at_least=0, below=1), default=0.999)
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-8)
-    weight_decay: Scalar = eqx.field(converter=real("weight_decay", at_least=0), default=0.0)
+    learning_rate: Scalar | AbstractSchedule | None = eqx.field(converter=maybe_rate, default=None)
+    beta1: Scalar = eqx.field(converter=decay_factor("beta1"), default=0.9)
+    beta2: Scalar = eqx.field(converter=decay_factor("beta2"), default=0.999)
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
+    weight_decay: Scalar = eqx.field(converter=non_negative("weight_decay"), default=0.0)
 
     def compose(self) -> AbstractTransformation[_AdamState]:
         return Chain(
@@ -69,13 +67,11 @@ class AdaBelief(AbstractOptimizerDef[_BeliefState]):
         the averages.
     """
 
-    learning_rate: Scalar | AbstractSchedule | None = eqx.field(
-        converter=optional(scheduled_real("learning_rate", at_least=0)), default=None
-    )
-    beta1: Scalar = eqx.field(converter=real("beta1", at_least=0, below=1), default=0.9)
-    beta2: Scalar = eqx.field(converter=real("beta2", at_least=0, below=1), default=0.999)
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-16)
-    weight_decay: Scalar = eqx.field(converter=real("weight_decay", at_least=0), default=0.0)
+    learning_rate: Scalar | AbstractSchedule | None = eqx.field(converter=maybe_rate, default=None)
+    beta1: Scalar = eqx.field(converter=decay_factor("beta1"), default=0.9)
+    beta2: Scalar = eqx.field(converter=decay_factor("beta2"), default=0.999)
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-16)
+    weight_decay: Scalar = eqx.field(converter=non_negative("weight_decay"), default=0.0)
 
     def compose(self) -> AbstractTransformation[_BeliefState]:
         return Chain(
@@ -106,13 +102,11 @@ class LAMB(AbstractOptimizerDef[_LAMBState]):
     - `eps`: added to the root of the average square, not negative.
     """
 
-    learning_rate: Scalar | AbstractSchedule | None = eqx.field(
-        converter=optional(scheduled_real("learning_rate", at_least=0)), default=None
-    )
-    beta1: Scalar = eqx.field(converter=real("beta1", at_least=0, below=1), default=0.9)
-    beta2: Scalar = eqx.field(converter=real("beta2", at_least=0, below=1), default=0.999)
-    weight_decay: Scalar = eqx.field(converter=real("weight_decay", at_least=0), default=0.0)
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-6)
+    learning_rate: Scalar | AbstractSchedule | None = eqx.field(converter=maybe_rate, default=None)
+    beta1: Scalar = eqx.field(converter=decay_factor("beta1"), default=0.9)
+    beta2: Scalar = eqx.field(converter=decay_factor("beta2"), default=0.999)
+    weight_decay: Scalar = eqx.field(converter=non_negative("weight_decay"), default=0.0)
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-6)
 
     def compose(self) -> AbstractTransformation[_LAMBState]:
         return Chain(

@@ -1,18 +1,16 @@
 """Rescaling by the size of past gradients."""
 
-from typing import Any
-
 import equinox as eqx
 
-from .._base.converters import flag, optional, real
+from .._base.converters import decay_factor, flag, non_negative, positive
 from .._base.types import Scalar
-from .._schedule.base import AbstractSchedule, scheduled_real
+from .._schedule.base import AbstractSchedule, maybe_rate
 from .._transform.adadelta import ScaleByAdadelta, ScaleByAdadeltaState
 from .._transform.decay import AddDecayedWeights
 from .._transform.learning_rate import ScaleByLearningRateState
 from .._transform.rms import ScaleByRMS, ScaleByRMSState, ScaleByStddev, ScaleByStddevState
 from .._transform.rss import ScaleByRSS, ScaleByRSSState
-from .._transformation.base import AbstractTransformation, EmptyState
+from .._transformation.base import AbstractTransformation, AnyTransformation, EmptyState
 from .._wrapper.chain import Chain, ChainState
 from ._base import AbstractOptimizerDef, scale_by
 
@@ -37,12 +35,10 @@ class Adadelta(AbstractOptimizerDef[_AdadeltaState]):
         the averages; in [`eqopt.Adadelta`][] it comes before them.
     """
 
-    learning_rate: Scalar | AbstractSchedule | None = eqx.field(
-        converter=optional(scheduled_real("learning_rate", at_least=0)), default=None
-    )
-    rho: Scalar = eqx.field(converter=real("rho", at_least=0, below=1), default=0.9)
-    eps: Scalar = eqx.field(converter=real("eps", above=0), default=1e-6)
-    weight_decay: Scalar = eqx.field(converter=real("weight_decay", at_least=0), default=0.0)
+    learning_rate: Scalar | AbstractSchedule | None = eqx.field(converter=maybe_rate, default=None)
+    rho: Scalar = eqx.field(converter=decay_factor("rho"), default=0.9)
+    eps: Scalar = eqx.field(converter=positive("eps"), default=1e-6)
+    weight_decay: Scalar = eqx.field(converter=non_negative("weight_decay"), default=0.0)
 
     def compose(self) -> AbstractTransformation[_AdadeltaState]:
         return Chain(
@@ -66,16 +62,11 @@ class Adagrad(AbstractOptimizerDef[_AdagradState]):
     - `eps`: added to the root of the sum, not negative.
     """
 
-    learning_rate: Scalar | AbstractSchedule | None = eqx.field(
-        converter=optional(scheduled_real("learning_rate", at_least=0)), default=None
-    )
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-8)
+    learning_rate: Scalar | AbstractSchedule | None = eqx.field(converter=maybe_rate, default=None)
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
 
     def compose(self) -> AbstractTransformation[_AdagradState]:
-        return Chain(
-            ScaleByRSS(0.0, self.eps, eps_in_sqrt=False),
-            scale_by(self.learning_rate),
-        )
+        return Chain(ScaleByRSS(0.0, self.eps, eps_in_sqrt=False), scale_by(self.learning_rate))
 
 
 class RMSProp(AbstractOptimizerDef[_RMSPropState]):
@@ -94,14 +85,12 @@ class RMSProp(AbstractOptimizerDef[_RMSPropState]):
     - `centered`: whether to divide by the standard deviation instead.
     """
 
-    learning_rate: Scalar | AbstractSchedule | None = eqx.field(
-        converter=optional(scheduled_real("learning_rate", at_least=0)), default=None
-    )
-    beta2: Scalar = eqx.field(converter=real("beta2", at_least=0, below=1), default=0.9)
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=1e-8)
+    learning_rate: Scalar | AbstractSchedule | None = eqx.field(converter=maybe_rate, default=None)
+    beta2: Scalar = eqx.field(converter=decay_factor("beta2"), default=0.9)
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
     centered: bool = eqx.field(converter=flag("centered"), static=True, default=False)
 
     def compose(self) -> AbstractTransformation[_RMSPropState]:
         scaling = ScaleByStddev if self.centered else ScaleByRMS
-        moments: AbstractTransformation[Any] = scaling(self.beta2, self.eps, eps_in_sqrt=False)
+        moments: AnyTransformation = scaling(self.beta2, self.eps, eps_in_sqrt=False)
         return Chain(moments, scale_by(self.learning_rate))

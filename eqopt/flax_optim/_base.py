@@ -27,7 +27,7 @@ class AbstractOptimizerDef(AbstractOptimizer[State]):
     def create(
         self, target: _Model, focus: AbstractSelector | Function | PyTree[bool]
     ) -> Optimizer[_Model, SelectiveTransformState[State]]: ...
-    def create(self, target: Any, focus: Any = None) -> Optimizer[Any, Any]:
+    def create(self, target: object, focus: object = None) -> Optimizer[Any, Any]:
         """Gives one object of the optimizer, its state and a model: an [`eqopt.Optimizer`][].
 
         **Arguments:**

@@ -2,9 +2,9 @@
 
 import equinox as eqx
 
-from .._base.converters import flag, optional, real
+from .._base.converters import flag, non_negative, real
 from .._base.types import Scalar
-from .._schedule.base import AbstractSchedule, scheduled_real
+from .._schedule.base import AbstractSchedule, maybe_rate
 from .._transform.average import Trace, TraceState
 from .._transform.block import ScaleByTrustRatio
 from .._transform.decay import AddDecayedWeights
@@ -29,9 +29,7 @@ class GradientDescent(AbstractOptimizerDef[_DescentState]):
         at each step.
     """
 
-    learning_rate: Scalar | AbstractSchedule | None = eqx.field(
-        converter=optional(scheduled_real("learning_rate", at_least=0)), default=None
-    )
+    learning_rate: Scalar | AbstractSchedule | None = eqx.field(converter=maybe_rate, default=None)
 
     def compose(self) -> AbstractTransformation[_DescentState]:
         return Chain(scale_by(self.learning_rate))
@@ -53,11 +51,9 @@ class Momentum(AbstractOptimizerDef[_MomentumState]):
     - `nesterov`: whether the momentum is Nesterov's.
     """
 
-    learning_rate: Scalar | AbstractSchedule | None = eqx.field(
-        converter=optional(scheduled_real("learning_rate", at_least=0)), default=None
-    )
+    learning_rate: Scalar | AbstractSchedule | None = eqx.field(converter=maybe_rate, default=None)
     beta: Scalar = eqx.field(converter=real("beta", at_least=0, at_most=1), default=0.9)
-    weight_decay: Scalar = eqx.field(converter=real("weight_decay", at_least=0), default=0.0)
+    weight_decay: Scalar = eqx.field(converter=non_negative("weight_decay"), default=0.0)
     nesterov: bool = eqx.field(converter=flag("nesterov"), static=True, default=False)
 
     def compose(self) -> AbstractTransformation[_MomentumState]:
@@ -90,15 +86,11 @@ class LARS(AbstractOptimizerDef[_LARSState]):
     - `nesterov`: whether the momentum is Nesterov's.
     """
 
-    learning_rate: Scalar | AbstractSchedule | None = eqx.field(
-        converter=optional(scheduled_real("learning_rate", at_least=0)), default=None
-    )
+    learning_rate: Scalar | AbstractSchedule | None = eqx.field(converter=maybe_rate, default=None)
     beta: Scalar = eqx.field(converter=real("beta", at_least=0, at_most=1), default=0.9)
-    weight_decay: Scalar = eqx.field(converter=real("weight_decay", at_least=0), default=0.0)
-    trust_coefficient: Scalar = eqx.field(
-        converter=real("trust_coefficient", at_least=0), default=1e-3
-    )
-    eps: Scalar = eqx.field(converter=real("eps", at_least=0), default=0.0)
+    weight_decay: Scalar = eqx.field(converter=non_negative("weight_decay"), default=0.0)
+    trust_coefficient: Scalar = eqx.field(converter=non_negative("trust_coefficient"), default=1e-3)
+    eps: Scalar = eqx.field(converter=non_negative("eps"), default=0.0)
     nesterov: bool = eqx.field(converter=flag("nesterov"), static=True, default=False)
 
     def compose(self) -> AbstractTransformation[_LARSState]:

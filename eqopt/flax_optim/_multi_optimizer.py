@@ -11,7 +11,7 @@ from .._base import checks
 from .._base.types import Params
 from .._train.override import AbstractOverridable, override
 from .._transform.basic import SetToZero
-from .._transformation.base import AbstractTransformation, check_transformation
+from .._transformation.base import AbstractTransformation, AnyTransformation, check_transformation
 from .._wrapper.partition import Partition, PartitionState
 from ..selectors._selector import AbstractSelector, as_selector
 from ._base import AbstractOptimizerDef
@@ -46,7 +46,7 @@ class MultiOptimizer(AbstractOptimizerDef[PartitionState], AbstractOverridable):
     """
 
     selectors: tuple[AbstractSelector, ...]
-    optimizers: tuple[AbstractTransformation[Any], ...]
+    optimizers: tuple[AnyTransformation, ...]
 
     def __init__(self, *groups: Any) -> None:
         if len(groups) == 1 and isinstance(groups[0], Mapping):
@@ -61,7 +61,7 @@ class MultiOptimizer(AbstractOptimizerDef[PartitionState], AbstractOverridable):
         self.selectors = tuple(as_selector(x) for x, _ in groups)
         self.optimizers = tuple(x for _, x in groups)
 
-    def override(self, changes: dict[str, Any]) -> AbstractTransformation[Any]:
+    def override(self, changes: dict[str, Any]) -> AnyTransformation:
         changed = [override(x, changes) for x in self.optimizers]
         return MultiOptimizer(*zip(self.selectors, changed, strict=True))
 

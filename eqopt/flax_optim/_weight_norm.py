@@ -4,9 +4,9 @@ from typing import Any
 
 import equinox as eqx
 
-from .._base.converters import real
+from .._base.converters import non_negative, positive
 from .._base.types import Scalar
-from .._transformation.base import AbstractTransformation
+from .._transformation.base import AbstractTransformation, AnyTransformation
 from .._wrapper.weight_norm import WeightNorm as _WeightNorm, WeightNormState
 from ._base import AbstractOptimizerDef
 
@@ -30,9 +30,9 @@ class WeightNorm(AbstractOptimizerDef[_State]):
     - `wn_eps`: added to the squared norms under the root, positive.
     """
 
-    wrapped_optimizer: AbstractTransformation[Any]
-    wn_decay: Scalar = eqx.field(converter=real("wn_decay", at_least=0), default=0.0)
-    wn_eps: Scalar = eqx.field(converter=real("wn_eps", above=0), default=1e-8)
+    wrapped_optimizer: AnyTransformation
+    wn_decay: Scalar = eqx.field(converter=non_negative("wn_decay"), default=0.0)
+    wn_eps: Scalar = eqx.field(converter=positive("wn_eps"), default=1e-8)
 
     def __check_init__(self) -> None:
         self.compose()

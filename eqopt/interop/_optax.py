@@ -17,14 +17,14 @@ from .._base.key_data import kept, unkept
 from .._base.trees import placed_like, widened
 from .._base.types import Params, TreeDef, Updates
 from .._objective.objective import accepted, Context, Objective
-from .._transformation.base import AbstractTransformation
+from .._transformation.base import AbstractTransformation, AnyTransformation
 
 if TYPE_CHECKING:
     import optax
 
 
 def as_optax(
-    transformation: AbstractTransformation[Any],
+    transformation: AnyTransformation,
 ) -> "optax.GradientTransformationExtraArgs":
     """Makes a transformation of optax's, to be used in `optax.chain` and wherever else one may be.
 
@@ -57,7 +57,7 @@ def as_optax(
         return transformation.init(params)
 
     def update(
-        updates: PyTree, state: Any, params: PyTree = None, *, grad: PyTree = None, **extra: Any
+        updates: PyTree, state: object, params: PyTree = None, *, grad: PyTree = None, **extra: Any
     ) -> tuple[PyTree, Any]:
         # The front door takes gradients as `jax.grad` returns them.
         updates = _fitted(updates, params)
@@ -199,7 +199,7 @@ def _optax() -> Any:
     return optax
 
 
-def _one_of_optax(value: Any) -> Any:
+def _one_of_optax(value: object) -> Any:
     if isinstance(value, _optax().GradientTransformation):
         return value
     raise TypeError(
@@ -276,7 +276,7 @@ def _wide(u: Array, p: Array) -> Array:
     return cast(u, wider(p.dtype))
 
 
-def _strong(x: Any) -> Any:
+def _strong(x: object) -> Any:
     """Makes a strongly typed array of a number. A PRNG key is none, and has no weak type."""
     numeric = isinstance(x, np.ndarray | np.generic | bool | int | float | complex)
     if not (numeric or checks.is_array(x)):

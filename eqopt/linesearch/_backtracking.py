@@ -4,7 +4,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from .._base.converters import flag, real, steps
+from .._base.converters import decay_factor, flag, non_negative, positive, real, steps
 from .._base.types import Scalar, Steps
 from ._base import AbstractLinesearch, ACCEPT, Answer, FAIL, Origin, Trial, TRY
 
@@ -52,16 +52,16 @@ class ScaleByBacktrackingLinesearch(AbstractLinesearch[_Backtracking]):
     """
 
     max_backtracking_steps: Steps = eqx.field(converter=steps("max_backtracking_steps"))
-    slope_rtol: Scalar = eqx.field(converter=real("slope_rtol", at_least=0, below=1), default=1e-4)
+    slope_rtol: Scalar = eqx.field(converter=decay_factor("slope_rtol"), default=1e-4)
     decrease_factor: Scalar = eqx.field(
         converter=real("decrease_factor", above=0, below=1), default=0.8
     )
     increase_factor: Scalar = eqx.field(
         converter=real("increase_factor", at_least=1, finite=False), default=1.5
     )
-    max_learning_rate: Scalar = eqx.field(converter=real("max_learning_rate", above=0), default=1.0)
-    atol: Scalar = eqx.field(converter=real("atol", at_least=0), default=0.0)
-    rtol: Scalar = eqx.field(converter=real("rtol", at_least=0), default=0.0)
+    max_learning_rate: Scalar = eqx.field(converter=positive("max_learning_rate"), default=1.0)
+    atol: Scalar = eqx.field(converter=non_negative("atol"), default=0.0)
+    rtol: Scalar = eqx.field(converter=non_negative("rtol"), default=0.0)
     store_grad: bool = eqx.field(converter=flag("store_grad"), static=True, default=False)
     verbose: bool = eqx.field(converter=flag("verbose"), static=True, default=False)
 

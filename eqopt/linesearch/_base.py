@@ -13,10 +13,11 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .._base.arithmetic import cast, times, wider
 from .._base.converters import float_dtype, module_pdoc
-from .._base.trees import add_updates, conj, inner, select, zeros_exactly_like
-from .._base.types import Params, Updates
+from .._base.trees import add_updates, conj, inner, mask_like, select, zeros_exactly_like
+from .._base.types import Params, Scalar, Updates
+from .._base.xla import going_on
 from .._objective.cache import check_aux_fits, empty_cache, filled, LinesearchState
-from .._objective.objective import Context, Evaluation, FullProblem, require_params
+from .._objective.objective import AnyEvaluation, Context, Evaluation, FullProblem, require_params
 from .._transformation.nesting import AbstractConstrained, Requirement
 
 # The machine's verdict on a trial.
@@ -207,24 +208,23 @@ class Line(eqx.Module, Generic[Search]):
     verdict: Int[Array, ""]
     step: Float[Array, ""]
     updates: Updates
-    trial: Evaluation[Any]
-    kept: Evaluation[Any] | None
+    trial: AnyEvaluation
+    kept: AnyEvaluation | None
     origin: Origin
     info: LinesearchInfo
 
 
 def _searching(line: Line[Any]) -> Bool[Array, ""]:
-    # Of two variables, as in `minimize`: one the compiler would take for the loop's counter.
-    return (line.verdict == TRY) & (line.info.num_linesearch_steps >= 0)
+    return going_on(line.verdict == TRY, line.info.num_linesearch_steps)
 
 
 def begin(
     linesearch: AbstractLinesearch[Any],
     state: LinesearchState[LinesearchInfo],
     whole: FullProblem,
-    value: Any,
+    value: object,
     grad: PyTree,
-) -> Evaluation[Any]:
+) -> AnyEvaluation:
     """The objective where the search begins, in the form in which trials are kept."""
     if whole.evaluation is not None:
         aux = whole.evaluation.aux
@@ -240,7 +240,7 @@ def begin_line(
     linesearch: AbstractLinesearch[Search],
     state: LinesearchState[LinesearchInfo],
     whole: FullProblem,
-    start: Evaluation[Any],
+    start: AnyEvaluation,
     direction: Updates,
 ) -> Line[Search]:
     """A search before its first trial."""
@@ -262,14 +262,14 @@ def begin_line(
     trial = Evaluation(value, grad, start.aux)
     unknown = jnp.full((), np.inf, dtype)
     return Line(
-        linesearch.start(origin),
-        jnp.where(going, TRY, FAIL),
-        jnp.where(going, step, state.learning_rate),
-        select(going, updates, zeros_exactly_like(updates)),
-        trial,
-        trial if linesearch.may_return_to_best else None,
-        origin,
-        LinesearchInfo(jnp.zeros((), np.int32), unknown, unknown, result),
+        search=linesearch.start(origin),
+        verdict=jnp.where(going, TRY, FAIL),
+        step=jnp.where(going, step, state.learning_rate),
+        updates=select(going, updates, zeros_exactly_like(updates)),
+        trial=trial,
+        kept=trial if linesearch.may_return_to_best else None,
+        origin=origin,
+        info=LinesearchInfo(jnp.zeros((), np.int32), unknown, unknown, result),
     )
 
 
@@ -278,7 +278,7 @@ def advance(
     line: Line[Search],
     whole: FullProblem,
     direction: Updates,
-    evaluation: Evaluation[Any],
+    evaluation: AnyEvaluation,
     stop: Bool[Array, ""] | None = None,
 ) -> Line[Search]:
     """Tells the machine of one trial.
@@ -317,10 +317,19 @@ def advance(
         answer.curvature_error,
         LinesearchResult.where(failed, failure, result),
     )
-    return Line(search, verdict, step, updates, evaluation, kept, line.origin, info)
+    return Line(
+        search=search,
+        verdict=verdict,
+        step=step,
+        updates=updates,
+        trial=evaluation,
+        kept=kept,
+        origin=line.origin,
+        info=info,
+    )
 
 
-def outcome(line: Line[Any], start: Evaluation[Any]) -> Evaluation[Any]:
+def outcome(line: Line[Any], start: AnyEvaluation) -> AnyEvaluation:
     """The objective at the point that an ended search has chosen."""
     chosen = line.trial
     if line.kept is not None:
@@ -333,7 +342,7 @@ def finish(
     linesearch: AbstractLinesearch[Any],
     state: LinesearchState[LinesearchInfo],
     whole: FullProblem,
-    start: Evaluation[Any],
+    start: AnyEvaluation,
     line: Line[Any],
     *,
     known: bool,
@@ -349,13 +358,18 @@ def finish(
     return LinesearchState(line.step, line.origin.scale, cache, line.info)
 
 
-def evaluate(linesearch: AbstractLinesearch[Any], objective: Any, at: PyTree) -> Evaluation[Any]:
+def evaluate(linesearch: AbstractLinesearch[Any], objective: Any, at: PyTree) -> AnyEvaluation:
     """The objective at a trial, as far as the search wants it."""
     if linesearch.keeps_grad:
         found = objective.evaluate(at)
         return Evaluation(found.value.astype(float_dtype()), found.grad, found.aux)
     value, _ = objective(at)
     return Evaluation(value.astype(float_dtype()), None, None)
+
+
+def capped(step: Float[Array, ""], limit: Scalar | None) -> Float[Array, ""]:
+    """The step, or the longest that is allowed."""
+    return step if limit is None else jnp.minimum(step, jnp.asarray(limit))
 
 
 def scaled(direction: Updates, step: Float[Array, ""], like: PyTree) -> Updates:
@@ -373,10 +387,7 @@ def scaled(direction: Updates, step: Float[Array, ""], like: PyTree) -> Updates:
 
 def slope_of(grad: PyTree, direction: Updates) -> Float[Array, ""]:
     """The derivative along a direction, from a gradient as `jax.grad` gives it."""
-    known = jax.tree.map(
-        lambda d, g: None if d is None else g, direction, grad, is_leaf=lambda x: x is None
-    )
-    return inner(conj(known), direction)
+    return inner(conj(mask_like(direction, grad)), direction)
 
 
 def _print(name: str, line: Line[Any]) -> None:

@@ -39,7 +39,7 @@ def unit_step(learning_rate: Float[Array, ""]) -> Float[Array, ""]:
     return jnp.ones_like(learning_rate)
 
 
-def guess(value: Any) -> Guess:
+def guess(value: object) -> Guess:
     """The converter of an `initial_guess_strategy`."""
     # The two words are optax's.
     known = {"keep": keep_step, "one": unit_step}

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from .._base.converters import flag, optional, real, steps
+from .._base.converters import flag, non_negative, optional, positive, real, steps
 from .._base.trees import select
 from .._base.types import Scalar, Steps
-from ._base import AbstractLinesearch, ACCEPT, Answer, FAIL, Origin, RETURN, Trial, TRY
+from ._base import AbstractLinesearch, ACCEPT, Answer, capped, FAIL, Origin, RETURN, Trial, TRY
 from ._first_step import double_step, Guess, guess
 from ._interpolation import secant
 
@@ -16,7 +16,7 @@ from ._interpolation import secant
 # has moved, or the middle.
 _SECANT, _SECOND, _MIDDLE = (np.int32(i) for i in range(3))
 
-# How much narrower the secants must make the interval, lest it be bisected: the paper's gamma.
+# If the secants leave more than this part of the interval, it is bisected: the paper's gamma.
 _SHRINK = 0.66
 
 
@@ -87,12 +87,12 @@ class ScaleByHagerZhangLinesearch(AbstractLinesearch[_HagerZhang]):
         converter=steps("max_linesearch_steps", at_least=1), default=30
     )
     max_learning_rate: Scalar | None = eqx.field(
-        converter=optional(real("max_learning_rate", above=0)), default=None
+        converter=optional(positive("max_learning_rate")), default=None
     )
     increase_factor: Scalar = eqx.field(converter=real("increase_factor", above=1), default=5.0)
     slope_rtol: Scalar = eqx.field(converter=real("slope_rtol", above=0, below=0.5), default=0.1)
     curv_rtol: Scalar = eqx.field(converter=real("curv_rtol", above=0, below=1), default=0.9)
-    approx_dec_rtol: Scalar = eqx.field(converter=real("approx_dec_rtol", at_least=0), default=1e-6)
+    approx_dec_rtol: Scalar = eqx.field(converter=non_negative("approx_dec_rtol"), default=1e-6)
     initial_guess_strategy: Guess = eqx.field(converter=guess, static=True, default=double_step)
     verbose: bool = eqx.field(converter=flag("verbose"), static=True, default=False)
 
@@ -109,14 +109,23 @@ class ScaleByHagerZhangLinesearch(AbstractLinesearch[_HagerZhang]):
         return self.verbose
 
     def first_step(self, learning_rate: Float[Array, ""]) -> Float[Array, ""]:
-        return self._capped(self.initial_guess_strategy(learning_rate))
+        return capped(self.initial_guess_strategy(learning_rate), self.max_learning_rate)
 
     def start(self, origin: Origin) -> _HagerZhang:
         zero, infinity = jnp.zeros_like(origin.value), jnp.full_like(origin.value, np.inf)
         low = Trial(zero, origin.value, origin.slope)
         high = Trial(infinity, infinity, infinity)
         phase, none = jnp.asarray(_MIDDLE), jnp.zeros((), np.int32)
-        return _HagerZhang(origin, low, high, jnp.asarray(False), phase, infinity, low, none)
+        return _HagerZhang(
+            origin=origin,
+            low=low,
+            high=high,
+            bisecting=jnp.asarray(False),
+            phase=phase,
+            width=infinity,
+            best=low,
+            num_trials=none,
+        )
 
     def tell(self, search: _HagerZhang, trial: Trial) -> tuple[_HagerZhang, Answer]:
         origin, step = search.origin, trial.step
@@ -139,7 +148,7 @@ class ScaleByHagerZhangLinesearch(AbstractLinesearch[_HagerZhang]):
         if self.max_learning_rate is not None:
             at_limit = expanding & (step >= jnp.asarray(self.max_learning_rate))
         following, phase, width = _next(search, trial, low, high, bisecting)
-        longer = self._capped(jnp.asarray(self.increase_factor) * step)
+        longer = capped(jnp.asarray(self.increase_factor) * step, self.max_learning_rate)
         following = jnp.where(expanding, longer, following)
         phase, width = jnp.where(expanding, _MIDDLE, phase), jnp.where(expanding, jnp.inf, width)
 
@@ -162,13 +171,17 @@ class ScaleByHagerZhangLinesearch(AbstractLinesearch[_HagerZhang]):
             decrease_error=decrease,
             curvature_error=curvature,
         )
-        search = _HagerZhang(origin, low, high, bisecting, phase, width, best, num_trials)
+        search = _HagerZhang(
+            origin=origin,
+            low=low,
+            high=high,
+            bisecting=bisecting,
+            phase=phase,
+            width=width,
+            best=best,
+            num_trials=num_trials,
+        )
         return search, answer
-
-    def _capped(self, step: Float[Array, ""]) -> Float[Array, ""]:
-        if self.max_learning_rate is None:
-            return step
-        return jnp.minimum(step, jnp.asarray(self.max_learning_rate))
 
     def _floor(self, origin: Origin) -> Float[Array, ""]:
         return jnp.asarray(self.approx_dec_rtol) * jnp.abs(origin.value)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from .._base.converters import flag, real, steps
+from .._base.converters import flag, non_negative, real, steps
 from .._base.trees import select
 from .._base.types import Scalar, Steps
 from ._base import AbstractLinesearch, ACCEPT, Answer, FAIL, Origin, RETURN, Trial, TRY
@@ -71,7 +71,7 @@ class ScaleByWolfeLinesearch(AbstractLinesearch[_Wolfe]):
     )
     slope_rtol: Scalar = eqx.field(converter=real("slope_rtol", above=0, below=1), default=1e-4)
     curv_rtol: Scalar = eqx.field(converter=real("curv_rtol", above=0, below=1), default=0.9)
-    approx_dec_rtol: Scalar = eqx.field(converter=real("approx_dec_rtol", at_least=0), default=1e-6)
+    approx_dec_rtol: Scalar = eqx.field(converter=non_negative("approx_dec_rtol"), default=1e-6)
     verbose: bool = eqx.field(converter=flag("verbose"), static=True, default=False)
 
     @property
@@ -94,7 +94,9 @@ class ScaleByWolfeLinesearch(AbstractLinesearch[_Wolfe]):
         low = Trial(zero, origin.value, origin.slope)
         high = Trial(infinity, infinity, infinity)
         none = jnp.zeros((), np.int32)
-        return _Wolfe(origin, low, high, infinity, low, none, none)
+        return _Wolfe(
+            origin=origin, low=low, high=high, width=infinity, best=low, rank=none, num_trials=none
+        )
 
     def tell(self, search: _Wolfe, trial: Trial) -> tuple[_Wolfe, Answer]:
         origin, step = search.origin, trial.step
@@ -160,7 +162,15 @@ class ScaleByWolfeLinesearch(AbstractLinesearch[_Wolfe]):
                 finite, jnp.maximum(curv_rtol * origin.slope - trial.slope, 0), jnp.inf
             ),
         )
-        return _Wolfe(origin, low, high, width, best, rank, num_trials), answer
+        return _Wolfe(
+            origin=origin,
+            low=low,
+            high=high,
+            width=width,
+            best=best,
+            rank=rank,
+            num_trials=num_trials,
+        ), answer
 
 
 def _between(low: Trial, high: Trial, origin: Origin) -> Float[Array, ""]:

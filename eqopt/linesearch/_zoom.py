@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from .._base.converters import flag, optional, real, steps
+from .._base.converters import decay_factor, flag, non_negative, optional, positive, real, steps
 from .._base.trees import select
 from .._base.types import Scalar, Steps
-from ._base import AbstractLinesearch, ACCEPT, Answer, FAIL, Origin, RETURN, Trial, TRY
+from ._base import AbstractLinesearch, ACCEPT, Answer, capped, FAIL, Origin, RETURN, Trial, TRY
 from ._first_step import Guess, guess, keep_step
 from ._interpolation import quadratic_minimizer
 
@@ -80,19 +80,19 @@ class ScaleByZoomLinesearch(AbstractLinesearch[_Zoom]):
 
     max_linesearch_steps: Steps = eqx.field(converter=steps("max_linesearch_steps", at_least=1))
     max_learning_rate: Scalar | None = eqx.field(
-        converter=optional(real("max_learning_rate", above=0)), default=None
+        converter=optional(positive("max_learning_rate")), default=None
     )
-    tol: Scalar = eqx.field(converter=real("tol", at_least=0), default=0.0)
+    tol: Scalar = eqx.field(converter=non_negative("tol"), default=0.0)
     increase_factor: Scalar = eqx.field(converter=real("increase_factor", above=1), default=2.0)
-    slope_rtol: Scalar = eqx.field(converter=real("slope_rtol", at_least=0, below=1), default=1e-4)
+    slope_rtol: Scalar = eqx.field(converter=decay_factor("slope_rtol"), default=1e-4)
     curv_rtol: Scalar = eqx.field(
         converter=real("curv_rtol", at_least=0, finite=False), default=0.9
     )
     approx_dec_rtol: Scalar | None = eqx.field(
-        converter=optional(real("approx_dec_rtol", at_least=0)), default=1e-6
+        converter=optional(non_negative("approx_dec_rtol")), default=1e-6
     )
     stepsize_precision: Scalar = eqx.field(
-        converter=real("stepsize_precision", at_least=0), default=1e-5
+        converter=non_negative("stepsize_precision"), default=1e-5
     )
     initial_guess_strategy: Guess = eqx.field(converter=guess, static=True, default=keep_step)
     verbose: bool = eqx.field(converter=flag("verbose"), static=True, default=False)
@@ -110,13 +110,22 @@ class ScaleByZoomLinesearch(AbstractLinesearch[_Zoom]):
         return self.verbose
 
     def first_step(self, learning_rate: Float[Array, ""]) -> Float[Array, ""]:
-        return self._capped(self.initial_guess_strategy(learning_rate))
+        return capped(self.initial_guess_strategy(learning_rate), self.max_learning_rate)
 
     def start(self, origin: Origin) -> _Zoom:
         zero = jnp.zeros_like(origin.value)
         begin = Trial(zero, origin.value, origin.slope)
         none = jnp.zeros((), np.int32)
-        return _Zoom(origin, jnp.asarray(False), begin, begin, begin, begin, none, none)
+        return _Zoom(
+            origin=origin,
+            zooming=jnp.asarray(False),
+            low=begin,
+            high=begin,
+            third=begin,
+            best=begin,
+            rank=none,
+            num_trials=none,
+        )
 
     def tell(self, search: _Zoom, trial: Trial) -> tuple[_Zoom, Answer]:
         origin, step = search.origin, trial.step
@@ -137,7 +146,7 @@ class ScaleByZoomLinesearch(AbstractLinesearch[_Zoom]):
         following = jnp.where(
             zooming,
             _between(low, high, third),
-            self._capped(jnp.asarray(self.increase_factor) * step),
+            capped(jnp.asarray(self.increase_factor) * step, self.max_learning_rate),
         )
         at_limit = jnp.asarray(False)
         if self.max_learning_rate is not None:
@@ -171,12 +180,16 @@ class ScaleByZoomLinesearch(AbstractLinesearch[_Zoom]):
             decrease_error=jnp.where(decrease <= tol, 0, decrease),
             curvature_error=jnp.where(curvature <= tol, 0, curvature),
         )
-        return _Zoom(origin, zooming, low, high, third, best, rank, num_trials), answer
-
-    def _capped(self, step: Float[Array, ""]) -> Float[Array, ""]:
-        if self.max_learning_rate is None:
-            return step
-        return jnp.minimum(step, jnp.asarray(self.max_learning_rate))
+        return _Zoom(
+            origin=origin,
+            zooming=zooming,
+            low=low,
+            high=high,
+            third=third,
+            best=best,
+            rank=rank,
+            num_trials=num_trials,
+        ), answer
 
     def _floor(self, origin: Origin) -> Float[Array, ""]:
         if self.approx_dec_rtol is None:

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 
 from .._base import checks
 from .._base.arithmetic import cast
-from .._base.converters import inexact_dtype
+from .._base.converters import to_dtype
 from .._base.types import Model
 from ..selectors._selector import AbstractSelector, as_selector
 
 
-def cast_floating(params: Model, dtype: Any, where: AbstractSelector | Any = None) -> Model:
+def cast_floating(params: Model, dtype: object, where: AbstractSelector | Any = None) -> Model:
     """Casts the floating-point arrays of a model to another dtype.
 
     Complex arrays, integers, PRNG keys, functions and all else stay as they are. It can be
@@ -40,7 +40,7 @@ def cast_floating(params: Model, dtype: Any, where: AbstractSelector | Any = Non
 
     **Raises:** a `TypeError` if `dtype` is not real and floating-point.
     """
-    new = inexact_dtype("dtype")(dtype)
+    new = to_dtype("dtype")(dtype)
     if new is None or not jnp.issubdtype(new, jnp.floating):
         raise TypeError(f"`dtype` must be a real floating-point dtype; got {dtype!r}")
     floating, rest = eqx.partition(params, _is_floating)

@@ -18,9 +18,16 @@ from .._base.trees import add_updates, all_finite, conj, increment, round_like
 from .._base.types import Function, Model, Scalar, State, Steps
 from .._jit import compiled_call, partition
 from .._jit.function import hoist, note_trace, opaque
-from .._objective.objective import accepted, Context, Evaluation, FullProblem, Objective
+from .._objective.objective import (
+    accepted,
+    AnyEvaluation,
+    Context,
+    Evaluation,
+    FullProblem,
+    Objective,
+)
 from .._objective.value_and_grad import value_and_grad
-from .._transformation.base import AbstractTransformation, check_state
+from .._transformation.base import AbstractTransformation, AnyTransformation, check_state
 
 _MAX = np.finfo(np.float32).max
 _TINY = np.finfo(np.float32).tiny
@@ -63,7 +70,7 @@ class ScaledStep(NamedTuple, Generic[Model, State]):
     finite: Bool[Array, ""]
     model: Model
     state: State
-    evaluation: Evaluation[Any]
+    evaluation: AnyEvaluation
 
 
 class DynamicScale(eqx.Module):
@@ -172,7 +179,9 @@ class DynamicScale(eqx.Module):
         The gradients are in float32, or in their own dtype where that is wider.
         """
         return eqx.module_update_wrapper(
-            _ScaledValueAndGrad(self, fun, argnums, has_aux, axis_name)
+            _ScaledValueAndGrad(
+                dynamic_scale=self, fun=fun, argnums=argnums, has_aux=has_aux, axis_name=axis_name
+            )
         )
 
     def scaled_step(
@@ -306,10 +315,10 @@ class _ScaledValueAndGrad(eqx.Module):
 
 def _scaled_step(
     dynamic_scale: DynamicScale,
-    optimizer: AbstractTransformation[Any],
+    optimizer: AnyTransformation,
     fn: Function,
     model: PyTree,
-    state: Any,
+    state: object,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     has_aux: bool,
@@ -320,7 +329,7 @@ def _scaled_step(
         note_trace(fn, compiled_call.signature(given))
     check_state(optimizer, state, "state")
     trained, rest = eqx.partition(model, checks.is_inexact)
-    objective = Objective(fn, rest, args, accepted(fn, kwargs), has_aux)
+    objective = Objective(fn=fn, rest=rest, args=args, kwargs=accepted(fn, kwargs), has_aux=has_aux)
 
     def scaled(trained: PyTree) -> tuple[Any, Any]:
         value, aux = objective(trained)
@@ -334,12 +343,12 @@ def _scaled_step(
     finite = all_finite(grads)
     evaluation = Evaluation(value, grads, aux)
     context = Context(
-        value,
-        conj(round_like(grads, trained)),
-        objective,
-        kwargs.get("key"),
-        {name: x for name, x in kwargs.items() if name != "key"},
-        FullProblem(trained, objective),
+        value=value,
+        grad=conj(round_like(grads, trained)),
+        value_fn=objective,
+        key=kwargs.get("key"),
+        extra={name: x for name, x in kwargs.items() if name != "key"},
+        whole=FullProblem(trained, objective),
     )
 
     def applied() -> tuple[PyTree, Any]:
@@ -349,4 +358,10 @@ def _scaled_step(
     # Selected, and never blended. What is skipped is not computed.
     trained, state = lax.cond(finite, applied, lambda: (trained, state))
     model = eqx.combine(trained, rest)
-    return ScaledStep(dynamic_scale.after(finite), finite, model, state, evaluation)
+    return ScaledStep(
+        dynamic_scale=dynamic_scale.after(finite),
+        finite=finite,
+        model=model,
+        state=state,
+        evaluation=evaluation,
+    )

@@ -58,9 +58,7 @@ def _follow(
 @jax.jit
 @checks.typed
 def _move(
-    update: Float[Array, "*shape"],
-    param: Float[Array, "*shape"],
-    master: Float[Array, "*shape"],
+    update: Float[Array, "*shape"], param: Float[Array, "*shape"], master: Float[Array, "*shape"]
 ) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
     wide = cast(param, master.dtype)
     new = lax.add(master, cast(update, master.dtype))

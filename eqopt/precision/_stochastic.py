@@ -135,7 +135,7 @@ class _Keys:
         return jax.random.fold_in(key, index)
 
 
-def apply_updates_stochastically(params: Model, updates: PyTree, key: Any) -> Model:
+def apply_updates_stochastically(params: Model, updates: PyTree, key: object) -> Model:
     """Adds updates to a model, each sum rounded at random to a number of the parameter's dtype.
 
     Half-precision parameters arrive where the updates take them in the mean (see

@@ -6,7 +6,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from .._base.arithmetic import cast
-from .._base.converters import real
+from .._base.converters import non_negative, positive
 from .._base.types import Params, Scalar
 from ._base import AbstractProjection, coordinates, from_coordinates, inner_product, magnitude
 
@@ -39,7 +39,7 @@ class L2Sphere(AbstractProjection):
     - `scale`: the radius $r$, positive.
     """
 
-    scale: Scalar = eqx.field(converter=real("scale", above=0), default=1.0)
+    scale: Scalar = eqx.field(converter=positive("scale"), default=1.0)
 
     def project(self, params: Params) -> Params:
         xs = coordinates(params)
@@ -58,7 +58,7 @@ class L2Ball(AbstractProjection):
     - `scale`: the radius $r \ge 0$.
     """
 
-    scale: Scalar = eqx.field(converter=real("scale", at_least=0), default=1.0)
+    scale: Scalar = eqx.field(converter=non_negative("scale"), default=1.0)
 
     def project(self, params: Params) -> Params:
         xs = coordinates(params)

@@ -106,7 +106,7 @@ def by_parts(kernel: Callable[..., Array], *arrays: Array | None) -> Array:
 
 
 def inward(
-    x: Inexact[Array, "*shape"], bound: Any, *, up: bool, name: str
+    x: Inexact[Array, "*shape"], bound: object, *, up: bool, name: str
 ) -> Float[Array, "*#shape"]:
     """The bound in the leaf's real dtype: the nearest number there that does not pass it."""
     exact = spread(x, bound, name)
@@ -140,7 +140,7 @@ def spreadable(name: str, *, finite: bool = True, real_only: bool = True) -> Cal
     one = real(name, finite=finite)
 
     def convert(value: Any) -> Any:
-        if _is_number(value) and np.shape(value) == () and not jnp.iscomplexobj(value):
+        if _is_number(value) and np.shape(value) == () and not np.iscomplexobj(value):
             return one(value)
         # Strings, and whatever else is a leaf, have become holes.
         tree = jax.tree.map(leaf, value)
@@ -151,7 +151,7 @@ def spreadable(name: str, *, finite: bool = True, real_only: bool = True) -> Cal
             )
         return tree
 
-    def leaf(x: Any) -> Any:
+    def leaf(x: object) -> Any:
         if isinstance(x, int | float) and not isinstance(x, bool):
             return one(x)
         if isinstance(x, checks.ARRAYS) and jnp.issubdtype(x.dtype, np.integer):
@@ -170,7 +170,7 @@ def spreadable(name: str, *, finite: bool = True, real_only: bool = True) -> Cal
     return convert
 
 
-def _is_number(x: Any) -> bool:
+def _is_number(x: object) -> bool:
     return isinstance(x, (*checks.ARRAYS, int, float)) and not isinstance(x, bool)
 
 
@@ -193,7 +193,7 @@ def matched(value: Any, params: Params, name: str) -> list[Any]:
     return found
 
 
-def spread(x: Array, value: Any, name: str) -> Array:
+def spread(x: Array, value: object, name: str) -> Array:
     """A number for each entry of a leaf, where the leaf lives."""
     array = jnp.asarray(value)
     if array.shape not in ((), x.shape):

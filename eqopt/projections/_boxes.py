@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PyTree
 
 from .._base import checks
 from .._base.compat import Tracer
-from .._base.converters import real
+from .._base.converters import non_negative
 from .._base.types import Params, Scalar
 from ._base import AbstractBox, inward, matched, spreadable
 
@@ -127,7 +127,7 @@ class LInfBall(AbstractBox):
     - `scale`: the radius $r \ge 0$.
     """
 
-    scale: Scalar = eqx.field(converter=real("scale", at_least=0), default=1.0)
+    scale: Scalar = eqx.field(converter=non_negative("scale"), default=1.0)
 
     def bounds(self, params: Params) -> tuple[list[Array | None], list[Array | None]]:
         return _between(params, -self.scale, self.scale, ("scale", "scale"))

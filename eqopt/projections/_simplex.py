@@ -8,7 +8,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from .._base.arithmetic import cast
-from .._base.converters import real
+from .._base.converters import positive
 from .._base.trees import sum_of
 from .._base.types import Params, Scalar
 from ._base import AbstractProjection, coordinates, from_coordinates, largest
@@ -99,7 +99,7 @@ class Simplex(AbstractProjection):
         simplex of R^n*, Journal of Optimization Theory and Applications 50, 1986.
     """
 
-    scale: Scalar = eqx.field(converter=real("scale", above=0), default=1.0)
+    scale: Scalar = eqx.field(converter=positive("scale"), default=1.0)
 
     def project(self, params: Params) -> Params:
         xs = coordinates(params)
@@ -126,7 +126,7 @@ class L1Sphere(AbstractProjection):
     - `scale`: the radius $r$, positive.
     """
 
-    scale: Scalar = eqx.field(converter=real("scale", above=0), default=1.0)
+    scale: Scalar = eqx.field(converter=positive("scale"), default=1.0)
 
     def project(self, params: Params) -> Params:
         xs = coordinates(params)
@@ -152,7 +152,7 @@ class L1Ball(AbstractProjection):
         learning in high dimensions*, ICML 2008, section 4.
     """
 
-    scale: Scalar = eqx.field(converter=real("scale", above=0), default=1.0)
+    scale: Scalar = eqx.field(converter=positive("scale"), default=1.0)
 
     def project(self, params: Params) -> Params:
         xs = coordinates(params)

@@ -217,7 +217,7 @@ def secant_pair(
     """
     s = jax.tree.map(lambda old, x: cast(x, old.dtype) - old, *points)
     y = jax.tree.map(lambda old, g: cast(g, old.dtype) - old, *grads)
-    pair = Pair(s, y, inner(s, y), inner(s, s), inner(y, y))
+    pair = Pair(s=s, y=y, sy=inner(s, y), ss=inner(s, s), yy=inner(y, y))
     slopes = inner(grads[0], s) + inner(grads[1], s)
     known = jnp.isfinite(values[0]) & jnp.isfinite(values[1])
     before, after = (jnp.where(known, x, 0) for x in values)
@@ -225,7 +225,7 @@ def secant_pair(
     c = secant.shift(pair, before - after, slopes, noise)
     y = jax.tree.map(lambda s, y: y + scaled(s, c, y), s, y)
     yy = pair.yy + 2 * c * pair.sy + jnp.square(c) * pair.ss
-    pair = Pair(s, y, pair.sy + c * pair.ss, pair.ss, yy)
+    pair = Pair(s=s, y=y, sy=pair.sy + c * pair.ss, ss=pair.ss, yy=yy)
     # Not by an absolute bound, nor by one relative to `y`: those refuse steps that are good.
     noise = 0.5 * jnp.finfo(float_dtype()).eps * jnp.sqrt(pair.ss) * jnp.sqrt(pair.yy)
     return pair, (pair.sy > noise) & jnp.isfinite(pair.yy)

@@ -1,23 +1,17 @@
 """The BFGS method with a dense matrix, for small problems."""
 
-from typing import Any
-
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, Float, PyTree
 
-from .._base.arithmetic import is_complex
 from .._base.checks import typed
-from .._base.converters import flag, float_dtype, real
+from .._base.converters import flag, float_dtype, non_negative
+from .._base.ravel import from_real_vector, real_vector
 from .._base.trees import (
     fill_missing,
     increment,
     mask_like,
-    placed_like,
-    replicated,
     round_like,
     zero_count,
     zeros_like,
@@ -88,19 +82,19 @@ class ScaleByBFGS(AbstractTransformation[ScaleByBFGSState]):
         converter=flag("scale_init_precond"), static=True, default=True
     )
     first_step_rtol: Scalar = eqx.field(
-        converter=real("first_step_rtol", at_least=0), default=0.01, kw_only=True
+        converter=non_negative("first_step_rtol"), default=0.01, kw_only=True
     )
     secant: AbstractSecant = eqx.field(default_factory=ModifiedSecant, kw_only=True)
 
     def init_state(self, params: Params, context: Context) -> ScaleByBFGSState:
-        vector = _flat(zeros_like(params))
+        vector = real_vector(zeros_like(params))
         return ScaleByBFGSState(
-            zero_count(),
-            zero_count(),
-            zeros_like(params),
-            zeros_like(params),
-            jnp.full((), np.inf, float_dtype()),
-            jnp.eye(vector.size, dtype=vector.dtype),
+            count=zero_count(),
+            num_pairs=zero_count(),
+            params=zeros_like(params),
+            updates=zeros_like(params),
+            value=jnp.full((), np.inf, float_dtype()),
+            inverse_hessian=jnp.eye(vector.size, dtype=vector.dtype),
         )
 
     def transform(
@@ -122,42 +116,27 @@ class ScaleByBFGS(AbstractTransformation[ScaleByBFGSState]):
         num_pairs = jnp.where(stuck, 0, num_pairs)
         direction, used = safeguarded(
             grad,
-            _unflat(matrix @ _flat(grad), grad),
+            from_real_vector(matrix @ real_vector(grad), grad),
             first_scale(grad, params, self.first_step_rtol, self.scale_init_precond),
             num_pairs > 0,
         )
         num_pairs = jnp.where(used, num_pairs, 0)
         past = round_like(params, state.params)
-        state = ScaleByBFGSState(increment(state.count), num_pairs, past, latest, value, matrix)
+        state = ScaleByBFGSState(
+            count=increment(state.count),
+            num_pairs=num_pairs,
+            params=past,
+            updates=latest,
+            value=value,
+            inverse_hessian=matrix,
+        )
         return mask_like(updates, direction), state
 
 
 def _update(matrix: Float[Array, "n n"], pair: Pair, first: Array) -> Float[Array, "n n"]:
-    s, y = _flat(pair.s), _flat(pair.y)
+    s, y = real_vector(pair.s), real_vector(pair.y)
     sy, yy = pair.sy.astype(s.dtype), pair.yy.astype(s.dtype)
     matrix = jnp.where(first, sy / yy * jnp.eye(s.size, dtype=s.dtype), matrix)
     hy = matrix @ y
     outer = s[:, None] * hy[None, :]
     return matrix - (outer + outer.T) / sy + (1 + y @ hy / sy) / sy * (s[:, None] * s[None, :])
-
-
-def _flat(tree: PyTree) -> Float[Array, " n"]:
-    """All real numbers in a tree, in its widest dtype."""
-    parts: list[Any] = []
-    for x in jax.tree.leaves(tree):
-        parts += [x.real, x.imag] if is_complex(x) else [x]
-    dtype = np.result_type(*(x.dtype for x in parts))
-    return jnp.concatenate([replicated(x.astype(dtype)).reshape(-1) for x in parts])
-
-
-def _unflat(vector: Float[Array, " n"], like: PyTree) -> PyTree:
-    """The tree whose numbers they are."""
-    leaves, treedef = jax.tree.flatten(like)
-    out, at = [], 0
-    for x in leaves:
-        real, at = vector[at : at + x.size].reshape(x.shape), at + x.size
-        if is_complex(x):
-            imag, at = vector[at : at + x.size].reshape(x.shape), at + x.size
-            real = lax.complex(real, imag)
-        out.append(placed_like(real.astype(x.dtype), x))
-    return treedef.unflatten(out)

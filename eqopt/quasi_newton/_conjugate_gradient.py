@@ -11,8 +11,8 @@ import wadler_lindig as wl
 from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
-from .._base.arithmetic import cast, minus, safe_sqrt, times, wider
-from .._base.converters import module_pdoc, real
+from .._base.arithmetic import cast, minus, safe_divide, safe_sqrt, times, wider
+from .._base.converters import module_pdoc, non_negative, real
 from .._base.trees import increment, inner, mask_like, zero_count, zeros_like
 from .._base.types import Count, Params, Scalar, Updates
 from .._objective.objective import Context, require_params
@@ -62,8 +62,7 @@ class AbstractConjugacy(eqx.Module):
 
 def _ratio(a: Array, b: Array) -> Array:
     """`a / b`, and 0 if `b` is not positive; the derivative is finite."""
-    positive = b > 0
-    return jnp.where(positive, a / jnp.where(positive, b, 1), 0)
+    return safe_divide(a, b, zero=~(b > 0))
 
 
 class HagerZhang(AbstractConjugacy):
@@ -87,7 +86,7 @@ class HagerZhang(AbstractConjugacy):
         method*, SIAM Journal on Optimization 23, 2013.
     """
 
-    eta: Scalar = eqx.field(converter=real("eta", at_least=0), default=0.4)
+    eta: Scalar = eqx.field(converter=non_negative("eta"), default=0.4)
     theta: Scalar = eqx.field(converter=real("theta", above=0.25), default=1.0)
 
     def beta(self, products: ConjugacyProducts) -> Float[Array, ""]:
@@ -202,9 +201,10 @@ class ScaleByNonlinearCG(AbstractTransformation[ScaleByNonlinearCGState]):
 
     **Arguments:**
 
-    - `method`: how $\beta_k$ is computed: [`eqopt.quasi_newton.HagerZhang`][],
-        [`eqopt.quasi_newton.PolakRibierePlus`][], [`eqopt.quasi_newton.FletcherReeves`][],
-        [`eqopt.quasi_newton.DaiYuan`][], or another [`eqopt.quasi_newton.AbstractConjugacy`][].
+    - `method`: how much of the last direction is in the next one, $\beta_k$:
+        [`eqopt.quasi_newton.HagerZhang`][], [`eqopt.quasi_newton.PolakRibierePlus`][],
+        [`eqopt.quasi_newton.FletcherReeves`][], [`eqopt.quasi_newton.DaiYuan`][] or another
+        [`eqopt.quasi_newton.AbstractConjugacy`][].
     - `restart_rtol`: the overlap $r$ of two gradients at which to restart, positive; with infinity
         they may overlap.
 
@@ -267,7 +267,7 @@ class ScaleByNonlinearCG(AbstractTransformation[ScaleByNonlinearCGState]):
         return updates, state
 
 
-def check_conjugacy(method: Any) -> None:
+def check_conjugacy(method: object) -> None:
     """Refuses what is no method."""
     if not isinstance(method, AbstractConjugacy):
         raise TypeError(
@@ -284,7 +284,7 @@ def _first_scale(grad_sq: Float[Array, ""], size_sq: Float[Array, ""]) -> Float[
     norm, longest = safe_sqrt(grad_sq), jnp.maximum(safe_sqrt(size_sq) / 100, 1)
     # A norm that overflows would make a zero of a gradient that is not.
     long = (norm > longest) & jnp.isfinite(norm)
-    return jnp.where(long, longest / jnp.where(long, norm, 1), 1)
+    return safe_divide(longest, norm, 1, zero=~long)
 
 
 def _measure(
@@ -295,13 +295,13 @@ def _measure(
     y = jax.tree.map(_change, grad, last)
     step = jax.tree.map(_change, mask_like(grad, params), mask_like(grad, state.params))
     products = ConjugacyProducts(
-        inner(grad, grad),
-        inner(last, last),
-        inner(y, y),
-        inner(y, grad),
-        inner(y, d),
-        inner(grad, d),
-        inner(d, d),
+        grad_grad=inner(grad, grad),
+        last_last=inner(last, last),
+        change_change=inner(y, y),
+        change_grad=inner(y, grad),
+        change_direction=inner(y, d),
+        grad_direction=inner(grad, d),
+        direction_direction=inner(d, d),
     )
     return products, inner(step, d)
 

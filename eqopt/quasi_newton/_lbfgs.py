@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PyTree
 
 from .._base.arithmetic import cast
 from .._base.checks import typed
-from .._base.converters import flag, float_dtype, inexact_dtype, real, size
+from .._base.converters import flag, float_dtype, non_negative, size, to_dtype
 from .._base.trees import (
     fill_missing,
     increment,
@@ -113,28 +113,28 @@ class ScaleByLBFGS(AbstractTransformation[ScaleByLBFGSState]):
         converter=flag("scale_init_precond"), static=True, default=True
     )
     first_step_rtol: Scalar = eqx.field(
-        converter=real("first_step_rtol", at_least=0), default=0.01, kw_only=True
+        converter=non_negative("first_step_rtol"), default=0.01, kw_only=True
     )
     init_matrix: AbstractInitialMatrix[Any] = eqx.field(
         default_factory=DiagonalMatrix, kw_only=True
     )
     secant: AbstractSecant = eqx.field(default_factory=ModifiedSecant, kw_only=True)
     memory_dtype: np.dtype | None = eqx.field(
-        converter=inexact_dtype("memory_dtype"), static=True, default=None, kw_only=True
+        converter=to_dtype("memory_dtype"), static=True, default=None, kw_only=True
     )
 
     def init_state(self, params: Params, context: Context) -> ScaleByLBFGSState:
         m, dtype = self.memory_size, self.memory_dtype
         return ScaleByLBFGSState(
-            zero_count(),
-            zero_count(),
-            zeros_like(params),
-            zeros_like(params),
-            jnp.full((), np.inf, float_dtype()),
-            stack_like(params, m, dtype),
-            stack_like(params, m, dtype),
-            jnp.zeros(m, float_dtype()),
-            self._matrix().init(params),
+            count=zero_count(),
+            num_pairs=zero_count(),
+            params=zeros_like(params),
+            updates=zeros_like(params),
+            value=jnp.full((), np.inf, float_dtype()),
+            diff_params_memory=stack_like(params, m, dtype),
+            diff_updates_memory=stack_like(params, m, dtype),
+            weights_memory=jnp.zeros(m, float_dtype()),
+            init_matrix=self._matrix().init(params),
         )
 
     def transform(
@@ -174,15 +174,15 @@ class ScaleByLBFGS(AbstractTransformation[ScaleByLBFGSState]):
         matrix = self._matrix().update(state.init_matrix, pair, state.num_pairs == 0)
         stuck = (state.count > 0) & (pair.ss == 0)
         state = ScaleByLBFGSState(
-            increment(state.count),
-            jnp.where(stored, increment(state.num_pairs), state.num_pairs),
-            round_like(params, state.params),
-            round_like(grad, state.updates),
-            value,
-            jax.tree.map(put, state.diff_params_memory, pair.s),
-            jax.tree.map(put, state.diff_updates_memory, pair.y),
-            put(state.weights_memory, 1 / jnp.where(stored, pair.sy, 1)),
-            select(stored, matrix, state.init_matrix),
+            count=increment(state.count),
+            num_pairs=jnp.where(stored, increment(state.num_pairs), state.num_pairs),
+            params=round_like(params, state.params),
+            updates=round_like(grad, state.updates),
+            value=value,
+            diff_params_memory=jax.tree.map(put, state.diff_params_memory, pair.s),
+            diff_updates_memory=jax.tree.map(put, state.diff_updates_memory, pair.y),
+            weights_memory=put(state.weights_memory, 1 / jnp.where(stored, pair.sy, 1)),
+            init_matrix=select(stored, matrix, state.init_matrix),
         )
         return _forget(state, stuck)
 

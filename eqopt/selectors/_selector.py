@@ -112,11 +112,11 @@ class ByType(AbstractSelector):
     def select(self, params: PyTree) -> PyTree[bool]:
         seen: set[str] = set()
 
-        def choose(node: Any) -> PyTree[bool]:
+        def choose(node: object) -> PyTree[bool]:
             inside = isinstance(node, self.types)
             return jax.tree.map(lambda _: inside, node, is_leaf=checks.is_none)
 
-        def is_chosen(node: Any) -> bool:
+        def is_chosen(node: object) -> bool:
             seen.add(type(node).__name__)
             return node is None or isinstance(node, self.types)
 
@@ -328,9 +328,9 @@ class TreeSelector(AbstractSelector):
         return _spread(self.structure.unflatten(self.booleans), params)
 
 
-def _boolean(tree: PyTree, index: int, x: Any) -> bool | None:
+def _boolean(tree: PyTree, index: int, x: object) -> bool | None:
     # Leaves that are no booleans may only stand where the model has no parameter either: a mask
-    # made by mapping over a whole model still has its activation functions. `None` is such a hole.
+    # made by mapping over a whole model still has its activation functions, and `None`.
     if isinstance(x, Tracer):
         raise TypeError(f"`{checks.paths('mask', tree)[index]}` is traced; masks are static")
     if isinstance(x, bool | np.bool_):
@@ -345,23 +345,17 @@ def _boolean(tree: PyTree, index: int, x: Any) -> bool | None:
 
 def _spread(mask: PyTree, params: PyTree) -> PyTree[bool]:
     """Extends a prefix tree of booleans to all of `params`."""
+    chosen = checks.spread_prefix(mask, params, "mask", _stands_for)
+    return checks.flatten(params)[1].unflatten(map(bool, chosen))
 
-    def spread(chosen: Any, part: Any) -> PyTree[bool]:
-        if isinstance(chosen, Tracer):
-            raise TypeError(
-                "a mask must not depend on the parameters' values, only on their shapes"
-            )
-        if not isinstance(chosen, bool | np.bool_ | None):
-            raise TypeError(f"a mask must hold True or False; it holds {checks.describe(chosen)}")
-        if chosen is None and jax.tree.leaves(part):
-            # Not "no": a hole in a mask where there is a parameter is more often a mistake.
-            raise ValueError
-        return jax.tree.map(lambda _: bool(chosen), part, is_leaf=checks.is_none)
 
-    try:
-        return jax.tree.map(spread, mask, params, is_leaf=checks.is_none)
-    except ValueError:
-        raise checks.structure_error(mask, params, "mask", "params") from None
+def _stands_for(chosen: object, part: object) -> bool:
+    if isinstance(chosen, Tracer):
+        raise TypeError("a mask must not depend on the parameters' values, only on their shapes")
+    if not isinstance(chosen, bool | np.bool_ | None):
+        raise TypeError(f"a mask must hold True or False; it holds {checks.describe(chosen)}")
+    # Not "no": a hole in a mask where there is a parameter is more often a mistake.
+    return chosen is not None or not jax.tree.leaves(part)
 
 
 def as_selector(mask: Any) -> AbstractSelector:

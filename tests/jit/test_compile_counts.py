@@ -80,6 +80,7 @@ def compiled(function: Callable[..., Any], *args: Any) -> str:
     return jax.jit(function).lower(*args).compile().as_text() or ""
 
 
+@pytest.mark.default_flags
 def test_small_leaves_share_a_sum() -> None:
     assert 1 <= compiled(eqopt.global_norm, many_leaves(56)).count(" reduce(") < 28
 

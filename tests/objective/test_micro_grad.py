@@ -126,6 +126,7 @@ def test_the_loss_is_traced_once():
     assert tally.num == 1
 
 
+@pytest.mark.default_flags
 def test_it_needs_the_memory_of_one_slice():
     width, num = 64, 512
     mlp = eqx.nn.MLP(width, 1, width, 2, key=jax.random.key(0), dtype=FLOAT)

@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -16,6 +15,7 @@ from jaxtyping import Array
 import eqopt
 from tests.support.toolbox import (
     assert_close,
+    complaint,
     DTYPES,
     flatten,
     FLOAT,
@@ -281,26 +281,18 @@ def test_under_abstract_evaluation():
 # Mistakes
 
 
-def _complaint(kind: type[Exception], call: Callable[[], Any]) -> str:
-    with pytest.raises(kind) as caught:
-        call()
-    message = str(caught.value)
-    assert len(message.splitlines()) <= 10
-    return message
-
-
 @pytest.mark.parametrize("argnums", [2, -3, (0, 2)])
 def test_argnums_out_of_range(argnums: Any):
-    message = _complaint(ValueError, lambda: eqopt.value_and_grad(_loss, argnums)(tree(), X[0]))
+    message = complaint(ValueError, lambda: eqopt.value_and_grad(_loss, argnums)(tree(), X[0]))
     assert "`argnums`" in message and "2 were given by position" in message
 
 
 def test_argnums_that_cannot_be():
-    assert "twice" in _complaint(
+    assert "twice" in complaint(
         ValueError, lambda: eqopt.value_and_grad(_loss, (0, -2))(tree(), X[0])
     )
-    assert "empty" in _complaint(ValueError, lambda: eqopt.value_and_grad(_loss, ()))
-    assert "by keyword" in _complaint(
+    assert "empty" in complaint(ValueError, lambda: eqopt.value_and_grad(_loss, ()))
+    assert "by keyword" in complaint(
         ValueError, lambda: eqopt.value_and_grad(_loss)(params=tree(), x=X[0])
     )
     with pytest.raises(TypeError, match="integer"):
@@ -320,7 +312,7 @@ def test_nothing_to_differentiate(arg: Any):
     def fn(x: Array, n: Any) -> Array:
         return jnp.sum(x)
 
-    message = _complaint(TypeError, lambda: eqopt.value_and_grad(fn, (0, 1))(X, arg))
+    message = complaint(TypeError, lambda: eqopt.value_and_grad(fn, (0, 1))(X, arg))
     assert message.startswith("`n` has no floating-point or complex array to differentiate")
 
 
@@ -329,9 +321,9 @@ def test_arguments_are_named_as_the_function_does():
         return jnp.sum(x)
 
     args = (X, 1, 2)
-    assert "`others[1]`" in _complaint(TypeError, lambda: eqopt.value_and_grad(fn, 2)(*args))
-    assert "`p`" in _complaint(TypeError, lambda: eqopt.value_and_grad(Objective(X[0]).method)(2))
-    assert "`args[0]`" in _complaint(TypeError, lambda: eqopt.value_and_grad(max)(1, 2))
+    assert "`others[1]`" in complaint(TypeError, lambda: eqopt.value_and_grad(fn, 2)(*args))
+    assert "`p`" in complaint(TypeError, lambda: eqopt.value_and_grad(Objective(X[0]).method)(2))
+    assert "`args[0]`" in complaint(TypeError, lambda: eqopt.value_and_grad(max)(1, 2))
 
 
 @pytest.mark.parametrize(
@@ -349,24 +341,24 @@ def test_arguments_are_named_as_the_function_does():
     ],
 )
 def test_what_is_returned_must_be_one_real_number(out: Any, said: str):
-    message = _complaint(TypeError, lambda: eqopt.value_and_grad(out)(X[0]))
+    message = complaint(TypeError, lambda: eqopt.value_and_grad(out)(X[0]))
     assert message.startswith("`fun` must return one ") and said in message
 
 
 @pytest.mark.parametrize("out", [lambda x: x[0], lambda x: (x[0],), lambda x: (x[0], 1, 2)])
 def test_with_aux_a_pair_must_be_returned(out: Any):
-    message = _complaint(TypeError, lambda: eqopt.value_and_grad(out, has_aux=True)(X[0]))
+    message = complaint(TypeError, lambda: eqopt.value_and_grad(out, has_aux=True)(X[0]))
     assert "`fun` must return a pair `(value, aux)`" in message
 
 
 def test_holomorphic_functions_are_complex():
     z = tree(0, jnp.complex64)
-    message = _complaint(
+    message = complaint(
         TypeError,
         lambda: eqopt.value_and_grad(lambda p: jnp.sum(p["a"]), holomorphic=True)({**z, "x": X}),
     )
     assert message.startswith("`p['x']` is float")
-    message = _complaint(
+    message = complaint(
         TypeError,
         lambda: eqopt.value_and_grad(lambda p: jnp.sum(jnp.abs(p["a"])), holomorphic=True)(z),
     )

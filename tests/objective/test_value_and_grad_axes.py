@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
 import eqopt
-from tests.support.toolbox import assert_close, FLOAT, same, tree, values, Zoo, zoo_loss
+from tests.support.toolbox import assert_close, complaint, FLOAT, same, tree, values, Zoo, zoo_loss
 
 X = values((4, 3), 0)
 # Within `jit` nothing that is traced knows yet what a surrounding `vmap` maps.
@@ -308,20 +308,12 @@ def test_vmap_within_shard_map_and_around_it():
 # Mistakes
 
 
-def _complaint(kind: type[Exception], call: Callable[[], Any]) -> str:
-    with pytest.raises(kind) as caught:
-        call()
-    message = str(caught.value)
-    assert len(message.splitlines()) <= 10
-    return message
-
-
 def test_an_axis_that_is_not_there():
     fn = eqopt.value_and_grad(_loss, reduce_axes=("batch", "other"))
-    said = _complaint(ValueError, lambda: fn(tree(), X[0]))
+    said = complaint(ValueError, lambda: fn(tree(), X[0]))
     assert "'batch', which is no axis" in said
     run = jax.vmap(fn, (None, 0), axis_name="batch")
-    assert "'other', which is no axis" in _complaint(ValueError, lambda: run(tree(), X))
+    assert "'other', which is no axis" in complaint(ValueError, lambda: run(tree(), X))
 
 
 @WITHIN_JIT_TOO
@@ -329,7 +321,7 @@ def test_an_axis_that_cannot_be_seen(wrap: Any):
     def run(p: Any, rows: Array) -> Any:
         return eqopt.value_and_grad(_loss, reduce_axes="d")(p, rows[0])[1]
 
-    said = _complaint(ValueError, lambda: _on_devices(run, wrap, P(), check_vma=False))
+    said = complaint(ValueError, lambda: _on_devices(run, wrap, P(), check_vma=False))
     assert "`reduce_axes` names 'd'" in said and "`check_vma=True`" in said
 
 

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -15,12 +14,12 @@ from tests.support.parity import (
     DECAY,
     fields,
     links,
+    params_after,
     power,
     RATE,
     row,
     towards_one,
     trajectories,
-    trajectory,
 )
 from tests.support.toolbox import FLOAT, X64
 
@@ -161,16 +160,6 @@ test_an_optimizer_is_its_links_one_by_one = links(ROWS, 128, SHAPES)
 _PAPER = 1e-12 if X64 else 2e-5
 
 
-def run(opt: Any, params: Any, gradients: Any) -> Any:
-    """The parameters after each step."""
-
-    @eqx.filter_jit
-    def steps(opt: Any) -> Any:
-        return trajectory(opt, eqopt.apply_updates, params, gradients)[1]
-
-    return steps(opt)
-
-
 def _numbers(*shape: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(len(shape))
     return rng.standard_normal(shape).astype(FLOAT), rng.standard_normal((20, *shape)).astype(FLOAT)
@@ -178,7 +167,7 @@ def _numbers(*shape: int) -> tuple[np.ndarray, np.ndarray]:
 
 def test_adadelta_is_that_of_the_paper():
     x, gradients = _numbers(3, 2)
-    found = run(eqopt.Adadelta(rho=0.95, eps=1e-4), x, gradients)
+    found = params_after(eqopt.Adadelta(rho=0.95, eps=1e-4), x, gradients)
     x, e_g, e_x = x.astype(np.float64), np.zeros((3, 2)), np.zeros((3, 2))
     for g, ours in zip(gradients.astype(np.float64), found, strict=True):
         e_g = 0.95 * e_g + 0.05 * g**2
@@ -202,7 +191,7 @@ def test_adadelta_without_a_rate_descends():
 
 def test_lamb_is_that_of_the_paper():
     x, gradients = _numbers(4, 3)
-    found = run(eqopt.LAMB(0.1, 0.8, 0.9, 1e-6, weight_decay=0.05), x, gradients)
+    found = params_after(eqopt.LAMB(0.1, 0.8, 0.9, 1e-6, weight_decay=0.05), x, gradients)
     x, m, v = x.astype(np.float64), np.zeros((4, 3)), np.zeros((4, 3))
     for t, (g, ours) in enumerate(zip(gradients.astype(np.float64), found, strict=True), 1):
         m, v = 0.8 * m + 0.2 * g, 0.9 * v + 0.1 * g**2
@@ -213,7 +202,7 @@ def test_lamb_is_that_of_the_paper():
 
 def test_lars_without_decay_is_that_of_the_paper():
     x, gradients = _numbers(4, 3)
-    found = run(eqopt.LARS(0.5, trust_coefficient=0.1), x, gradients)
+    found = params_after(eqopt.LARS(0.5, trust_coefficient=0.1), x, gradients)
     x, v = x.astype(np.float64), np.zeros((4, 3))
     for g, ours in zip(gradients.astype(np.float64), found, strict=True):
         v = 0.9 * v + 0.5 * 0.1 * np.linalg.norm(x) / np.linalg.norm(g) * g
@@ -223,7 +212,7 @@ def test_lars_without_decay_is_that_of_the_paper():
 
 def test_adagrad_outside_of_the_root_is_torchs():
     x, gradients = _numbers(4)
-    found = run(
+    found = params_after(
         eqopt.Chain(eqopt.ScaleByRSS(0.0, 1e-3, eps_in_sqrt=False), eqopt.Scale(-0.1)), x, gradients
     )
     squares = np.cumsum(gradients.astype(np.float64) ** 2, 0)

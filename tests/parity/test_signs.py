@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +17,7 @@ from tests.support.parity import (
     links,
     NUM_DRAWS,
     NUM_STEPS,
+    params_after,
     power,
     RATE,
     row,
@@ -113,16 +113,6 @@ test_every_field_is_varied = fields(ROWS)
 test_an_optimizer_is_its_links_one_by_one = links(ROWS, 16, SHAPES)
 
 
-def run(opt: Any, params: Any, gradients: Any) -> Any:
-    """The parameters after each step."""
-
-    @eqx.filter_jit
-    def steps(opt: Any) -> Any:
-        return trajectory(opt, eqopt.apply_updates, params, gradients)[1]
-
-    return steps(opt)
-
-
 # Rprop: optax's updates are those of the step before.
 
 
@@ -161,7 +151,7 @@ _TIGHT = 1e-12 if X64 else 2e-6
 @pytest.mark.parametrize("cls", [eqopt.Rprop, eqopt.ScaleByRprop])
 def test_rprop_is_torchs(cls: Any):
     opt = cls(**SMALL) if cls is eqopt.Rprop else eqopt.Chain(cls(**SMALL), eqopt.Scale(-1.0))
-    found = run(opt, np.ones(1, FLOAT), np.asarray(GRADIENTS, FLOAT)[:, None])
+    found = params_after(opt, np.ones(1, FLOAT), np.asarray(GRADIENTS, FLOAT)[:, None])
     np.testing.assert_allclose(found[:, 0], TORCH, rtol=_TIGHT)
     ours = rprop(np.ones(1), np.asarray(GRADIENTS)[:, None], SMALL)
     np.testing.assert_allclose(ours[:, 0], TORCH, rtol=1e-14)
@@ -174,13 +164,13 @@ def test_rprop_is_that_of_the_paper(draw: int):
     x = rng.standard_normal((4, 3)).astype(FLOAT)
     gradients = rng.standard_normal((NUM_STEPS, 4, 3)).astype(FLOAT)
     gradients[rng.uniform(size=gradients.shape) < 0.1] = 0
-    found = run(eqopt.Rprop(**h), x, gradients)
+    found = params_after(eqopt.Rprop(**h), x, gradients)
     expected = rprop(x, gradients, h)
     np.testing.assert_allclose(found, expected, rtol=_TIGHT, atol=10 * _TIGHT)
 
     # Both parts of a complex parameter are parameters. (The gradient is as `jax.grad` has it.)
     z, halves = x[:2] + 1j * x[2:], gradients[:, :2] - 1j * gradients[:, 2:]
-    found = run(eqopt.Rprop(**h), z, halves)
+    found = params_after(eqopt.Rprop(**h), z, halves)
     parts = np.concatenate([np.real(found), np.imag(found)], axis=1)
     np.testing.assert_allclose(parts, expected, rtol=_TIGHT, atol=10 * _TIGHT)
 
@@ -193,7 +183,9 @@ def test_optaxs_rprop_is_a_step_late():
     for _ in range(3):
         updates, state = tx.update(ones, state)
         late.append(np.asarray(updates))
-    ours = np.diff(run(eqopt.Rprop(**h), ones, np.ones((2, 3), FLOAT)), axis=0, prepend=[ones])
+    ours = np.diff(
+        params_after(eqopt.Rprop(**h), ones, np.ones((2, 3), FLOAT)), axis=0, prepend=[ones]
+    )
     np.testing.assert_allclose(late[0], 0)
     np.testing.assert_allclose(late[1:], ours, rtol=1e-5)
 
@@ -201,7 +193,7 @@ def test_optaxs_rprop_is_a_step_late():
 def test_rprop_knows_the_signs_of_tiny_gradients():
     # Of their product, which is zero, there is none to see.
     tiny = np.full(2, 1e-30, np.float32)
-    found = run(eqopt.Rprop(0.25), np.zeros(2, np.float32), np.stack([tiny, tiny, -tiny]))
+    found = params_after(eqopt.Rprop(0.25), np.zeros(2, np.float32), np.stack([tiny, tiny, -tiny]))
     np.testing.assert_allclose(found[:, 0], [-0.25, -0.55, -0.55], rtol=1e-6)
 
 
@@ -287,7 +279,7 @@ def test_optimism_ends_the_circles():
 
 def test_a_schedule_is_a_function_of_the_count():
     ones = np.ones((3, 2), FLOAT)
-    found = run(eqopt.SM3(falling(np.asarray(0.5, FLOAT)), 0.0), ones[0], ones)
+    found = params_after(eqopt.SM3(falling(np.asarray(0.5, FLOAT)), 0.0), ones[0], ones)
     # Of ones, the sums are 1, 2 and 3.
     steps = [0.5 / (1 + t / 8) / np.sqrt(t + 1) for t in range(3)]
     np.testing.assert_allclose(found[:, 0], 1 - np.cumsum(steps), rtol=1e-6)

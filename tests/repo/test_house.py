@@ -48,6 +48,12 @@ def test_words_that_do_not_occur():
     assert faults(house_rules.word_faults, house_rules.sources(ROOT, "eqopt")) == []
 
 
+def test_large_modules_are_built_by_keyword():
+    paths = house_rules.sources(ROOT, "eqopt")
+    assert paths
+    assert house_rules.positional_faults(paths) == []
+
+
 def test_what_is_private_in_jax_stands_in_one_file():
     files = [x for x in house_rules.sources(ROOT, "eqopt") if x != COMPAT]
     assert faults(house_rules.private_faults, files) == []
@@ -265,6 +271,17 @@ def f(x: Any) -> Any:  # A comment.
 def test_words_are_found(write: Callable[..., Path], line: str):
     assert len(house_rules.word_faults(write(line))) == 1
     assert house_rules.word_faults(write(f"'''{line}'''\ngetattr(x, 'y')")) == []
+
+
+@pytest.mark.parametrize(
+    "call", ["A(1, 2, 3, 4, 5)", "a.A(1, *x, 3, 4, 5)", "A(1, 2, 3, 4, 5, f=6)"]
+)
+def test_positional_builds_are_found(write: Callable[..., Path], call: str):
+    where = write("class A:\n    x: int")
+    harmless = "A(1, 2, 3, 4, e=5)\nB(1, 2, 3, 4, 5)\na.f(1, 2, 3, 4, 5)"
+    fine = write(harmless, "pack/b.py")
+    assert house_rules.positional_faults([where, fine]) == []
+    assert len(house_rules.positional_faults([where, fine, write(call, "pack/c.py")])) == 1
 
 
 @pytest.mark.parametrize(

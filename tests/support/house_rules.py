@@ -101,6 +101,19 @@ def word_faults(path: Path) -> list[str]:
     return faults
 
 
+def positional_faults(paths: list[Path], limit: int = 5) -> list[str]:
+    """Classes of some files that are built there from many arguments, told apart by their order."""
+    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in paths}
+    nodes = [(path, node) for path, tree in trees.items() for node in ast.walk(tree)]
+    found = {node.name for _, node in nodes if isinstance(node, ast.ClassDef)}
+    return [
+        f"{path.name}:{node.lineno} builds `{ast.unparse(node.func)}` from {len(node.args)} values"
+        for path, node in nodes
+        if isinstance(node, ast.Call) and len(node.args) >= limit
+        if ast.unparse(node.func).rpartition(".")[2] in found
+    ]
+
+
 def comment_faults(path: Path) -> list[str]:
     """Comments that silence a tool."""
     text = path.read_text(encoding="utf-8")
@@ -210,14 +223,33 @@ def argument_faults(name: str, thing: Any) -> list[str]:
 
 def listed_arguments(doc: str) -> list[str]:
     """The names in the list under `**Arguments:**`."""
+    return list(argument_docs(doc))
+
+
+def argument_docs(doc: str) -> dict[str, str]:
+    """The text about each name in the list under `**Arguments:**`."""
     _, _, after = doc.partition("**Arguments:**\n")
+    texts: dict[str, str] = {}
     names: list[str] = []
     for line in after.splitlines():
         if match := _ITEM.match(line):
-            names += re.findall(r"\w+", match[1])
-        elif line and not line.startswith(" "):
+            names = re.findall(r"\w+", match[1])
+            texts |= dict.fromkeys(names, line[match.end() :].strip())
+        elif line.startswith(" "):
+            texts |= {name: f"{texts[name]} {line.strip()}" for name in names}
+        elif line:
             break
-    return names
+    return texts
+
+
+def without_symbols(text: str) -> str:
+    r"""The text of a docstring for readers who do not see the rule that has the symbols.
+
+    A bound that is given by a symbol is given in words: `, $\epsilon \ge 0$` is "not negative".
+    """
+    text = re.sub(r",? \$[^$]* \\ge 0\$", ", not negative", text)
+    text = re.sub(r",? \$[^$]* > 0\$", ", positive", text)
+    return re.sub(r",? \$[^$\[\](<>=|/+]*\$", "", text)
 
 
 def mentioned(pages: Iterable[Path], package: str) -> set[str]:

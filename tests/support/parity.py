@@ -145,6 +145,28 @@ def trajectory(
     return lax.scan(step, (params, tx.init(params)), (gradients, given or {}))[1]
 
 
+def params_after(opt: Any, params: Any, gradients: Any) -> Any:
+    """The parameters after each step of ours."""
+
+    @eqx.filter_jit
+    def steps(opt: Any) -> Any:
+        return trajectory(opt, eqopt.apply_updates, params, gradients)[1]
+
+    return steps(opt)
+
+
+def assert_same_steps(ours: Any, theirs: Any, params: Any, gradients: Any, rtol: float) -> None:
+    """Fails unless the parameters are the same after each step; `theirs` is optax's."""
+
+    @jax.jit
+    def by_optax(gradients: Any) -> Any:
+        return trajectory(theirs, optax.apply_updates, params, gradients)[1]
+
+    with jax.numpy_dtype_promotion("standard"):
+        expected = by_optax(conj(gradients))
+    assert_near(params_after(ours, params, gradients), expected, rtol)
+
+
 def problem(row: Row, draw: int, num_steps: int, shapes: Shapes = None) -> tuple[Hyper, Any, Any]:
     """Hyper-parameters, parameters and gradients: of the same shapes in each draw."""
     same, rng = np.random.default_rng(len(row.name)), np.random.default_rng(draw)

@@ -179,3 +179,12 @@ def assert_close(a: Any, b: Any, rtol: float | None = None) -> None:
 
 def finite(x: Any) -> bool:
     return all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(x))
+
+
+def complaint(kind: type[Exception], fn: Any, *args: Any, **kwargs: Any) -> str:
+    """The message of the exception that a call raises, which has a few lines."""
+    with pytest.raises(kind) as caught:
+        fn(*args, **kwargs)
+    message = str(caught.value)
+    assert len(message.splitlines()) <= 10
+    return message

@@ -33,6 +33,14 @@ def random_like(rng: np.random.Generator, tree: Any, *, leading: tuple[int, ...]
     return jax.tree.map(lambda x: random_array(rng, (*leading, *x.shape), x.dtype), tree)
 
 
+def random_run(seed: int, num_steps: int, dtype: Any) -> tuple[Any, Any]:
+    """Parameters, some of them complex, and a gradient for each step."""
+    rng = np.random.default_rng(seed)
+    params = random_tree(rng, dtype)
+    params["complex"] = random_array(rng, (3, 2), np.result_type(dtype, np.complex64))
+    return params, random_like(rng, params, leading=(num_steps,))
+
+
 def assert_near(left: Any, right: Any, tolerance: float) -> None:
     """Compares leaf by leaf, each relative to its own largest number."""
     assert jax.tree.structure(left) == jax.tree.structure(right)

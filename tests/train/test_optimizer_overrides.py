@@ -13,19 +13,13 @@ import eqopt
 from eqopt import ByPath, Optimizer
 from eqopt._base.converters import canonicalize
 from tests.support.evaluations import Calls
-from tests.support.toolbox import assert_close, FLOAT, same, Tally, Traced, tree
+from tests.support.toolbox import assert_close, complaint, FLOAT, same, Tally, Traced, tree
 
 SCHEDULE = eqopt.Linear(init_value=0.1, end_value=0.01, transition_steps=5)
 
 
 def quadratic(params: Any) -> Array:
     return sum((jnp.sum(x**2 + x) for x in jax.tree.leaves(params)), start=jnp.zeros((), FLOAT))
-
-
-def complaint(kind: type[Exception], fn: Any, *args: Any, **kwargs: Any) -> str:
-    with pytest.raises(kind) as caught:
-        fn(*args, **kwargs)
-    return str(caught.value)
 
 
 def test_an_override_is_for_one_step():

@@ -10,6 +10,7 @@ import optax
 import pytest
 
 import eqopt
+from eqopt._base.trees import all_finite
 from tests.support.skipping import (
     at,
     Calls,
@@ -271,3 +272,17 @@ def test_steps_one_at_a_time_are_those_of_a_scan():
     for step in range(5):
         update, state = opt.update(at(gradients, step), state, params)
         assert_near(update, jax.tree.map(lambda u, i=step: u[i], updates), TOLERANCE)
+
+
+_SHAPE = (512, 2048)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.complex64])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_bad_numbers_are_found(dtype: Any, bad: float) -> None:
+    good = np.full(_SHAPE, np.finfo(dtype).max, dtype)
+    assert all_finite([good, None, np.zeros(0, dtype)])
+    for place in [(0, 0), (100, 1000), (511, 2047)]:
+        worse = good.copy()
+        worse[place] = bad
+        assert not all_finite([good, worse])

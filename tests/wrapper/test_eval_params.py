@@ -5,6 +5,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.experimental
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -26,6 +27,9 @@ from tests.support.toolbox import (
 )
 from tests.support.trees import assert_near, conj, random_array, random_like, random_tree
 
+# In 0.7.2 it stands among what is experimental.
+_home: Any = jax if hasattr(jax, "enable_x64") else jax.experimental
+enable_x64 = _home.enable_x64
 NUM_STEPS = 60
 TOLERANCE = 1e-12 if X64 else 5e-6
 
@@ -60,7 +64,7 @@ def test_the_average_is_optax_s_ema_of_the_parameters(decay: float):
     opt = eqopt.ParamEMA(eqopt.SGD(0.1, 0.9), decay)
     points, averages = _run(opt, params, grads)
     # In float64, or in float32 optax's `1 - decay**count` would cancel.
-    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+    with enable_x64(True), jax.numpy_dtype_promotion("standard"):
         wide = jax.tree.map(lambda x: np.asarray(x).astype(_wide(x)), points)
         ema = optax.ema(decay, debias=True)
         zeros = jax.tree.map(lambda x: np.zeros_like(x[0]), wide)

@@ -16,24 +16,13 @@ import eqopt
 from eqopt import ByNdim, Flatten
 from eqopt.states import EmptyState
 from eqopt.writing import AbstractTransformation, Context
+from tests.support.parity import assert_same_steps
 from tests.support.toolbox import assert_close, FLOAT, same, Tally, Traced, tree, values, X64
-from tests.support.trees import assert_near, conj, random_array, random_like, random_tree
+from tests.support.trees import conj, random_array, random_like, random_tree
 
 NUM_STEPS = 60
 TOLERANCE = 1e-12 if X64 else 5e-6
 COMPLEX = np.result_type(FLOAT, np.complex64)
-
-
-def run(tx: Any, apply: Any, params: Any, gradients: Any) -> Any:
-    """The parameters after each step."""
-
-    def step(carry: Any, gradient: Any) -> Any:
-        params, state = carry
-        updates, state = tx.update(gradient, state, params)
-        params = apply(params, updates)
-        return (params, state), params
-
-    return lax.scan(step, (params, tx.init(params)), gradients)[1]
 
 
 @functools.cache
@@ -47,12 +36,7 @@ def _problem(with_complex: bool) -> tuple[Any, Any]:
 
 def _compare(ours: Any, theirs: Any, with_complex: bool) -> None:
     params, gradients = _problem(with_complex)
-    left = jax.jit(lambda p, g: run(ours, eqopt.apply_updates, p, g))(params, gradients)
-    with jax.numpy_dtype_promotion("standard"):
-        right = jax.jit(lambda p, g: run(theirs, optax.apply_updates, p, g))(
-            params, conj(gradients)
-        )
-    assert_near(left, right, TOLERANCE)
+    assert_same_steps(ours, theirs, params, gradients, TOLERANCE)
 
 
 @pytest.mark.parametrize(

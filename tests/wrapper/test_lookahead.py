@@ -15,7 +15,7 @@ import eqopt
 from eqopt import LookaheadParams
 from eqopt.writing import AbstractTransformation, Context
 from tests.support.toolbox import assert_close, FLOAT, same, tree, values, X64, Zoo, zoo_loss
-from tests.support.trees import assert_near, conj, random_array, random_like, random_tree
+from tests.support.trees import assert_near, conj, random_like, random_run
 
 NUM_STEPS = 60
 TOLERANCE = 1e-12 if X64 else 5e-6
@@ -52,13 +52,6 @@ _INNERS = {
     # Not `b2=0.999`: in float32 optax's `1 - b2**count` is 1e-5 off, after each reset again.
     "adam": (lambda: eqopt.Adam(0.05, b2=0.9), lambda: optax.adam(0.05, b2=0.9)),
 }
-
-
-def _problem(seed: int) -> tuple[Any, Any]:
-    rng = np.random.default_rng(seed)
-    params = random_tree(rng, FLOAT)
-    params["complex"] = random_array(rng, (3, 2), np.result_type(FLOAT, np.complex64))
-    return params, random_like(rng, params, leading=(NUM_STEPS,))
 
 
 def _run(tx: Any, apply: Any, see: Callable[[Any, Any], Any], params: Any, grads: Any) -> Any:
@@ -98,7 +91,7 @@ def test_trajectories_equal_those_of_optax(inner: str, reset: bool):
         return _run(theirs, optax.apply_updates, lambda p, _: (p.fast, p.slow), pair, conj(grads))
 
     for seed in range(2):
-        params, grads = _problem(0)
+        params, grads = random_run(0, NUM_STEPS, FLOAT)
         params, grads = random_like(np.random.default_rng(seed), (params, grads))
         with jax.numpy_dtype_promotion("standard"):
             expected = run_theirs(params, grads)

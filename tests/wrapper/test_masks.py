@@ -214,6 +214,7 @@ def test_directions_of_another_mask_are_refused():
         second.update(gradients, first.init(params), params)
 
 
+@pytest.mark.default_flags
 def test_gradients_of_what_is_frozen_are_not_computed():
     """In a step the compiler sees that nobody asks for them."""
     layers = [values((4, 4), i) for i in (0, 1)]

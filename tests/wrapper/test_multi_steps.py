@@ -164,7 +164,13 @@ def test_a_costly_optimizer_costs_an_eighth():
     )
     assert sometimes >= alone
     assert always + sometimes / 8 <= 1.3 / 8 * alone
-    # Nor has the compiler made a selection of it, of which both sides would be computed.
+
+
+@pytest.mark.default_flags
+def test_a_costly_optimizer_is_computed_under_a_condition():
+    """The compiler has made no selection of it, of which both sides would be computed."""
+    x, opt = jnp.ones((64, 64), FLOAT), eqopt.MultiSteps(eqopt.Stateless(_polynomial), 8)
+    state = opt.init(x)
     text = jax.jit(lambda u, s: opt.update(u, s, x)).lower(x, state).compile().as_text()
     assert text is not None
     entry = text[text.index("\nENTRY") :]

@@ -7,27 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax import lax
 
 import eqopt
 from eqopt import NamedChain
+from tests.support.parity import assert_same_steps
 from tests.support.toolbox import FLOAT, same, tree, X64
-from tests.support.trees import assert_near, random_like, random_tree
+from tests.support.trees import random_like, random_tree
 
 NUM_STEPS = 60
 TOLERANCE = 1e-12 if X64 else 5e-6
-
-
-def run(tx: Any, apply: Any, params: Any, gradients: Any) -> Any:
-    """The parameters after each step."""
-
-    def step(carry: Any, gradient: Any) -> Any:
-        params, state = carry
-        updates, state = tx.update(gradient, state, params)
-        params = apply(params, updates)
-        return (params, state), params
-
-    return lax.scan(step, (params, tx.init(params)), gradients)[1]
 
 
 def test_trajectories_equal_those_of_optax():
@@ -47,10 +35,7 @@ def test_trajectories_equal_those_of_optax():
         ("decay", optax.add_decayed_weights(0.1)),
         ("a", optax.scale_by_learning_rate(0.05)),
     )
-    left = jax.jit(lambda p, g: run(ours, eqopt.apply_updates, p, g))(params, gradients)
-    with jax.numpy_dtype_promotion("standard"):
-        right = jax.jit(lambda p, g: run(theirs, optax.apply_updates, p, g))(params, gradients)
-    assert_near(left, right, TOLERANCE)
+    assert_same_steps(ours, theirs, params, gradients, TOLERANCE)
 
 
 def test_the_order_is_kept_when_the_chain_is_data():

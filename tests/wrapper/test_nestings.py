@@ -146,7 +146,7 @@ def test_what_reaches_the_inside_is_what_was_given(
     nesting: Nesting, model: Any, holes: Bits, steps: bool, extra: Any
 ):
     """By the numbers, over several calls, of `update` and of `step`."""
-    # Of what has no gradient, `Flatten` leaves the state alone: also what `SAM` remembers of it.
+    # `Flatten` keeps the state of a parameter without a gradient, also what `SAM` remembers of it.
     holes = NONE if steps or nesting.has(InFlatten, InSAM) else holes
     scale = 0.75
     models = [filled(model, seed) for seed in (0, 1, 2, 3)]

@@ -10,27 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax import lax
 
 import eqopt
 from eqopt import ByNdim, ByPath, ByType, Partition, Where
+from tests.support.parity import assert_same_steps
 from tests.support.toolbox import assert_close, FLOAT, same, tree, types, values, X64
-from tests.support.trees import assert_near, random_like, random_tree
+from tests.support.trees import random_like, random_tree
 
 NUM_STEPS = 60
 TOLERANCE = 1e-12 if X64 else 5e-6
-
-
-def run(tx: Any, apply: Any, params: Any, gradients: Any) -> Any:
-    """The parameters after each step."""
-
-    def step(carry: Any, gradient: Any) -> Any:
-        params, state = carry
-        updates, state = tx.update(gradient, state, params)
-        params = apply(params, updates)
-        return (params, state), params
-
-    return lax.scan(step, (params, tx.init(params)), gradients)[1]
 
 
 def label(x: Any) -> str:
@@ -101,10 +89,7 @@ def _problem() -> tuple[Any, Any]:
 def test_trajectories_equal_those_of_optax(name: str):
     params, gradients = _problem()
     ours, theirs = (make(params) for make in PAIRS[name])
-    left = jax.jit(lambda p, g: run(ours, eqopt.apply_updates, p, g))(params, gradients)
-    with jax.numpy_dtype_promotion("standard"):
-        right = jax.jit(lambda p, g: run(theirs, optax.apply_updates, p, g))(params, gradients)
-    assert_near(left, right, TOLERANCE)
+    assert_same_steps(ours, theirs, params, gradients, TOLERANCE)
 
 
 # Labels. The transformations multiply by different numbers, so that updates tell the groups.

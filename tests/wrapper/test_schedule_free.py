@@ -13,7 +13,7 @@ from optax import contrib
 
 import eqopt
 from tests.support.toolbox import assert_close, FLOAT, same, tree, types, X64
-from tests.support.trees import assert_near, conj, random_array, random_like, random_tree
+from tests.support.trees import assert_near, conj, random_run
 
 NUM_STEPS = 60
 TOLERANCE = 1e-12 if X64 else 5e-6
@@ -33,13 +33,6 @@ def _run(tx: Any, apply: Any, evaluate: Any, params: Any, grads: Any) -> Any:
 
 def _ours(opt: Any) -> Callable[[Any, Any], Any]:
     return jax.jit(lambda *args: _run(opt, eqopt.apply_updates, eqopt.eval_params, *args))
-
-
-def _problem(seed: int) -> tuple[Any, Any]:
-    rng = np.random.default_rng(seed)
-    params = random_tree(rng, FLOAT)
-    params["complex"] = random_array(rng, (3, 2), np.result_type(FLOAT, np.complex64))
-    return params, random_like(rng, params, leading=(NUM_STEPS,))
 
 
 # Without a warmup, optax.
@@ -76,7 +69,7 @@ def test_trajectories_equal_those_of_optax(name: str):
     def run_theirs(params: Any, grads: Any) -> Any:
         return _run(theirs, optax.apply_updates, evaluate, params, conj(grads))
 
-    params, grads = _problem(0)
+    params, grads = random_run(0, NUM_STEPS, FLOAT)
     if name == "adamw" or name == "wrapper":
         # optax's state is real or complex, as the first of the leaves is.
         del params["complex"], grads["complex"]
@@ -162,7 +155,7 @@ def test_the_reference_is_kept_to_by_a_schedule_of_ones_own():
 
 def test_without_interpolation_it_is_the_mean_of_the_iterates():
     """With `b1=0` optax divides by 0."""
-    params, grads = _problem(1)
+    params, grads = random_run(1, NUM_STEPS, FLOAT)
     found, averages = _ours(eqopt.ScheduleFreeSGD(0.1, b1=0.0))(params, grads)
     plain = jax.tree.map(
         lambda p, g: p[None] - np.asarray(0.1, FLOAT) * np.cumsum(np.conj(g), 0), params, grads

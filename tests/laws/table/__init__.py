@@ -4,7 +4,7 @@ import dataclasses
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import equinox as eqx
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import eqopt
-from eqopt.writing import AbstractTransformation
+from eqopt.writing import AbstractOptimizer, AbstractTransformation
 from tests.laws.table import optimizers, transforms, wrappers
 from tests.laws.table.row import Row, Transformation
 
@@ -31,14 +31,15 @@ wrapper/test_eval_params ParamEMA
 linesearch/test_hager_zhang ScaleByHagerZhangLinesearch
 wrapper/test_inject_hyperparams InjectedHyperparams
 linesearch/test_conditions ScaleByBacktrackingLinesearch ScaleByZoomLinesearch
-linesearch/test_conditions ScaleByWolfeLinesearch
+linesearch/test_failures ScaleByWolfeLinesearch
 wrapper/test_lookahead Lookahead
 transform/test_galore GaLore ScaleByGaLore
 wrapper/test_mechanize Mechanize
 transform/test_private DifferentiallyPrivateAggregate DPSGD
 minimize/test_minimize BFGS LBFGS
 precision/test_mixed_precision Compensated MasterWeights StochasticRounding
-transform/test_muon Muon ScaleByMuon ScaleByShape
+transform/test_matrices ScaleByShape
+transform/test_muon Muon ScaleByMuon
 wrapper/test_multi_steps ApplyEvery MultiSteps
 wrapper/test_monitor Monitor Snapshot
 wrapper/test_sam Normalize SAM
@@ -103,6 +104,18 @@ def concrete_classes() -> set[type[Transformation]]:
         and not inspect.isabstract(x)
         and x.__module__.startswith("eqopt.")
     }
+
+
+def parts(transformation: Any) -> Iterator[type[Any]]:
+    """The classes that it is made of, itself among them."""
+    yield type(transformation)
+    if isinstance(transformation, AbstractOptimizer):
+        yield from parts(transformation.compose())
+    for field in dataclasses.fields(transformation):
+        inner = getattr(transformation, field.name)
+        for x in inner if isinstance(inner, tuple) else [inner]:
+            if isinstance(x, AbstractTransformation):
+                yield from parts(x)
 
 
 def holds_transformations(transformation: Transformation) -> bool:
