@@ -28,7 +28,14 @@ from ._transformation.nesting import (
 )
 
 # Converters of fields.
-from ._base.converters import real as real, size as size, steps as steps
+from ._base.converters import (
+    decay_factor as decay_factor,
+    non_negative as non_negative,
+    positive as positive,
+    real as real,
+    size as size,
+    steps as steps,
+)
 from ._schedule.base import scheduled_real as scheduled_real
 
 # Kernels and states.
