@@ -38,6 +38,7 @@ LEAN = (
     "train/test_fit.py",
     "wrapper/test_flatten.py",
     "repo/test_house.py",
+    "repo/test_namespaces.py",
     "transform/test_matrices.py",
     "minimize/test_minimize.py",
     "repo/test_optax_names.py",

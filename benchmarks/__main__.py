@@ -13,7 +13,7 @@ from pathlib import Path
 
 import jax
 
-from . import _report, compile, eager, memory, minimize, overhead, throughput
+from . import _report, compile, eager, imports, memory, minimize, overhead, throughput
 from ._timing import machine, Row, wrong
 
 SUITES: dict[str, Callable[[bool], list[Row]]] = {
@@ -21,6 +21,7 @@ SUITES: dict[str, Callable[[bool], list[Row]]] = {
     "throughput": throughput.run,
     "compile": compile.run,
     "eager": eager.run,
+    "imports": imports.run,
     "memory": memory.run,
     "minimize": minimize.run,
 }

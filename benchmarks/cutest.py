@@ -199,7 +199,7 @@ def _version(package: str) -> str | None:
 def available(solver: str) -> bool:
     package = SOLVERS[solver].package
     if solver == "eqopt":
-        why = "" if "minimize" in vars(eqopt) else "it has no `minimize`"
+        why = "" if "minimize" in dir(eqopt) else "it has no `minimize`"
     else:
         why = "" if _version(package) else f"{package} is not installed"
     if why:

@@ -67,7 +67,9 @@ def _search(params: Any, grads: Any) -> dict[str, Any]:
 def _lbfgs() -> Any:
     """optax's: `eqopt.LBFGS` also learns a diagonal."""
     estimate = eqopt.ScaleByLBFGS(
-        first_step_rtol=0, init_matrix=eqopt.ScalarMatrix(), secant=eqopt.PlainSecant()
+        first_step_rtol=0,
+        init_matrix=eqopt.quasi_newton.ScalarMatrix(),
+        secant=eqopt.quasi_newton.PlainSecant(),
     )
     return eqopt.Chain(estimate, eqopt.Scale(-1.0), eqopt.ScaleByZoomLinesearch(20))
 

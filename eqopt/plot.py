@@ -1,12 +1,21 @@
-"""Pictures, by matplotlib: `pip install eqopt[plot]`."""
+"""Pictures, by matplotlib: `pip install eqopt[plot]`.
 
+Begin with `history(fit.history)`, for what `eqopt.fit` returns.
+"""
+
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from ._base.types import Function
 from ._schedule.base import AbstractSchedule, as_schedule
 from ._train.fit import History
+
+__all__ = ["history", "schedule"]
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 def history(history: History, axes: Any = None) -> Any:
@@ -42,7 +51,9 @@ def history(history: History, axes: Any = None) -> Any:
     return axes[0].figure
 
 
-def schedule(schedule: AbstractSchedule | Function, num_steps: int, ax: Any = None) -> Any:
+def schedule(
+    schedule: AbstractSchedule | Callable[..., Any], num_steps: int, ax: Any = None
+) -> Any:
     """Draws a schedule over its first steps.
 
     **Arguments:**

@@ -1,5 +1,9 @@
 """States, which are trees: what is in them by class or by name, and the parts that are like the
-parameters."""
+parameters.
+
+Begin with `get(state, eqopt.states.ScaleByAdamState)` or `get(state, "mu")`; `set` gives a state in
+which one part is another, and `map_params` maps a function over the parts.
+"""
 
 from collections.abc import Callable, Iterator
 from typing import Any, overload, TypeVar
@@ -11,9 +15,16 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ._base import checks
+from ._base.trees import owned
 from ._base.types import Tree
-from ._jit.partition import owned
 from ._train.optimizer import Optimizer
+
+__all__ = ["get", "get_all", "map_params", "set"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 _Class = TypeVar("_Class")
 _Path = tuple[Any, ...]
@@ -31,7 +42,7 @@ def get(state: PyTree, which: object) -> Any:
 
     opt = eqopt.Chain(eqopt.ClipByGlobalNorm(1.0), eqopt.Adam(1e-3))
     state = opt.init(jnp.ones(3))
-    adam = eqopt.tree.get(state, eqopt.ScaleByAdamState)
+    adam = eqopt.tree.get(state, eqopt.states.ScaleByAdamState)
     assert eqopt.tree.get(state, "mu") is adam.mu
     ```
 

@@ -41,9 +41,13 @@ def main() -> None:
     fit = eqopt.fit(loss_fn, optimizer, model, batches, key=jax.random.key(1))
     print(f"float32: {100 * accuracy(fit.model, x_test, y_test):.1f} %")
 
-    half = eqopt.cast_floating(model, jnp.float16)
-    optimizer = eqopt.MasterWeights(optimizer)
-    state, scale, skipped = optimizer.init(half), eqopt.DynamicScale(growth_interval=100), 0
+    half = eqopt.precision.cast_floating(model, jnp.float16)
+    optimizer = eqopt.precision.MasterWeights(optimizer)
+    state, scale, skipped = (
+        optimizer.init(half),
+        eqopt.precision.DynamicScale(growth_interval=100),
+        0,
+    )
     keys = jax.random.split(jax.random.key(1), len(batches))
     for (x, y), key in zip(batches, keys, strict=True):
         scale, finite, half, state, _ = scale.scaled_step(
@@ -51,7 +55,7 @@ def main() -> None:
         )
         skipped += not finite
     # Evaluated in float32, which is exact: every float16 is a float32.
-    wide = eqopt.cast_floating(half, jnp.float32)
+    wide = eqopt.precision.cast_floating(half, jnp.float32)
     print(f"float16: {100 * accuracy(wide, x_test, y_test):.1f} %")
     print(f"{skipped} of {len(batches)} steps overflowed and were skipped; scale: {scale.scale:g}")
 

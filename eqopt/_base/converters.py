@@ -176,7 +176,7 @@ def to_dtype(name: str) -> Callable[[Any], np.dtype | None]:
 
 
 def prng_key(name: str) -> Callable[[Any], Any]:
-    """Makes the converter of a PRNG key; a typed one becomes an [`eqopt.KeyData`][].
+    """Makes the converter of a PRNG key; a typed one becomes an [`eqopt.states.KeyData`][].
 
     **Arguments:**
 

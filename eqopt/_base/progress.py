@@ -115,7 +115,8 @@ def as_progress(progress: bool | AbstractProgress) -> AbstractProgress:
         return progress
     if not isinstance(progress, bool):
         raise TypeError(
-            f"`progress` must be True, False or an `eqopt.AbstractProgress`; got {progress!r}"
+            "`progress` must be True, False or an `eqopt.writing.AbstractProgress`; "
+            f"got {progress!r}"
         )
     if not progress:
         return NoProgress()

@@ -34,6 +34,10 @@ Aux = TypeVar("Aux")
 State = TypeVar("State", bound=eqx.Module)
 
 
+class RecompilationWarning(UserWarning):
+    """A function is compiled again and again."""
+
+
 def type_argument(cls: type, generic: type, parameter: TypeVar) -> type[Any]:
     """The class that `cls` gives for a parameter of a generic base; `object` if it gives none."""
     for base in vars(cls).get("__orig_bases__", cls.__bases__):

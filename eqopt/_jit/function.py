@@ -18,14 +18,10 @@ import jax
 import numpy as np
 
 from .._base.compat import JAXPRS
-from .._base.types import Function
+from .._base.types import Function, RecompilationWarning
 from .function_key import changes, described, has_grown, Key, Reader, UnreadableError
 
 _MAX_TRACES, _MAX_REMEMBERED = 4, 256
-
-
-class RecompilationWarning(UserWarning):
-    """A function is compiled again and again."""
 
 
 class _Learned:

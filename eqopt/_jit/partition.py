@@ -12,6 +12,7 @@ from jaxtyping import Array
 
 from .._base import checks
 from .._base.compat import Tracer
+from .._base.trees import owned
 from .._base.types import TreeDef
 
 _FLOAT0 = jax.dtypes.float0
@@ -135,15 +136,6 @@ def data(x: Any) -> Any:
             _CONCRETE.add(type(x))
         return None if x.dtype == _FLOAT0 else x
     return x.number if isinstance(x, _Number) else None
-
-
-def owned(x: Any) -> Any:
-    """A leaf that nobody else writes to: a NumPy array is copied.
-
-    A program may run after the call has returned, when the array's owner fills it anew, and JAX
-    reads the very memory of some.
-    """
-    return x.copy() if isinstance(x, np.ndarray) else x
 
 
 def on_device_once(x: np.generic | np.ndarray) -> Array:

@@ -215,9 +215,9 @@ class ScaleByGaLore(AbstractTransformation[ScaleByGaLoreState]):
     - `base_optimizer`: the rule, any transformation whose updates point uphill; `None` is
         [`eqopt.ScaleByAdam`][].
     - `weight_dimension_numbers`: what of a parameter is a matrix: a tree of
-        [`eqopt.MuonDimensionNumbers`][] and `None`, possibly a prefix, or a function from the
-        parameters to one. `None` is for parameters with two axes. Each index of the batch axes has
-        a projector of its own.
+        [`eqopt.options.MuonDimensionNumbers`][] and `None`, possibly a prefix, or a function from
+        the parameters to one. `None` is for parameters with two axes. Each index of the batch axes
+        has a projector of its own.
 
     The base optimizer is given the parameters, and `grad`, projected as the gradient is, and the
     other arguments as they are; but for `value_fn`, which is of whole parameters. When the

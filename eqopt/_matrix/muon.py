@@ -94,12 +94,13 @@ class ScaleByMuon(AbstractTransformation[ScaleByMuonState]):
     - `adaptive`: whether to multiply by the real part of
         $\langle \hat m_t, X \rangle$ at last, nearly the sum of the average's singular values.
     - `preconditioning`: what brings the singular values below 1 at first:
-        [`eqopt.muon_frobenius`][], [`eqopt.muon_spectral`][], [`eqopt.muon_aol`][],
-        [`eqopt.muon_schatten`][], or a function `preconditioning(x, eps)` of a stack of matrices,
-        `(batch, m, n)` with $m \le n$. (`"frobenius"` and so on are understood too.)
+        [`eqopt.options.muon_frobenius`][], [`eqopt.options.muon_spectral`][],
+        [`eqopt.options.muon_aol`][], [`eqopt.options.muon_schatten`][], or a function
+        `preconditioning(x, eps)` of a stack of matrices, `(batch, m, n)` with $m \le n$.
+        (`"frobenius"` and so on are understood too.)
     - `weight_dimension_numbers`: what of a parameter is a matrix: a tree of
-        [`eqopt.MuonDimensionNumbers`][], possibly a prefix, or a function from the parameters to
-        one. `None` is for parameters with two axes.
+        [`eqopt.options.MuonDimensionNumbers`][], possibly a prefix, or a function from the
+        parameters to one. `None` is for parameters with two axes.
 
     Raises a `ValueError` that names the parameter that is no matrix; [`eqopt.Muon`][] has something
     for those.

@@ -122,7 +122,8 @@ def preconditioning(value: object) -> Preconditioning:
         function: Any = value
         return function
     raise ValueError(
-        f"`preconditioning` must be a function, such as `eqopt.muon_frobenius`; got {value!r}"
+        "`preconditioning` must be a function, such as `eqopt.options.muon_frobenius`; "
+        f"got {value!r}"
     )
 
 

@@ -98,7 +98,7 @@ def minimize(
         the parameters; 0 never does.
     - `throw`: whether to raise if it has not converged. Within somebody else's `jit` the error is
         raised at run time.
-    - `progress`: whether to show a progress bar, or an [`eqopt.AbstractProgress`][].
+    - `progress`: whether to show a progress bar, or an [`eqopt.writing.AbstractProgress`][].
     - `history`: whether to keep the objective's value after each step, in `stats["values"]`.
 
     **Returns:**

@@ -83,7 +83,7 @@ def value_and_grad_from_state(
 
     **Returns:**
 
-    An [`eqopt.ValueAndGradFromState`][], called with the arguments of `fun` and `state=`.
+    An [`eqopt.writing.ValueAndGradFromState`][], called with the arguments of `fun` and `state=`.
 
     **Raises:**
 

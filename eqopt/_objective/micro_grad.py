@@ -77,8 +77,8 @@ def _only_inexact(like: PyTree) -> None:
     for name, x in zip(checks.paths("aux", like), leaves, strict=True):
         if x is not None and not jnp.issubdtype(x.dtype, np.inexact):
             raise TypeError(
-                f"`{name}` is {x.dtype}, of which there is no mean; `eqopt.SumAccumulator` and "
-                "`eqopt.StackAccumulator` take it"
+                f"`{name}` is {x.dtype}, of which there is no mean; "
+                "`eqopt.options.SumAccumulator` and `eqopt.options.StackAccumulator` take it"
             )
 
 
@@ -197,11 +197,11 @@ def micro_grad(
     - `in_axes`: the axis of examples, of all positional arguments that are not differentiated; or
         a sequence with one for each positional argument, and `None` for what is no batch.
     - `accumulator`: what becomes of the slices' values and gradients:
-        [`eqopt.MeanAccumulator`][] for a loss that is a mean over the batch,
-        [`eqopt.SumAccumulator`][] for a sum, [`eqopt.RunningMeanAccumulator`][], or an
-        [`eqopt.AbstractAccumulator`][] of your own.
-    - `aux_accumulator`: what becomes of their aux; by default [`eqopt.StackAccumulator`][], with an
-        axis of slices in front.
+        [`eqopt.options.MeanAccumulator`][] for a loss that is a mean over the batch,
+        [`eqopt.options.SumAccumulator`][] for a sum, [`eqopt.options.RunningMeanAccumulator`][], or
+        an [`eqopt.writing.AbstractAccumulator`][] of your own.
+    - `aux_accumulator`: what becomes of their aux; by default [`eqopt.options.StackAccumulator`][],
+        with an axis of slices in front.
 
     Keyword arguments are the same for all slices, a PRNG key too; for a key for each example, pass
     as many by position.
@@ -214,7 +214,8 @@ def micro_grad(
     for name, x in (("accumulator", accumulator), ("aux_accumulator", aux_accumulator)):
         if not isinstance(x, AbstractAccumulator):
             raise TypeError(
-                f"`{name}` must be an accumulator, such as `eqopt.MeanAccumulator()`; got {x!r}"
+                f"`{name}` must be an accumulator, such as `eqopt.options.MeanAccumulator()`; "
+                f"got {x!r}"
             )
     wrapper = _MicroGrad(
         with_grad=value_and_grad(fun, argnums, has_aux),

@@ -47,11 +47,11 @@ class Context(eqx.Module):
     - `grad`: its gradient there, like the updates, or `None`. The gradient of complex parameters
         is conjugated, as the updates are: it points uphill.
     - `value_fn`: the objective as a function of the parameters alone, which returns its value and
-        aux (see [`eqopt.Objective`][]), or `None`.
+        aux (see [`eqopt.writing.Objective`][]), or `None`.
     - `key`: a PRNG key, or `None`.
     - `extra`: every other keyword argument, by name.
     - `whole`: all parameters and the objective as a function of all of them (see
-        [`eqopt.FullProblem`][]), also where a wrapper shows a part of them only; or `None`.
+        [`eqopt.writing.FullProblem`][]), also where a wrapper shows a part of them only; or `None`.
     """
 
     value: Any = None
@@ -236,7 +236,14 @@ def accepted(fn: Function, kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 def require_params(params: Params | None, owner: object, context: Context) -> Params:
-    """Gives the parameters; a `ValueError` if the user gave none."""
+    """Gives the parameters; a `ValueError` if the user gave none.
+
+    **Arguments:**
+
+    - `params`: the parameters, or `None`.
+    - `owner`: the transformation that needs them, whose class the error names.
+    - `context`: what `transform` was given.
+    """
     # A model that is one array is `None` too, where a wrapper hides it.
     if params is None and context.whole is None:
         raise ValueError(

@@ -205,7 +205,7 @@ def per_example_layer_norm_clip(
 
     **Arguments:**
 
-    - `grads`: the gradients, as for [`eqopt.per_example_global_norm_clip`][].
+    - `grads`: the gradients, as for [`eqopt.options.per_example_global_norm_clip`][].
     - `global_l2_norm_clip`: the limit $C \ge 0$ of all leaves together.
     - `uniform`: whether all leaves have the same limit.
 

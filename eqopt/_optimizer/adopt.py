@@ -30,8 +30,8 @@ class ADOPT(AbstractOptimizer[_State]):
         precision.
     - `nesterov`: whether to look ahead, as Nesterov's momentum does.
     - `use_clipping`: whether each gradient, so divided, is clipped.
-    - `clip_value_fn`: the limit, not negative: an [`eqopt.AbstractSchedule`][], or a function of
-        the count, which is static; by default [`eqopt.clip_value_pow`][].
+    - `clip_value_fn`: the limit, not negative: an [`eqopt.writing.AbstractSchedule`][], or a
+        function of the count, which is static; by default [`eqopt.options.clip_value_pow`][].
     """
 
     learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)

@@ -40,9 +40,10 @@ class DoG(AbstractOptimizer[_DoGState]):
     **Arguments:**
 
     - `learning_rate`: a factor of the steps, a number or a schedule, not negative.
-    - `init_step`: how to begin: an [`eqopt.InitialDistance`][], an
-        [`eqopt.InitialDistanceHeuristic`][] or an [`eqopt.InitialLearningRate`][]. (The pairs
-        `("distance", x)`, `("heuristic", x)` and `("learning_rate", x)` are understood too.)
+    - `init_step`: how to begin: an [`eqopt.options.InitialDistance`][], an
+        [`eqopt.options.InitialDistanceHeuristic`][] or an [`eqopt.options.InitialLearningRate`][].
+        (The pairs `("distance", x)`, `("heuristic", x)` and `("learning_rate", x)` are understood
+        too.)
     - `eps`: added to the sum of the squared norms, not negative.
     - `weight_decay`: the factor of an added l2 penalty, not negative; `None` is none.
     - `mask`: what decays: a selector, a function from the parameters to booleans, or a tree of

@@ -56,7 +56,7 @@ class DPSGD(AbstractOptimizer[_State]):
     - `learning_rate`: the rate, a number or a schedule, not negative.
     - `l2_norm_clip`: the largest norm of what one example adds, not negative.
     - `noise_multiplier`: the standard deviation of the noise over `l2_norm_clip`, not negative.
-    - `key`: the PRNG key to begin with, a secret. It is kept as an [`eqopt.KeyData`][].
+    - `key`: the PRNG key to begin with, a secret. It is kept as an [`eqopt.states.KeyData`][].
     - `momentum`: the momentum's factor, in $[0, 1]$; `None` is none.
     - `nesterov`: whether the momentum is Nesterov's.
     """

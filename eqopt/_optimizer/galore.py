@@ -42,9 +42,9 @@ class GaLore(AbstractOptimizer[_State]):
     - `mask`: what decays: a selector, a function from the parameters to booleans, or a tree of
         booleans, possibly a prefix; `None` is everything.
     - `weight_dimension_numbers`: what of a parameter is a matrix: a tree of
-        [`eqopt.MuonDimensionNumbers`][] and `None`, possibly a prefix, or a function from the
-        parameters to one. `None` is for parameters with two axes. Each index of the batch axes has
-        a projector of its own.
+        [`eqopt.options.MuonDimensionNumbers`][] and `None`, possibly a prefix, or a function from
+        the parameters to one. `None` is for parameters with two axes. Each index of the batch axes
+        has a projector of its own.
     """
 
     learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)

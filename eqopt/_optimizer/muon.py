@@ -57,8 +57,9 @@ class Muon(AbstractOptimizer[PartitionState]):
         precision.
     - `nesterov`: whether to look ahead, as Nesterov's momentum does; Adam too.
     - `adaptive`: whether to multiply by the dual norm of the average gradient.
-    - `preconditioning`: what is done before the iteration: [`eqopt.muon_frobenius`][],
-        [`eqopt.muon_spectral`][], [`eqopt.muon_aol`][], [`eqopt.muon_schatten`][], or a function.
+    - `preconditioning`: what is done before the iteration: [`eqopt.options.muon_frobenius`][],
+        [`eqopt.options.muon_spectral`][], [`eqopt.options.muon_aol`][],
+        [`eqopt.options.muon_schatten`][], or a function.
     - `adam_b1`: the decay of Adam's average gradient, in $[0, 1)$.
     - `adam_b2`: the decay of Adam's average squared gradient, in $[0, 1)$.
     - `adam_eps_root`: added under Adam's root, not negative.
@@ -66,8 +67,8 @@ class Muon(AbstractOptimizer[PartitionState]):
     - `adam_learning_rate`: Adam's rate, a number or a schedule, not negative; `None` is
         `learning_rate`.
     - `muon_weight_dimension_numbers`: which parameters are matrices, and how: a tree of
-        [`eqopt.MuonDimensionNumbers`][] and `None`, possibly a prefix, or a function from the
-        parameters to one. `None` takes what has two axes.
+        [`eqopt.options.MuonDimensionNumbers`][] and `None`, possibly a prefix, or a function from
+        the parameters to one. `None` takes what has two axes.
     - `consistent_rms`: the root mean square that the steps are to have before the learning rate,
         not negative; `None` scales them as [`eqopt.ScaleByShape`][] does by default.
     """

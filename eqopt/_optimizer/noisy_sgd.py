@@ -25,7 +25,7 @@ class NoisySGD(AbstractOptimizer[_State]):
     - `learning_rate`: the rate, a number or a schedule, not negative.
     - `eta`: the variance of the noise in the first step, not negative.
     - `gamma`: the exponent of its decay, not negative.
-    - `key`: a PRNG key, to be given by name. It is kept as an [`eqopt.KeyData`][].
+    - `key`: a PRNG key, to be given by name. It is kept as an [`eqopt.states.KeyData`][].
     """
 
     learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)

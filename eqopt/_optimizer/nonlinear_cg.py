@@ -33,16 +33,18 @@ class NonlinearCG(AbstractOptimizer[_State]):
     r"""Minimizes a deterministic objective by conjugate gradients and a line search.
 
     It needs less memory than [`eqopt.LBFGS`][], and more evaluations of the objective. It is a
-    chain of [`eqopt.ScaleByNonlinearCG`][], [`eqopt.ScaleByLearningRate`][] and the line search.
+    chain of [`eqopt.quasi_newton.ScaleByNonlinearCG`][], [`eqopt.ScaleByLearningRate`][] and the
+    line search.
 
     **Arguments:**
 
-    - `method`: how much of the last direction is in the next one: [`eqopt.HagerZhang`][],
-        [`eqopt.PolakRibierePlus`][], [`eqopt.FletcherReeves`][], [`eqopt.DaiYuan`][] or another
-        [`eqopt.AbstractConjugacy`][].
+    - `method`: how much of the last direction is in the next one:
+        [`eqopt.quasi_newton.HagerZhang`][], [`eqopt.quasi_newton.PolakRibierePlus`][],
+        [`eqopt.quasi_newton.FletcherReeves`][], [`eqopt.quasi_newton.DaiYuan`][] or another
+        [`eqopt.quasi_newton.AbstractConjugacy`][].
     - `linesearch`: the line search, which should begin at 1. By default it is
-        [`eqopt.ScaleByWolfeLinesearch`][] with a `curv_rtol` of 0.4: conjugate directions want more
-        of a search than those of quasi-Newton methods.
+        [`eqopt.linesearch.ScaleByWolfeLinesearch`][] with a `curv_rtol` of 0.4: conjugate
+        directions want more of a search than those of quasi-Newton methods.
     - `restart_rtol`: the overlap of two gradients at which to restart, positive; with infinity they
         may overlap.
 

@@ -66,7 +66,8 @@ _BFGSState = ChainState[
 class BFGS(AbstractOptimizer[_BFGSState]):
     r"""Minimizes a deterministic objective of few parameters by the BFGS method and a line search.
 
-    It is a chain of [`eqopt.ScaleByBFGS`][], [`eqopt.ScaleByLearningRate`][] and the line search.
+    It is a chain of [`eqopt.quasi_newton.ScaleByBFGS`][], [`eqopt.ScaleByLearningRate`][] and the
+    line search.
 
     **Arguments:**
 

@@ -74,8 +74,8 @@ def as_schedule(name: str, value: object) -> AbstractSchedule:
     if is_plain_function(value):
         return FunctionSchedule(value)
     raise TypeError(
-        f"`{name}` must be a schedule (an `eqopt.AbstractSchedule`, or a function of the count); "
-        f"got a {type(value).__name__}"
+        f"`{name}` must be a schedule (an `eqopt.writing.AbstractSchedule`, or a function of the "
+        f"count); got a {type(value).__name__}"
     )
 
 
@@ -87,7 +87,7 @@ def scheduled_real(
     **Arguments:**
 
     - `name`: the field's name, for messages.
-    - `**bounds`: of a number, as for [`eqopt.real`][]. A schedule is not held against them.
+    - `**bounds`: of a number, as for [`eqopt.writing.real`][]. A schedule is not held against them.
     """
     convert = real(name, **bounds)
 

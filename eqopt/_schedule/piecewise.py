@@ -77,8 +77,9 @@ def _curve(value: Function | str) -> Function:
     if is_plain_function(value):
         return value
     raise ValueError(
-        "`interpolate_type` must be `eqopt.linear_interpolation`, `eqopt.cosine_interpolation` "
-        f"or another function from a fraction to a fraction; got {value!r}"
+        "`interpolate_type` must be `eqopt.options.linear_interpolation`, "
+        "`eqopt.options.cosine_interpolation` or another function from a fraction to a fraction; "
+        f"got {value!r}"
     )
 
 
@@ -121,9 +122,9 @@ class PiecewiseInterpolate(AbstractSchedule):
     **Arguments:**
 
     - `interpolate_type`: the function $f$, elementwise, from fractions of the way in $[0, 1]$ to
-        fractions, with $f(0) = 0$ and $f(1) = 1$: `eqopt.linear_interpolation`,
-        `eqopt.cosine_interpolation`, or one's own. optax's words `"linear"` and `"cosine"` stand
-        for the former two. It is static: a function that is made anew is compiled anew.
+        fractions, with $f(0) = 0$ and $f(1) = 1$: `eqopt.options.linear_interpolation`,
+        `eqopt.options.cosine_interpolation`, or one's own. optax's words `"linear"` and `"cosine"`
+        stand for the former two. It is static: a function that is made anew is compiled anew.
     - `init_value`: the value $I$ at the first step.
     - `boundaries_and_scales`: a dict `{boundary: scale}` of the counts $b_i$ and the factors $s_i$,
         all at least 0. It is stored as two arrays of shape `(n,)`, which are leaves: only the

@@ -43,9 +43,9 @@ class Fit(eqx.Module, Generic[Model]):
     - `model`: the trained model.
     - `state`: the optimizer's state. With `key`, it is what going on needs.
     - `history`: what happened at each step.
-    - `key`: the key for the steps to come, to be given to the next `fit`: an [`eqopt.KeyData`][],
-        whose `wrap()` is the key for `jax.random`, or words if those were given; `None` if none
-        was.
+    - `key`: the key for the steps to come, to be given to the next `fit`: an
+        [`eqopt.states.KeyData`][], whose `wrap()` is the key for `jax.random`, or words if those
+        were given; `None` if none was.
     - `interrupted`: whether Ctrl-C ended the loop.
     """
 
@@ -99,9 +99,9 @@ class FitCallbackArgs(Generic[Model]):
 
 
 def fit(
-    loss_fn: Function,
+    fn: Function,
     optimizer: AnyTransformation,
-    model: Model,
+    params: Model,
     batches: Iterable[Any],
     *,
     state: eqx.Module | None = None,
@@ -118,26 +118,26 @@ def fit(
 
     **Arguments:**
 
-    - `loss_fn`: called `loss_fn(model, *batch)` where a batch is a tuple or a list, and
-        `loss_fn(model, batch)` where it is anything else, also a named tuple; with a `key`,
-        `loss_fn(..., key=key)` if it takes one. It returns a real number, or with `has_aux` a pair
+    - `fn`: the loss, called `fn(params, *batch)` where a batch is a tuple or a list, and
+        `fn(params, batch)` where it is anything else, also a named tuple; with a `key`,
+        `fn(..., key=key)` if it takes one. It returns a real number, or with `has_aux` a pair
         of it and anything else. Changes of what it reads elsewhere (a closure, a global) are not
         seen during the fit.
     - `optimizer`: any transformation.
-    - `model`: any PyTree; its inexact arrays are trained.
+    - `params`: the model, any PyTree; its inexact arrays are trained.
     - `batches`: any iterable; it may be endless if `callback` ends the loop. What is in a batch is
-        data or static as in [`eqopt.AbstractTransformation.step`][]. NumPy's arrays are copied: the
-        next batch may be written over them.
+        data or static as in [`eqopt.writing.AbstractTransformation.step`][]. NumPy's arrays are
+        copied: the next batch may be written over them.
     - `state`: the optimizer's state to go on from; `None` begins anew.
-    - `has_aux`: whether `loss_fn` returns `(loss, aux)`.
+    - `has_aux`: whether `fn` returns `(loss, aux)`.
     - `steps_per_call`: how many steps go into one compiled call. More than one saves the cost of a
         call, about a tenth of a millisecond, for small models; `callback` is then called once for
         all of them, and Ctrl-C waits for them.
     - `key`: a PRNG key, or the `key` of a [`eqopt.Fit`][]; each step gets its own, split from it.
     - `progress`: whether to show a progress bar: tqdm's or rich's where installed, else text. Or an
-        [`eqopt.AbstractProgress`][].
-    - `callback`: called after each call with an [`eqopt.FitCallbackArgs`][]; ends the loop by
-        returning `True`.
+        [`eqopt.writing.AbstractProgress`][].
+    - `callback`: called after each call with an [`eqopt.FitCallbackArgs`][]; ends the loop
+        by returning `True`.
 
     **Returns:**
 
@@ -152,11 +152,11 @@ def fit(
     key = optional(prng_key("key"))(key)
     bar = as_progress(progress)
     optimizer = canonicalize(optimizer)
-    keyed = key_function(loss_fn)
-    state = optimizer.init(model) if state is None else state
+    keyed = key_function(fn)
+    state = optimizer.init(params) if state is None else state
     # Arrays that the function reads are in the program, which is then not kept for another call.
     reuse = keyed.is_reusable() and not keyed.static.has_arrays
-    carry = pack((model, state, key))
+    carry = pack((params, state, key))
     fixed = pack(on_device((optimizer, keyed.data)))
     make = _make if reuse else _make.__wrapped__
     call_one, call_many = make(carry.spec, fixed.spec, has_aux)
@@ -267,7 +267,7 @@ def _make(
 
 
 def _taken(batch: Any) -> Partitioned:
-    """What `loss_fn` is given of a batch, taken apart; of NumPy's arrays a copy."""
+    """What `fn` is given of a batch, taken apart; of NumPy's arrays a copy."""
     several = type(batch) in (tuple, list)
     return pack(mark_numbers_dynamic(tuple(batch) if several else (batch,)))
 

@@ -29,10 +29,10 @@ class History(eqx.Module):
     - `grad_norm`: the 2-norm of the gradient over all leaves, of shape `(num_steps,)`.
     - `aux`: what else the loss function returned; `None` without `has_aux`. A leaf that is an array
         of one shape and dtype at every step, or a number, has a new first axis of `num_steps`; of
-        PRNG keys there is one [`eqopt.KeyData`][] with as many. One that is no array, such as a
-        string or a function, and the same at every step, is as it was returned. Any other, such as
-        an array as long as the batch where the last batch is shorter, is a list of what it was at
-        each step; and so is all of `aux` where its structure changes.
+        PRNG keys there is one [`eqopt.states.KeyData`][] with as many. One that is no array, such
+        as a string or a function, and the same at every step, is as it was returned. Any other,
+        such as an array as long as the batch where the last batch is shorter, is a list of what it
+        was at each step; and so is all of `aux` where its structure changes.
     """
 
     loss: np.ndarray

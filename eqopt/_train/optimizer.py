@@ -190,24 +190,24 @@ class Optimizer(eqx.Module, Generic[Model, State]):
 
     @overload
     def compute_gradient(
-        self, loss_fn: Function, /, *args: Any, has_aux: Literal[False] = False, **kwargs: Any
+        self, fn: Function, /, *args: Any, has_aux: Literal[False] = False, **kwargs: Any
     ) -> tuple[Array, Model]: ...
     @overload
     def compute_gradient(
-        self, loss_fn: Function, /, *args: Any, has_aux: Literal[True], **kwargs: Any
+        self, fn: Function, /, *args: Any, has_aux: Literal[True], **kwargs: Any
     ) -> tuple[Array, Any, Model]: ...
     @overload
     def compute_gradient(
-        self, loss_fn: Function, /, *args: Any, has_aux: bool, **kwargs: Any
+        self, fn: Function, /, *args: Any, has_aux: bool, **kwargs: Any
     ) -> tuple[Any, ...]: ...
     def compute_gradient(
-        self, loss_fn: Function, /, *args: Any, has_aux: bool = False, **kwargs: Any
+        self, fn: Function, /, *args: Any, has_aux: bool = False, **kwargs: Any
     ) -> tuple[Any, ...]:
         """Evaluates a loss and its gradient at `target`.
 
         **Arguments:**
 
-        - `loss_fn`: called `loss_fn(target, *args, **kwargs)`; it returns a real number, or with
+        - `fn`: called `fn(target, *args, **kwargs)`; it returns a real number, or with
             `has_aux` a pair of it and anything else.
         - `*args`, `has_aux`, `**kwargs`: as for `step`.
 
@@ -219,7 +219,7 @@ class Optimizer(eqx.Module, Generic[Model, State]):
         target, state = self._flat.whole()
         evaluation = compiled_call.call_objective(
             gradient,
-            loss_fn,
+            fn,
             target,
             mark_numbers_dynamic(args),
             mark_numbers_dynamic(kwargs),
@@ -231,24 +231,24 @@ class Optimizer(eqx.Module, Generic[Model, State]):
 
     @overload
     def optimize(
-        self, loss_fn: Function, /, *args: Any, has_aux: Literal[False] = False, **overrides: Any
+        self, fn: Function, /, *args: Any, has_aux: Literal[False] = False, **overrides: Any
     ) -> "tuple[Optimizer[Model, State], Array]": ...
     @overload
     def optimize(
-        self, loss_fn: Function, /, *args: Any, has_aux: Literal[True], **overrides: Any
+        self, fn: Function, /, *args: Any, has_aux: Literal[True], **overrides: Any
     ) -> "tuple[Optimizer[Model, State], Array, Any]": ...
     @overload
     def optimize(
-        self, loss_fn: Function, /, *args: Any, has_aux: bool, **overrides: Any
+        self, fn: Function, /, *args: Any, has_aux: bool, **overrides: Any
     ) -> tuple[Any, ...]: ...
     def optimize(
-        self, loss_fn: Function, /, *args: Any, has_aux: bool = False, **overrides: Any
+        self, fn: Function, /, *args: Any, has_aux: bool = False, **overrides: Any
     ) -> tuple[Any, ...]:
         """Takes a step down a loss, with other hyper-parameters for this step only.
 
         **Arguments:**
 
-        - `loss_fn`: called `loss_fn(target, *args)`; it returns a real number, or with `has_aux` a
+        - `fn`: called `fn(target, *args)`; it returns a real number, or with `has_aux` a
             pair of it and anything else.
         - `*args`, `has_aux`: as for `step`.
         - `**overrides`: as for `apply_gradient`.
@@ -258,29 +258,29 @@ class Optimizer(eqx.Module, Generic[Model, State]):
         `(optimizer, value)`, or with `has_aux` `(optimizer, value, aux)`; the value is the one
         before the step.
         """
-        optimizer, evaluation = _stepped(self, overrides, loss_fn, args, {}, has_aux)
+        optimizer, evaluation = _stepped(self, overrides, fn, args, {}, has_aux)
         aux = (evaluation.aux,) if has_aux else ()
         return optimizer, evaluation.value, *aux
 
     def step(
-        self, loss_fn: Function, /, *args: Any, has_aux: bool = False, **kwargs: Any
+        self, fn: Function, /, *args: Any, has_aux: bool = False, **kwargs: Any
     ) -> "tuple[Optimizer[Model, State], AnyEvaluation]":
         """Evaluates a loss and its gradient, and takes a step, in one compiled program.
 
         **Arguments:**
 
-        - `loss_fn`: called `loss_fn(target, *args, **kwargs)`; it returns a real number, or with
+        - `fn`: called `fn(target, *args, **kwargs)`; it returns a real number, or with
             `has_aux` a pair of it and anything else.
-        - `*args`, `**kwargs`: for `loss_fn`, and for the transformations, as in
-            [`eqopt.AbstractTransformation.step`][].
-        - `has_aux`: whether `loss_fn` returns `(value, aux)`.
+        - `*args`, `**kwargs`: for `fn`, and for the transformations, as in
+            [`eqopt.writing.AbstractTransformation.step`][].
+        - `has_aux`: whether `fn` returns `(value, aux)`.
 
         **Returns:**
 
         The optimizer after the step, and the [`eqopt.Evaluation`][] at the target before it. Its
         gradient is `None` for what is not trained.
         """
-        return _stepped(self, {}, loss_fn, args, kwargs, has_aux)
+        return _stepped(self, {}, fn, args, kwargs, has_aux)
 
     @property
     def eval_target(self) -> Model:
@@ -350,7 +350,7 @@ def _after(optimizer: Optimizer[Model, State], flat: Flat) -> Optimizer[Model, S
 def _stepped(
     optimizer: Optimizer[Model, State],
     overrides: dict[str, Any],
-    loss_fn: Function,
+    fn: Function,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     has_aux: bool,
@@ -361,6 +361,6 @@ def _stepped(
         mark_numbers_dynamic(args),
         mark_numbers_dynamic(kwargs),
         has_aux,
-        fn=loss_fn,
+        fn=fn,
     )
     return _after(optimizer, flat), evaluation

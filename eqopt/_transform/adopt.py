@@ -91,8 +91,8 @@ class ScaleByADOPT(AbstractLeafwise[ScaleByADOPTState]):
     - `nesterov`: whether the update is $\beta_1 m_t$ and $1 - \beta_1$ of what has just been
         averaged, as of Nesterov's momentum.
     - `use_clipping`: whether each gradient, so divided, is clipped.
-    - `clip_value_fn`: the limit, $c_t \ge 0$: an [`eqopt.AbstractSchedule`][], or a function of the
-        count, which is static; by default [`eqopt.clip_value_pow`][].
+    - `clip_value_fn`: the limit, $c_t \ge 0$: an [`eqopt.writing.AbstractSchedule`][], or a
+        function of the count, which is static; by default [`eqopt.options.clip_value_pow`][].
 
     ??? cite "Reference"
         Taniguchi et al., *ADOPT: Modified Adam Can Converge with Any $\beta_2$ with the Optimal

@@ -111,8 +111,8 @@ def initial_step(value: object) -> AbstractInitialStep:
     if isinstance(value, tuple) and len(value) == 2 and value[0] in _INITIAL_STEPS:
         return _INITIAL_STEPS[value[0]](value[1])
     raise ValueError(
-        "`init_step` must be an `eqopt.AbstractInitialStep`, such as "
-        f"`eqopt.InitialDistance(1e-6)`; got {value!r}"
+        "`init_step` must be an `eqopt.writing.AbstractInitialStep`, such as "
+        f"`eqopt.options.InitialDistance(1e-6)`; got {value!r}"
     )
 
 
@@ -154,9 +154,10 @@ class ScaleByDoG(AbstractTransformation[ScaleByDoGState]):
 
     **Arguments:**
 
-    - `init_step`: how to begin: an [`eqopt.InitialDistance`][], an
-        [`eqopt.InitialDistanceHeuristic`][] or an [`eqopt.InitialLearningRate`][]. (The pairs
-        `("distance", x)`, `("heuristic", x)` and `("learning_rate", x)` are understood too.)
+    - `init_step`: how to begin: an [`eqopt.options.InitialDistance`][], an
+        [`eqopt.options.InitialDistanceHeuristic`][] or an [`eqopt.options.InitialLearningRate`][].
+        (The pairs `("distance", x)`, `("heuristic", x)` and `("learning_rate", x)` are understood
+        too.)
     - `eps`: added to the sum of the squared norms, $\epsilon \ge 0$.
 
     Raises a `ValueError` if `update` is given no parameters.

@@ -41,7 +41,7 @@ def decay_rate_pow(step: Count, decay_rate: Float[Array, ""]) -> Float[Array, ""
 def _decay_rate_fn(value: object) -> Callable[..., Array]:
     if not callable(value):
         raise TypeError(
-            "`decay_rate_fn` must be a function, such as `eqopt.decay_rate_pow`; got "
+            "`decay_rate_fn` must be a function, such as `eqopt.options.decay_rate_pow`; got "
             f"{checks.describe(value)}"
         )
     function: Any = value
@@ -154,7 +154,7 @@ class ScaleByFactoredRMS(AbstractLeafwise[ScaleByFactoredRMSState]):
     - `epsilon`: $\epsilon > 0$, added to the squares.
     - `decay_rate_fn`: gives $\beta_t$, in $[0, 1)$: a function
         `decay_rate_fn(step, decay_rate)` of $t - t_0$ and $d$; by default
-        [`eqopt.decay_rate_pow`][]. It is static.
+        [`eqopt.options.decay_rate_pow`][]. It is static.
 
     !!! note
         While the count is less than `step_offset`, optax's updates are NaN, and so is its memory

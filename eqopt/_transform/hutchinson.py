@@ -74,7 +74,7 @@ class HutchinsonEstimatorDiagHessian(AbstractTransformation[HutchinsonEstimatorD
     **Arguments:**
 
     - `key`: the PRNG key to begin with; each step makes a new one. It is kept as an
-        [`eqopt.KeyData`][]. `None` is `jax.random.key(0)`.
+        [`eqopt.states.KeyData`][]. `None` is `jax.random.key(0)`.
 
     Its `update` needs `value_fn`, and the parameters; `step` passes both. The objective must have
     a second derivative, forward over reverse.

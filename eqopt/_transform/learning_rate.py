@@ -75,8 +75,8 @@ class ScaleBySchedule(AbstractLeafwise[ScaleByScheduleState]):
 
     **Arguments:**
 
-    - `step_size_fn`: the factor $s(t)$, of any sign, as an [`eqopt.AbstractSchedule`][] or a
-        function of the count; $t$ is the number of steps taken before this one.
+    - `step_size_fn`: the factor $s(t)$, of any sign, as an [`eqopt.writing.AbstractSchedule`][] or
+        a function of the count; $t$ is the number of steps taken before this one.
     """
 
     step_size_fn: AbstractSchedule = eqx.field(converter=lambda x: as_schedule("step_size_fn", x))

@@ -68,7 +68,7 @@ def _mode(value: object) -> Callable[[Array, Array], Array]:
     if not isinstance(value, str) and callable(value):
         mode: Any = value
         return mode
-    raise ValueError(f"`mode` must be a function, such as `eqopt.lion_hard`; got {value!r}")
+    raise ValueError(f"`mode` must be a function, such as `eqopt.options.lion_hard`; got {value!r}")
 
 
 @checks.typed
@@ -110,9 +110,9 @@ class ScaleByLion(AbstractLeafwise[ScaleByLionState]):
     - `b2`: the decay $\beta_2$ of the average, in $[0, 1)$.
     - `mu_dtype`: the dtype of the average $m$; `None` is the parameter's, and float32 for half
         precision.
-    - `mode`: what stands for the sign: [`eqopt.lion_hard`][], [`eqopt.lion_smooth`][],
-        [`eqopt.lion_refined`][], or a function `mode(x, beta)`. (`"hard"`, `"smooth"` and
-        `"refined"` are understood too.)
+    - `mode`: what stands for the sign: [`eqopt.options.lion_hard`][],
+        [`eqopt.options.lion_smooth`][], [`eqopt.options.lion_refined`][], or a function `mode(x,
+        beta)`. (`"hard"`, `"smooth"` and `"refined"` are understood too.)
     - `smooth_beta`: the number that `mode` is given, positive.
 
     ??? cite "Reference"

@@ -55,9 +55,9 @@ class AddNoise(AbstractTransformation[AddNoiseState]):
 
     - `eta`: the variance of the noise in the first step, $\eta \ge 0$.
     - `gamma`: the exponent of its decay, $\gamma \ge 0$.
-    - `key`: a PRNG key, `jax.random.key(0)` for one, which is kept as an [`eqopt.KeyData`][]; those
-        of the old kind are taken as well. It is what `init` begins with: another has no effect on a
-        state that is there.
+    - `key`: a PRNG key, `jax.random.key(0)` for one, which is kept as an
+        [`eqopt.states.KeyData`][]; those of the old kind are taken as well. It is what `init`
+        begins with: another has no effect on a state that is there.
 
     ??? cite "Reference"
         Neelakantan, Vilnis, Le, Sutskever, Kaiser, Kurach and Martens, *Adding Gradient Noise

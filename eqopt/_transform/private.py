@@ -49,7 +49,7 @@ class DifferentiallyPrivateAggregate(AbstractPerExample[DifferentiallyPrivateAgg
     - `l2_norm_clip`: the largest norm $C \ge 0$ of what one example adds.
     - `noise_multiplier`: $\sigma \ge 0$, the standard deviation of the noise over $C$.
     - `key`: the PRNG key to begin with, a secret; each step makes a new one. It has no default, for
-        noise that anybody can subtract is none. It is kept as an [`eqopt.KeyData`][].
+        noise that anybody can subtract is none. It is kept as an [`eqopt.states.KeyData`][].
 
     Raises a `ValueError` if `update` is given no parameters, or gradients that are not of their
     shapes with one axis of examples in front.

@@ -73,8 +73,8 @@ class Project(AbstractConstrained[EmptyState]):
         too coarse a number to get in between.
 
     !!! warning
-        It must see the updates as they are applied. Around it, [`eqopt.MasterWeights`][] keeps the
-        masters in the set; the model's parameters are these, rounded.
+        It must see the updates as they are applied. Around it, [`eqopt.precision.MasterWeights`][]
+        keeps the masters in the set; the model's parameters are these, rounded.
 
     **Arguments:**
 

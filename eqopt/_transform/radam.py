@@ -81,7 +81,7 @@ class ScaleByRAdamState(eqx.Module):
     **Arguments:**
 
     - `count`: the number of steps taken, int32 of shape `()`.
-    - `mu`, `nu`: the averages that [`eqopt.ScaleByAdamState`][] has.
+    - `mu`, `nu`: the averages that [`eqopt.states.ScaleByAdamState`][] has.
     """
 
     count: Count

@@ -11,14 +11,14 @@ from .._base.types import Model
 from .._jit import compiled_call, partition
 
 
-def apply_updates(model: Model, updates: PyTree) -> Model:
+def apply_updates(params: Model, updates: PyTree) -> Model:
     """Adds updates to a model.
 
     Each sum is rounded once, from float32 or wider, to the parameter's dtype, which never changes.
 
     **Arguments:**
 
-    - `model`: the model: any PyTree that has an array.
+    - `params`: the model: any PyTree that has an array.
     - `updates`: like the model, with an array of the parameter's shape for each inexact array to be
         changed, and `None` for everything that is to stay as it is.
 
@@ -29,7 +29,7 @@ def apply_updates(model: Model, updates: PyTree) -> Model:
     **Raises:** a `ValueError` or `TypeError` that names the leaf that does not fit.
     """
     return merged(
-        model, compiled_call.call(_apply, *map(partition.filter_arrays, (model, updates)))
+        params, compiled_call.call(_apply, *map(partition.filter_arrays, (params, updates)))
     )
 
 
@@ -45,9 +45,9 @@ def arrays_of(model: PyTree, updates: PyTree) -> PyTree:
     arrays = eqx.filter(model, partition.is_array)
     if not jax.tree.leaves(arrays) and jax.tree.leaves(updates):
         raise ValueError(
-            f"`model` has no array, so nothing can be added to it; it is {checks.describe(model)}"
+            f"`params` has no array, so nothing can be added to it; it is {checks.describe(model)}"
         )
-    check_places(updates, model, "model")
+    check_places(updates, model, "params")
     return arrays
 
 
@@ -59,7 +59,5 @@ def applied(model: PyTree, updates: PyTree) -> PyTree:
     """`apply_updates`, uncompiled, for a tree of arrays."""
     leaves, treedef = checks.flatten(model)
     trained = treedef.unflatten([x if checks.is_inexact(x) else None for x in leaves])
-    changes, _ = checks.flatten(
-        checks.conform_to(updates, trained, "updates", any_dtype=True, reference_name="model")
-    )
+    changes, _ = checks.flatten(checks.conform_to(updates, trained, "updates", any_dtype=True))
     return treedef.unflatten(sums(leaves, changes))

@@ -179,7 +179,7 @@ class AbstractTransformation(eqx.Module, Generic[State]):
         **Arguments:**
 
         - `params`: the parameters: inexact arrays, and `None` for all else.
-        - `context`: what else is known; see [`eqopt.Context`][].
+        - `context`: what else is known; see [`eqopt.writing.Context`][].
         """
 
     @abc.abstractmethod
@@ -195,7 +195,7 @@ class AbstractTransformation(eqx.Module, Generic[State]):
             Complex updates point uphill: they are the conjugate of what `jax.grad` returns.
         - `state`: the state.
         - `params`: the parameters, or `None` if the user gave none.
-        - `context`: what else the user gave; see [`eqopt.Context`][].
+        - `context`: what else the user gave; see [`eqopt.writing.Context`][].
         """
 
     def __pdoc__(self, **kwargs: Any) -> wl.AbstractDoc:

@@ -57,8 +57,9 @@ def _on_give_up(value: object) -> Callable[[Array], Array]:
         fn: Any = value
         return fn
     raise TypeError(
-        "`on_give_up` must be `eqopt.accept_update`, `eqopt.skip_update`, `eqopt.raise_error` or "
-        f"another function from a boolean to a boolean; got {value!r}"
+        "`on_give_up` must be `eqopt.options.accept_update`, `eqopt.options.skip_update`, "
+        "`eqopt.options.raise_error` or another function from a boolean to a boolean; "
+        f"got {value!r}"
     )
 
 
@@ -98,9 +99,10 @@ class ApplyIfFinite(AbstractTransformation[ApplyIfFiniteState[State]], Generic[S
 
     - `inner`: the transformation.
     - `max_consecutive_errors`: how many steps in a row are skipped at most, at least 0.
-    - `on_give_up`: what to do after these: [`eqopt.accept_update`][], [`eqopt.skip_update`][] or
-        [`eqopt.raise_error`][]; or a function that is given a boolean array, whether to give up at
-        this step, and returns whether to apply its update.
+    - `on_give_up`: what to do after these: [`eqopt.options.accept_update`][],
+        [`eqopt.options.skip_update`][] or [`eqopt.options.raise_error`][]; or a function that is
+        given a boolean array, whether to give up at this step, and returns whether to apply its
+        update.
 
     With `raise_error`, raises at run time: within `eqx.filter_jit`, an
     `equinox.EquinoxRuntimeError`.

@@ -15,9 +15,8 @@ from jaxtyping import Array, Bool
 from .._base import checks
 from .._base.converters import float_dtype, to_dtype
 from .._base.key_data import kept, unkept
-from .._base.trees import increment, zero_count
+from .._base.trees import increment, owned, zero_count
 from .._base.types import Count, Function, Params, Scalar, State, Steps, Updates
-from .._jit import partition
 from .._objective.objective import Context
 from .._schedule.base import AbstractSchedule, as_schedule, Constant
 from .._transformation.base import AbstractTransformation, check_state, check_transformation
@@ -35,7 +34,7 @@ class CurrentHyperparams(dict[str, Any]):
         if name not in self:
             raise KeyError(f"no hyper-parameter `{name}`; there is " + ", ".join(self))
         old = self[name]
-        new = jnp.asarray(partition.owned(value)).astype(old.dtype)
+        new = jnp.asarray(owned(value)).astype(old.dtype)
         if new.shape != old.shape:
             raise ValueError(f"`{name}` has shape {old.shape}; got {new.shape}")
         dict.__setitem__(self, name, new)
@@ -284,7 +283,7 @@ class InjectHyperparams(eqx.Module, Generic[State]):
                 arguments[name] = x
         static = {name: x for name, x in arguments.items() if _is_static(x)}
         rest = {
-            name: kept(jax.tree.map(partition.owned, x))
+            name: kept(jax.tree.map(owned, x))
             for name, x in arguments.items()
             if name not in static
         }

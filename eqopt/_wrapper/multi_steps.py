@@ -153,8 +153,8 @@ class MultiSteps(AbstractConstrained[MultiStepsState[State]], Generic[State]):
         of the number of steps taken (`gradient_step`), rounded to a whole number.
     - `use_grad_mean`: whether to take the mean, not the sum.
     - `should_skip_update_fn`: whether to drop a mini-batch: [`eqopt.skip_not_finite`][],
-        [`eqopt.skip_large_updates`][], or any [`eqopt.ShouldSkipUpdateFunction`][]; `None` drops
-        none.
+        [`eqopt.skip_large_updates`][], or any [`eqopt.options.ShouldSkipUpdateFunction`][]; `None`
+        drops none.
     - `accumulator_dtype`: the dtype in which the gradients are collected; `None` is the
         parameter's, and float32 for half precision.
 

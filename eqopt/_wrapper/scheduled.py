@@ -38,7 +38,7 @@ class Scheduled(AbstractTransformation[ScheduledState[State]], Generic[State]):
     - `inner`: the transformation.
     - `where`: a function from `inner` to the hyper-parameter, as in `eqx.tree_at`:
         `lambda opt: opt.weight_decay`.
-    - `schedule`: an [`eqopt.AbstractSchedule`][], or a function of the count.
+    - `schedule`: an [`eqopt.writing.AbstractSchedule`][], or a function of the count.
 
     To schedule several hyper-parameters, nest:
     `Scheduled(Scheduled(opt, ...), lambda s: s.inner.b1, ...)`.

@@ -69,7 +69,7 @@ def as_optax(
 
 
 def from_optax(transformation: "optax.GradientTransformation") -> "FromOptax":
-    """Makes a transformation of eqopt's from one of optax's: see [`eqopt.FromOptax`][].
+    """Makes a transformation of eqopt's from one of optax's: see [`eqopt.interop.FromOptax`][].
 
     **Arguments:**
 
@@ -84,12 +84,12 @@ def from_optax(transformation: "optax.GradientTransformation") -> "FromOptax":
 
 
 class FromOptaxState(eqx.Module):
-    """The state of [`eqopt.FromOptax`][].
+    """The state of [`eqopt.interop.FromOptax`][].
 
     **Arguments:**
 
     - `inner_state`: the state of optax's transformation, its numbers made strongly typed arrays,
-        and its keys [`eqopt.KeyData`][].
+        and its keys [`eqopt.states.KeyData`][].
     """
 
     inner_state: PyTree

@@ -49,7 +49,7 @@ class LinesearchInfo(eqx.Module):
     - `num_linesearch_steps`: how many times it evaluated the objective.
     - `decrease_error`: by how much the decrease of the last trial fell short of what was asked.
     - `curvature_error`: by how much its slope was too steep; 0 for a search that asks for none.
-    - `result`: an [`eqopt.LinesearchResult`][], with a message.
+    - `result`: an [`eqopt.linesearch.LinesearchResult`][], with a message.
     """
 
     num_linesearch_steps: Int[Array, ""]
@@ -102,7 +102,7 @@ class Answer(eqx.Module):
     - `step`: the step to try, or to take; after a failure, where the next search may begin.
     - `keep`: whether this trial is to be kept, to return to.
     - `not_worse`: whether the value is no higher than at the start, up to rounding.
-    - `decrease_error`, `curvature_error`: as in [`eqopt.LinesearchInfo`][].
+    - `decrease_error`, `curvature_error`: as in [`eqopt.linesearch.LinesearchInfo`][].
     """
 
     verdict: Int[Array, ""]

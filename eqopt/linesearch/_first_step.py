@@ -49,7 +49,7 @@ def guess(value: object) -> Guess:
         strategy: Any = value
         return strategy
     raise ValueError(
-        "`initial_guess_strategy` must be `eqopt.keep_step`, `eqopt.double_step`, "
-        "`eqopt.unit_step` or another function from the last step to the first; "
-        f"got {value!r}"
+        "`initial_guess_strategy` must be `eqopt.linesearch.keep_step`, "
+        "`eqopt.linesearch.double_step`, `eqopt.linesearch.unit_step` or another function from the "
+        f"last step to the first; got {value!r}"
     )

@@ -66,8 +66,9 @@ class ScaleByHagerZhangLinesearch(AbstractLinesearch[_HagerZhang]):
         `slope_rtol`.
     - `approx_dec_rtol`: the relative increase $\epsilon$ that may be rounding; at least 0.
     - `initial_guess_strategy`: a function from the last step taken to the first one tried:
-        [`eqopt.double_step`][], as in the paper, [`eqopt.keep_step`][], [`eqopt.unit_step`][] or
-        another. `"keep"` and `"one"` are the last two of them. Static.
+        [`eqopt.linesearch.double_step`][], as in the paper, [`eqopt.linesearch.keep_step`][],
+        [`eqopt.linesearch.unit_step`][] or another. `"keep"` and `"one"` are the last two of them.
+        Static.
     - `verbose`: whether each search is printed.
 
     Its `update` needs `params`, `value`, `grad` and `value_fn`; what `value_fn` takes beside the

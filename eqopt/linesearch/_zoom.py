@@ -63,8 +63,9 @@ class ScaleByZoomLinesearch(AbstractLinesearch[_Zoom]):
     - `stepsize_precision`: the width at which an interval is given up, if a step with enough
         decrease is known; at least 0.
     - `initial_guess_strategy`: a function from the last step taken to the first one tried:
-        [`eqopt.keep_step`][], [`eqopt.double_step`][], [`eqopt.unit_step`][] or another. `"keep"`
-        and `"one"` are the first and the last of them. Static.
+        [`eqopt.linesearch.keep_step`][], [`eqopt.linesearch.double_step`][],
+        [`eqopt.linesearch.unit_step`][] or another. `"keep"` and `"one"` are the first and the last
+        of them. Static.
     - `verbose`: whether each search is printed.
 
     Its `update` needs `params`, `value`, `grad` and `value_fn`; what `value_fn` takes beside the

@@ -1,12 +1,9 @@
-"""Projections onto sets of parameters, and the sets: for `eqopt.Project`, or by themselves."""
+"""Projections onto sets of parameters, and the sets: for `eqopt.Project`, or by themselves.
 
-from ._balls import L2Ball as L2Ball, L2Sphere as L2Sphere
-from ._base import AbstractProjection as AbstractProjection
-from ._boxes import (
-    Box as Box,
-    Hypercube as Hypercube,
-    LInfBall as LInfBall,
-    NonNegative as NonNegative,
-)
-from ._planes import Halfspace as Halfspace, Hyperplane as Hyperplane, Line as Line
-from ._simplex import L1Ball as L1Ball, L1Sphere as L1Sphere, Simplex as Simplex
+Begin with `NonNegative`, `Box` or `Simplex`: as the last link of a chain,
+`eqopt.Project(NonNegative())`. To write one, begin with `AbstractProjection`.
+"""
+
+from .._base.lazy import attach
+
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

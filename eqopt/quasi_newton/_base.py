@@ -102,7 +102,8 @@ class AbstractInitialMatrix(eqx.Module, Generic[MatrixState]):
 
 
 class ScalarMatrixState(eqx.Module):
-    r"""The state of [`eqopt.ScalarMatrix`][] and [`eqopt.IdentityMatrix`][].
+    r"""The state of [`eqopt.quasi_newton.ScalarMatrix`][] and of
+    [`eqopt.quasi_newton.IdentityMatrix`][].
 
     **Arguments:**
 
@@ -144,7 +145,7 @@ class IdentityMatrix(AbstractInitialMatrix[ScalarMatrixState]):
 
 
 class DiagonalMatrixState(eqx.Module):
-    r"""The state of [`eqopt.DiagonalMatrix`][].
+    r"""The state of [`eqopt.quasi_newton.DiagonalMatrix`][].
 
     **Arguments:**
 

@@ -32,7 +32,7 @@ from ._base import (
 
 @typed
 class ScaleByBFGSState(eqx.Module):
-    """The state of [`eqopt.ScaleByBFGS`][].
+    """The state of [`eqopt.quasi_newton.ScaleByBFGS`][].
 
     **Arguments:**
 
@@ -68,8 +68,9 @@ class ScaleByBFGS(AbstractTransformation[ScaleByBFGSState]):
     - `scale_init_precond`: whether the first updates are no longer than $\max(1, r |\theta|)$, and
         the first matrix is scaled as said; if not, it is the identity.
     - `first_step_rtol`: their length $r$ relative to that of the parameters; at least 0.
-    - `secant`: what the change of the gradient is taken to be: [`eqopt.ModifiedSecant`][], which
-        uses the objective's `value` if `update` is given it, or [`eqopt.PlainSecant`][].
+    - `secant`: what the change of the gradient is taken to be:
+        [`eqopt.quasi_newton.ModifiedSecant`][], which uses the objective's `value` if `update` is
+        given it, or [`eqopt.quasi_newton.PlainSecant`][].
 
     ??? cite "Reference"
 

@@ -49,7 +49,7 @@ class ConjugacyProducts(eqx.Module):
 
 class AbstractConjugacy(eqx.Module):
     r"""How much of the last direction is in the next one: the $\beta_k$ of
-    [`eqopt.ScaleByNonlinearCG`][].
+    [`eqopt.quasi_newton.ScaleByNonlinearCG`][].
     """
 
     @abc.abstractmethod
@@ -123,7 +123,8 @@ class FletcherReeves(AbstractConjugacy):
 
     $$\beta_k = \frac{g_k^\top g_k}{g_{k-1}^\top g_{k-1}}$$
 
-    After a short step many more follow, but for the restarts of [`eqopt.ScaleByNonlinearCG`][].
+    After a short step many more follow, but for the restarts of
+    [`eqopt.quasi_newton.ScaleByNonlinearCG`][].
 
     ??? cite "Reference"
 
@@ -141,7 +142,8 @@ class DaiYuan(AbstractConjugacy):
 
     $$\beta_k = \frac{g_k^\top g_k}{y^\top d}$$
 
-    After a short step many more follow, but for the restarts of [`eqopt.ScaleByNonlinearCG`][].
+    After a short step many more follow, but for the restarts of
+    [`eqopt.quasi_newton.ScaleByNonlinearCG`][].
 
     ??? cite "Reference"
 
@@ -155,7 +157,7 @@ class DaiYuan(AbstractConjugacy):
 
 @checks.typed
 class ScaleByNonlinearCGState(eqx.Module):
-    """The state of [`eqopt.ScaleByNonlinearCG`][].
+    """The state of [`eqopt.quasi_newton.ScaleByNonlinearCG`][].
 
     **Arguments:**
 
@@ -188,7 +190,7 @@ class ScaleByNonlinearCG(AbstractTransformation[ScaleByNonlinearCGState]):
     At the first step, and where the parameters have not moved along the last direction, it is
     $\tau_k = \min(1, \max(1, \|\theta_k\| / 100) / \|g_k\|)$. A line search
     that begins at the last step counts it twice here: let it begin at 1, with
-    [`eqopt.unit_step`][].
+    [`eqopt.linesearch.unit_step`][].
 
     The direction is restarted, $\beta_k = 0$, if two gradients in a row are far from orthogonal,
 
@@ -200,8 +202,9 @@ class ScaleByNonlinearCG(AbstractTransformation[ScaleByNonlinearCGState]):
     **Arguments:**
 
     - `method`: how much of the last direction is in the next one, $\beta_k$:
-        [`eqopt.HagerZhang`][], [`eqopt.PolakRibierePlus`][], [`eqopt.FletcherReeves`][],
-        [`eqopt.DaiYuan`][] or another [`eqopt.AbstractConjugacy`][].
+        [`eqopt.quasi_newton.HagerZhang`][], [`eqopt.quasi_newton.PolakRibierePlus`][],
+        [`eqopt.quasi_newton.FletcherReeves`][], [`eqopt.quasi_newton.DaiYuan`][] or another
+        [`eqopt.quasi_newton.AbstractConjugacy`][].
     - `restart_rtol`: the overlap $r$ of two gradients at which to restart, positive; with infinity
         they may overlap.
 
@@ -268,8 +271,8 @@ def check_conjugacy(method: object) -> None:
     """Refuses what is no method."""
     if not isinstance(method, AbstractConjugacy):
         raise TypeError(
-            "`method` must be an `eqopt.AbstractConjugacy`, such as `eqopt.HagerZhang()`; got "
-            f"{checks.describe(method)}"
+            "`method` must be an `eqopt.quasi_newton.AbstractConjugacy`, such as "
+            f"`eqopt.quasi_newton.HagerZhang()`; got {checks.describe(method)}"
         )
 
 

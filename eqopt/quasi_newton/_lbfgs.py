@@ -90,10 +90,11 @@ class ScaleByLBFGS(AbstractTransformation[ScaleByLBFGSState]):
     - `scale_init_precond`: whether the first updates are shortened as said, and `init_matrix` is
         used; if not, the estimate starts from the identity.
     - `first_step_rtol`: their length $r$ relative to that of the parameters; at least 0.
-    - `init_matrix`: what the estimate starts from: [`eqopt.DiagonalMatrix`][] or
-        [`eqopt.ScalarMatrix`][].
-    - `secant`: what the change of the gradient is taken to be: [`eqopt.ModifiedSecant`][], which
-        uses the objective's `value` if `update` is given it, or [`eqopt.PlainSecant`][].
+    - `init_matrix`: what the estimate starts from: [`eqopt.quasi_newton.DiagonalMatrix`][] or
+        [`eqopt.quasi_newton.ScalarMatrix`][].
+    - `secant`: what the change of the gradient is taken to be:
+        [`eqopt.quasi_newton.ModifiedSecant`][], which uses the objective's `value` if `update` is
+        given it, or [`eqopt.quasi_newton.PlainSecant`][].
     - `memory_dtype`: the dtype of what is remembered; `None` is the parameter's, and float32 for
         half precision.
 

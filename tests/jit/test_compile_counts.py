@@ -64,7 +64,7 @@ def test_a_kernel_is_traced_once_a_shape(num: int) -> None:
         return -update
 
     def run(updates: PyTree) -> PyTree:
-        rule = leafwise.Rule(kernel, eqopt.EmptyState())
+        rule = leafwise.Rule(kernel, eqopt.states.EmptyState())
         return leafwise.run((rule,), updates, None)[0]
 
     updates = many_leaves(num)

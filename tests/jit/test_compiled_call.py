@@ -17,7 +17,7 @@ from jax.core import Tracer
 from jaxtyping import Array
 
 import eqopt
-from eqopt import AbstractTransformation
+from eqopt.writing import AbstractTransformation
 from tests.support.toolbox import assert_close, FLOAT, Tally, Traced, tree, values
 
 PARAMS, GRADS = tree(), tree(7)

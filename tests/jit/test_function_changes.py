@@ -31,7 +31,7 @@ def by_optimizer(loss: Any) -> Any:
 
 
 # A counter that is changed from outside too is a reason to trace at each call.
-@pytest.mark.filterwarnings("ignore::eqopt._jit.function.RecompilationWarning")
+@pytest.mark.filterwarnings("ignore::eqopt.RecompilationWarning")
 @in_one_width
 @pytest.mark.parametrize("door", [by_python, by_step, by_optimizer])
 @pytest.mark.parametrize("make", function_changes.CASES, ids=lambda x: x.__name__)

@@ -163,7 +163,7 @@ LOCAL = {
 }
 
 
-@pytest.mark.filterwarnings("ignore::eqopt._jit.function.RecompilationWarning")
+@pytest.mark.filterwarnings("ignore::eqopt.RecompilationWarning")
 @pytest.mark.parametrize("make", LOCAL.values(), ids=LOCAL.keys())
 def test_local_arrays_are_constants(make: Callable[..., Any]) -> None:
     door = Door()
@@ -225,7 +225,7 @@ REBOUND = {
 }
 
 
-@pytest.mark.filterwarnings("ignore::eqopt._jit.function.RecompilationWarning")
+@pytest.mark.filterwarnings("ignore::eqopt.RecompilationWarning")
 @pytest.mark.parametrize("rebind, fn", REBOUND.values(), ids=REBOUND.keys())
 def test_what_is_rebound_is_seen(
     rebind: Callable[[int], None], fn: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
@@ -307,7 +307,7 @@ def test_signature() -> None:
     assert inspect.signature(key_function(loss)) == inspect.signature(loss)
 
 
-@pytest.mark.filterwarnings("ignore::eqopt._jit.function.RecompilationWarning")
+@pytest.mark.filterwarnings("ignore::eqopt.RecompilationWarning")
 def test_few_arrays_are_kept_alive() -> None:
     door = Door()
 

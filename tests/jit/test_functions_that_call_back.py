@@ -63,7 +63,7 @@ def test_made_anew_at_each_call_with_one_list() -> None:
     assert list(map(float, mine)) == 8 * [3.0]
 
 
-@pytest.mark.filterwarnings("ignore::eqopt._jit.function.RecompilationWarning")
+@pytest.mark.filterwarnings("ignore::eqopt.RecompilationWarning")
 def test_a_callback_finds_the_arrays_of_its_closure() -> None:
     found: list[Any] = []
 
@@ -130,7 +130,7 @@ def test_a_step_evaluates_only_what_the_search_tries() -> None:
         assert len(traces) == 1
 
 
-@pytest.mark.filterwarnings("ignore::eqopt._jit.function.RecompilationWarning")
+@pytest.mark.filterwarnings("ignore::eqopt.RecompilationWarning")
 def test_what_a_callback_answers_is_not_out_of_date() -> None:
     factor = [1.0]
 

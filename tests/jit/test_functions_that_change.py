@@ -260,7 +260,7 @@ CHANGED: dict[str, tuple[Callable[[int], None], Callable[[Array], Array]]] = {
 }
 
 
-@pytest.mark.filterwarnings("ignore::eqopt._jit.function.RecompilationWarning")
+@pytest.mark.filterwarnings("ignore::eqopt.RecompilationWarning")
 @pytest.mark.parametrize("counted", (False, True))
 @pytest.mark.parametrize("change, fn", CHANGED.values(), ids=CHANGED.keys())
 def test_what_is_read_while_tracing_is_seen_to_change(
@@ -291,7 +291,7 @@ def test_a_callback_of_one_function_is_read_by_another() -> None:
     set_list(0)
 
 
-@pytest.mark.filterwarnings("ignore::eqopt._jit.function.RecompilationWarning")
+@pytest.mark.filterwarnings("ignore::eqopt.RecompilationWarning")
 def test_a_callback_that_is_run_after_all() -> None:
     flags = {"run": False}
 

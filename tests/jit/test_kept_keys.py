@@ -96,14 +96,14 @@ def test_noise_is_that_of_the_key(impl: str):
 def test_the_key_of_an_optimizer(impl: str):
     key = jax.random.key(3, impl=impl)
     opt = eqopt.NoisySGD(0.1, key=key)
-    assert isinstance(opt.key, eqopt.KeyData) and same(opt.key.wrap(), key)
+    assert isinstance(opt.key, eqopt.states.KeyData) and same(opt.key.wrap(), key)
     assert repr(opt).startswith("NoisySGD(learning_rate=0.1") and f"KeyData({impl})" in repr(opt)
 
     other = jax.random.key(4, impl=impl)
     expected, _ = _updates(eqopt.NoisySGD(0.1, key=other))
     assert same(_updates(opt.replace(key=other))[0], expected)
     assert same(_updates(eqopt.NoisySGD(0.1, key=opt.replace(key=other).key))[0], expected)
-    for placed in (other, eqopt.KeyData(other)):
+    for placed in (other, eqopt.states.KeyData(other)):
         assert same(_updates(eqx.tree_at(lambda o: o.key, opt, placed))[0], expected)
     assert same(opt.replace(learning_rate=0.2).key.wrap(), key)
     # The key is no hyper-parameter.
@@ -136,7 +136,7 @@ def test_mistakes_are_named():
         eqopt.NoisySGD(0.1, key=jax.random.split(jax.random.key(0)))
     unfit: Any = np.zeros(2, np.uint32)
     with pytest.raises(TypeError, match=r"`jax.random.key` makes; got uint32\[2\]"):
-        eqopt.KeyData(unfit)
+        eqopt.states.KeyData(unfit)
 
 
 # Loops.
@@ -172,7 +172,7 @@ def test_fit_goes_on_from_a_file(key: Any, steps_per_call: int):
 
     # Or of a key that is made for it.
     typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    place = eqopt.KeyData(other) if typed else other
+    place = eqopt.states.KeyData(other) if typed else other
     assert same(through_a_file(half.key, place), half.key)
 
 
@@ -183,7 +183,7 @@ def test_the_loss_is_given_keys_of_its_kind(key: Any):
 
     fit = eqopt.fit(loss, eqopt.SGD(0.1), jnp.zeros(3), BATCHES, key=key, has_aux=True)
     typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    assert isinstance(fit.key, eqopt.KeyData) == typed
+    assert isinstance(fit.key, eqopt.states.KeyData) == typed
     expected = []
     for _ in BATCHES:
         key, own = jax.random.split(key)
@@ -214,11 +214,11 @@ def test_a_state_of_optax_goes_through_a_file(key: Any):
 
 def test_a_key_that_was_kept_is_taken_where_a_key_is():
     key = jax.random.key(3)
-    data, params = eqopt.KeyData(key), jnp.ones(64, jnp.bfloat16)
+    data, params = eqopt.states.KeyData(key), jnp.ones(64, jnp.bfloat16)
     updates = jnp.full(64, 1e-3, np.float32)
-    opt = eqopt.StochasticRounding(eqopt.SGD(1.0))
+    opt = eqopt.precision.StochasticRounding(eqopt.SGD(1.0))
     state = opt.init(params)
     expected = opt.update(updates, state, params, key=key)
     assert same(opt.update(updates, state, params, key=data), expected)
-    landed = eqopt.apply_updates_stochastically(params, updates, key)
-    assert same(eqopt.apply_updates_stochastically(params, updates, data), landed)
+    landed = eqopt.precision.apply_updates_stochastically(params, updates, key)
+    assert same(eqopt.precision.apply_updates_stochastically(params, updates, data), landed)

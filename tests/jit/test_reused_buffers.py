@@ -143,7 +143,7 @@ def test_what_a_loss_reads_is_read_when_it_is_traced():
 
 
 # Its content changes at each call.
-@pytest.mark.filterwarnings("ignore::eqopt._jit.function.RecompilationWarning")
+@pytest.mark.filterwarnings("ignore::eqopt.RecompilationWarning")
 def test_the_closure_of_a_loss():
     model, weights = jnp.zeros(2, FLOAT), buffer(0)
     state = OPT.init(model)
@@ -174,7 +174,7 @@ def _minimized(x: np.ndarray) -> Any:
 
 def _scaled(x: np.ndarray) -> Any:
     params = late(jnp.zeros(2, FLOAT))
-    scale = eqopt.DynamicScale(scale=1.0)
+    scale = eqopt.precision.DynamicScale(scale=1.0)
     return scale.scaled_step(OPT, weighted, params, OPT.init(params), x).model
 
 

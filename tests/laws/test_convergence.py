@@ -13,7 +13,7 @@ from jax import lax
 from jaxtyping import Array
 
 import eqopt
-from eqopt import AbstractOptimizer
+from eqopt.writing import AbstractOptimizer
 from tests.laws import table
 from tests.support.toolbox import in_one_width
 

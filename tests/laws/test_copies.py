@@ -39,7 +39,7 @@ def test_transformations_states_and_optimizers(row: Row):
     for name, make_copy in COPIES.items():
         # A transformation of optax's is a pair of functions within functions. cloudpickle takes
         # them along, as functions of their own, which are equal to no others.
-        of_optax = row.cls is eqopt.FromOptax and "pickle" in name
+        of_optax = row.cls is eqopt.interop.FromOptax and "pickle" in name
         if of_optax and name == "pickle":
             with pytest.raises(AttributeError, match="local object"):
                 make_copy(opt)
@@ -97,9 +97,9 @@ OF_TREES: dict[str, Callable[[], Any]] = {
     "axes": lambda: eqopt.Muon(
         0.1,
         muon_weight_dimension_numbers=Layers(
-            eqopt.MuonDimensionNumbers(0, 1),
+            eqopt.options.MuonDimensionNumbers(0, 1),
             None,
-            Layers(eqopt.MuonDimensionNumbers((1,), 0), None),
+            Layers(eqopt.options.MuonDimensionNumbers((1,), 0), None),
         ),
     ),
 }

@@ -13,6 +13,7 @@ import pytest
 import eqopt
 from eqopt import projections
 from tests.laws.table.row import KEY
+from tests.support import house_rules
 from tests.support.copying import assert_equal, COPIES, Layers, through_a_file
 from tests.support.toolbox import FLOAT, same, values
 
@@ -46,10 +47,10 @@ RESULTS: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     "History": (lambda: _fit().history, lambda: _fit(0.25, 2).history),
     "Solution": (_solution, lambda: _solution(0.25)),
     "KeyData": (
-        lambda: eqopt.KeyData(jax.random.key(3, impl="rbg")),
-        lambda: eqopt.KeyData(jax.random.key(4, impl="rbg")),
+        lambda: eqopt.states.KeyData(jax.random.key(3, impl="rbg")),
+        lambda: eqopt.states.KeyData(jax.random.key(4, impl="rbg")),
     ),
-    "DynamicScale": (lambda: eqopt.DynamicScale(scale=8.0), eqopt.DynamicScale),
+    "DynamicScale": (lambda: eqopt.precision.DynamicScale(scale=8.0), eqopt.precision.DynamicScale),
     "LookaheadParams": (
         lambda: eqopt.LookaheadParams(values((2,), 1), values((2,), 2)),
         lambda: eqopt.LookaheadParams(values((2,), 3), values((2,), 4)),
@@ -130,8 +131,8 @@ SELECTORS: list[Any] = [
     eqopt.ByNdim(1) & eqopt.ByPath("**.bias"),
     eqopt.ByPath("weight") | eqopt.ByPath("bias"),
     ~eqopt.ByNdim(1),
-    eqopt.FunctionSelector(_matrices),
-    eqopt.TreeSelector(Layers(True, False, Inner(True, None))),
+    eqopt.selectors.FunctionSelector(_matrices),
+    eqopt.selectors.TreeSelector(Layers(True, False, Inner(True, None))),
 ]
 NORMAL = Layers(values((3, 2), 4), values((2,), 5), Inner(values((2, 2), 6), None))
 SETS: list[Any] = [
@@ -153,11 +154,14 @@ LAYERS = Layers(values((3, 2), 1), values((2,), 2), Inner(values((2, 2), 3), Non
 
 
 def test_the_lists_are_complete():
-    everything = [*vars(eqopt).values(), *vars(projections).values()]
-    bases = eqopt.AbstractSchedule, eqopt.AbstractSelector, projections.AbstractProjection
+    bases = (
+        eqopt.writing.AbstractSchedule,
+        eqopt.selectors.AbstractSelector,
+        projections.AbstractProjection,
+    )
     concrete = {
         x
-        for x in everything
+        for x in house_rules.public(eqopt).values()
         if isinstance(x, type) and issubclass(x, bases) and not inspect.isabstract(x)
     }
     assert concrete <= {type(x) for x in (*SCHEDULES, *SELECTORS, *SETS)}

@@ -57,7 +57,9 @@ def test_the_table_of_wrappers_is_complete():
     wrappers = {type(w.wrap(eqopt.Identity())) for w in WRAPPERS}
     holders = [x for row in table.ROWS if table.holds_transformations(x := row.make())]
     # An optimizer may be made of a line search; that is a part of it, and not just any inner.
-    assert wrappers == {type(x) for x in holders if not isinstance(x, eqopt.AbstractOptimizer)}
+    assert wrappers == {
+        type(x) for x in holders if not isinstance(x, eqopt.writing.AbstractOptimizer)
+    }
 
 
 # 1. Whole models in, whole models out.
@@ -98,7 +100,7 @@ def _without_caches(state: Any) -> Any:
 
 
 def _is_cache(x: Any) -> bool:
-    return isinstance(x, eqopt.Cache)
+    return isinstance(x, eqopt.states.Cache)
 
 
 @in_one_width
@@ -304,7 +306,7 @@ def test_numbers_are_exact_and_copied(row: Row):
 
 def test_a_tenth_is_a_tenth():
     ones = jnp.ones(3, FLOAT)
-    updates, _ = eqopt.Scale(0.1).update(ones, eqopt.EmptyState())
+    updates, _ = eqopt.Scale(0.1).update(ones, eqopt.states.EmptyState())
     np.testing.assert_array_equal(updates, np.full(3, 0.1, FLOAT))
 
 

@@ -74,7 +74,7 @@ def test_of_a_copy_of_the_model(dtype: Any):
     def loss(model: Any, x: Any) -> Any:
         return jnp.sum(jax.vmap(model)(x).astype(FLOAT) ** 2)
 
-    half = eqopt.cast_floating(model, dtype)
+    half = eqopt.precision.cast_floating(model, dtype)
     grads = eqx.filter_grad(loss)(half, x.astype(dtype))
     assert grads.weight.dtype == dtype
     bundle = eqopt.Optimizer.create(SGD, model).apply_gradient(grads)

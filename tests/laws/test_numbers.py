@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import eqopt
-from eqopt import AbstractTransformation, Context, EmptyState
+from eqopt.states import EmptyState
+from eqopt.writing import AbstractTransformation, Context
 from tests.laws.table import every, every_optimizer, every_wrapper, Row
 from tests.laws.table.row import Wrapper
 from tests.support.toolbox import (
@@ -95,7 +96,7 @@ def test_infinity_is_clipped_to_the_limit():
 
 
 def is_cache(x: Any) -> bool:
-    return isinstance(x, eqopt.Cache)
+    return isinstance(x, eqopt.states.Cache)
 
 
 @every
@@ -184,7 +185,7 @@ def test_the_norm_of_float16_does_not_overflow():
 def test_bias_corrections_do_not_cancel(decay: float, steps: int):
     """An average of ones, debiased, is one; `1 - decay**count` would put it 3e-2 off."""
     opt = eqopt.EMA(decay)
-    state = eqopt.EMAState(
+    state = eqopt.states.EMAState(
         jnp.asarray(steps - 1, jnp.int32),
         # In float64: what the average has collected is given, and only its correction is tested.
         jnp.full(2, -np.expm1((steps - 1) * np.log(np.float64(FLOAT(decay)))), FLOAT),

@@ -14,7 +14,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import eqopt
-from eqopt import AbstractTransformation
+from eqopt.writing import AbstractTransformation
 from tests.laws.table import concrete_classes, each, every, Row, ROWS
 from tests.support.toolbox import (
     assert_close,
@@ -269,7 +269,10 @@ def _drops_not_finite(inner: Any) -> Any:
 # Wrappers that skip some steps, and how often each takes a gradient for each step of those inside.
 _SKIPPING = {
     "ApplyIfFinite": (lambda inner: eqopt.ApplyIfFinite(inner, 9), 1),
-    "ApplyIfFinite-skip": (lambda inner: eqopt.ApplyIfFinite(inner, 0, eqopt.skip_update), 1),
+    "ApplyIfFinite-skip": (
+        lambda inner: eqopt.ApplyIfFinite(inner, 0, eqopt.options.skip_update),
+        1,
+    ),
     "ConditionallyTransform": (lambda inner: eqopt.ConditionallyTransform(inner, _taken), 1),
     "ConditionallyMask": (lambda inner: eqopt.ConditionallyMask(inner, _taken), 1),
     "MultiSteps": (lambda inner: eqopt.MultiSteps(inner, 1), 1),
@@ -310,7 +313,7 @@ def test_a_schedule_waits_for_what_is_skipped(skipping: str, scheduled: str):
 
 @pytest.mark.parametrize("scheduled", _SCHEDULED)
 def test_a_schedule_waits_for_gradients_that_do_not_overflow(scheduled: str):
-    scale, opt = eqopt.DynamicScale(), _SCHEDULED[scheduled]
+    scale, opt = eqopt.precision.DynamicScale(), _SCHEDULED[scheduled]
     params = jnp.zeros(2, FLOAT)
     state, num_taken = opt.init(params), 0
     for taken in _HALVES:

@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Array
 
 import eqopt
-from eqopt import AbstractLinesearch, LinesearchResult
+from eqopt.linesearch import AbstractLinesearch, LinesearchResult
 from tests.support.linesearches import ended, rosenbrock, search_along, SEARCHES
 from tests.support.toolbox import FLOAT, X64
 

@@ -129,13 +129,15 @@ def test_silent(capsys: pytest.CaptureFixture[str]):
 # First steps, and mistakes.
 
 
-@pytest.mark.parametrize("search", [eqopt.ScaleByZoomLinesearch, eqopt.ScaleByHagerZhangLinesearch])
+@pytest.mark.parametrize(
+    "search", [eqopt.ScaleByZoomLinesearch, eqopt.linesearch.ScaleByHagerZhangLinesearch]
+)
 @pytest.mark.parametrize(
     "strategy,expected",
     [
-        (eqopt.keep_step, 0.25),
-        (eqopt.double_step, 0.5),
-        (eqopt.unit_step, 1.0),
+        (eqopt.linesearch.keep_step, 0.25),
+        (eqopt.linesearch.double_step, 0.5),
+        (eqopt.linesearch.unit_step, 1.0),
         ("keep", 0.25),
         ("one", 1.0),
         (lambda learning_rate: learning_rate / 2, 0.125),
@@ -151,8 +153,8 @@ def test_first_steps(search: Any, strategy: Any, expected: float):
 def test_default_first_steps():
     step = jnp.asarray(0.25, FLOAT)
     assert float(eqopt.ScaleByZoomLinesearch(5).first_step(step)) == 0.25
-    assert float(eqopt.ScaleByHagerZhangLinesearch().first_step(step)) == 0.5
-    assert float(eqopt.ScaleByWolfeLinesearch().first_step(step)) == 1
+    assert float(eqopt.linesearch.ScaleByHagerZhangLinesearch().first_step(step)) == 0.5
+    assert float(eqopt.linesearch.ScaleByWolfeLinesearch().first_step(step)) == 1
     assert float(eqopt.ScaleByBacktrackingLinesearch(5).first_step(step)) == 0.375
     forgetful = eqopt.ScaleByBacktrackingLinesearch(5, increase_factor=np.inf, max_learning_rate=7)
     assert float(forgetful.first_step(step)) == 7
@@ -173,15 +175,30 @@ def test_default_first_steps():
             lambda: eqopt.ScaleByZoomLinesearch(5, initial_guess_strategy="best"),
             "`initial_guess_strategy` must be .* got 'best'",
         ),
-        (lambda: eqopt.ScaleByHagerZhangLinesearch(0), "`max_linesearch_steps` must be from 1"),
-        (lambda: eqopt.ScaleByHagerZhangLinesearch(slope_rtol=0.5), "`slope_rtol` must be above 0"),
-        (lambda: eqopt.ScaleByHagerZhangLinesearch(curv_rtol=1), "`curv_rtol` must be above 0"),
         (
-            lambda: eqopt.ScaleByHagerZhangLinesearch(initial_guess_strategy="two"),
+            lambda: eqopt.linesearch.ScaleByHagerZhangLinesearch(0),
+            "`max_linesearch_steps` must be from 1",
+        ),
+        (
+            lambda: eqopt.linesearch.ScaleByHagerZhangLinesearch(slope_rtol=0.5),
+            "`slope_rtol` must be above 0",
+        ),
+        (
+            lambda: eqopt.linesearch.ScaleByHagerZhangLinesearch(curv_rtol=1),
+            "`curv_rtol` must be above 0",
+        ),
+        (
+            lambda: eqopt.linesearch.ScaleByHagerZhangLinesearch(initial_guess_strategy="two"),
             "`initial_guess_strategy` must be .* got 'two'",
         ),
-        (lambda: eqopt.ScaleByWolfeLinesearch(0), "`max_linesearch_steps` must be from 1"),
-        (lambda: eqopt.ScaleByWolfeLinesearch(slope_rtol=0), "`slope_rtol` must be above 0"),
+        (
+            lambda: eqopt.linesearch.ScaleByWolfeLinesearch(0),
+            "`max_linesearch_steps` must be from 1",
+        ),
+        (
+            lambda: eqopt.linesearch.ScaleByWolfeLinesearch(slope_rtol=0),
+            "`slope_rtol` must be above 0",
+        ),
         (lambda: eqopt.ScaleByBacktrackingLinesearch(-1), "`max_backtracking_steps` must be"),
         (lambda: eqopt.ScaleByBacktrackingLinesearch(5, decrease_factor=1), "`decrease_factor`"),
         (lambda: eqopt.ScaleByBacktrackingLinesearch(5, increase_factor=0.5), "`increase_factor`"),

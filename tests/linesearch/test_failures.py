@@ -12,7 +12,7 @@ from jax import lax
 from jaxtyping import Array
 
 import eqopt
-from eqopt import LinesearchResult
+from eqopt.linesearch import LinesearchResult
 from tests.support.linesearches import ended, rosenbrock, search_along, SEARCHES, value_and_grad
 from tests.support.toolbox import FLOAT
 
@@ -189,8 +189,8 @@ def test_a_direction_that_is_not_finite(name: str, bad: float):
         lambda n: eqopt.ScaleByBacktrackingLinesearch(n - 1),
         lambda n: eqopt.ScaleByBacktrackingLinesearch(n - 1, store_grad=True),
         eqopt.ScaleByZoomLinesearch,
-        eqopt.ScaleByHagerZhangLinesearch,
-        eqopt.ScaleByWolfeLinesearch,
+        eqopt.linesearch.ScaleByHagerZhangLinesearch,
+        eqopt.linesearch.ScaleByWolfeLinesearch,
     ],
     ids=NAMES,
 )
@@ -219,7 +219,7 @@ def _far(x: Array) -> Array:
     "search",
     [
         eqopt.ScaleByZoomLinesearch(20, max_learning_rate=0.5),
-        eqopt.ScaleByHagerZhangLinesearch(max_learning_rate=0.5),
+        eqopt.linesearch.ScaleByHagerZhangLinesearch(max_learning_rate=0.5),
     ],
     ids=["zoom", "hager-zhang"],
 )
@@ -237,7 +237,7 @@ def _into_a_higher_valley(x: Array) -> Array:
 
 
 def test_values_that_were_large_once_do_not_hide_a_rise():
-    search, start = eqopt.ScaleByWolfeLinesearch(), jnp.zeros(1, FLOAT)
+    search, start = eqopt.linesearch.ScaleByWolfeLinesearch(), jnp.zeros(1, FLOAT)
     state = eqx.tree_at(lambda s: s.scale, search.init(start), jnp.asarray(1e3 / EPS, FLOAT))
     x, state = search_along(search, _into_a_higher_valley, start, jnp.ones(1, FLOAT), state)
     assert _into_a_higher_valley(x) < 1
@@ -254,9 +254,12 @@ def _leveling_off(x: Array) -> Array:
     [
         (eqopt.ScaleByZoomLinesearch(4, curv_rtol=1e-9), _leveling_off),
         (eqopt.ScaleByZoomLinesearch(4), _far),
-        (eqopt.ScaleByHagerZhangLinesearch(2, slope_rtol=0.4999, curv_rtol=0.5), _leveling_off),
-        (eqopt.ScaleByHagerZhangLinesearch(2), _far),
-        (eqopt.ScaleByWolfeLinesearch(2), _far),
+        (
+            eqopt.linesearch.ScaleByHagerZhangLinesearch(2, slope_rtol=0.4999, curv_rtol=0.5),
+            _leveling_off,
+        ),
+        (eqopt.linesearch.ScaleByHagerZhangLinesearch(2), _far),
+        (eqopt.linesearch.ScaleByWolfeLinesearch(2), _far),
     ],
     ids=["zoom", "zoom-far", "hager-zhang", "hager-zhang-far", "wolfe-far"],
 )

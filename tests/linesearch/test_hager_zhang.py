@@ -108,7 +108,9 @@ def _random_line(seed: int) -> Callable[[float], tuple[float, float]]:
 @pytest.mark.skipif(not X64, reason="the paper's algorithm is told in float64")
 @pytest.mark.parametrize("delta,sigma", [(0.1, 0.9), (0.4, 0.41), (0.49, 0.5)])
 def test_hager_zhang_tries_what_the_paper_does(delta: float, sigma: float):
-    search = eqopt.ScaleByHagerZhangLinesearch(20, 30.0, slope_rtol=delta, curv_rtol=sigma)
+    search = eqopt.linesearch.ScaleByHagerZhangLinesearch(
+        20, 30.0, slope_rtol=delta, curv_rtol=sigma
+    )
     tell = eqx.filter_jit(search.tell)
     lengths = []
     for seed in range(150):
@@ -116,11 +118,11 @@ def test_hager_zhang_tries_what_the_paper_does(delta: float, sigma: float):
         step = 10 ** np.random.default_rng(seed + 1000).uniform(-2, 1)
         expected = _cg_descent(phi, step, delta, sigma, 30.0, 20)
         value, slope = map(jnp.asarray, phi(0))
-        machine = search.start(eqopt.Origin(value, slope, jnp.abs(value), 2**-52))
+        machine = search.start(eqopt.linesearch.Origin(value, slope, jnp.abs(value), 2**-52))
         trials, verdict, step = [], 0, jnp.asarray(step)
         while verdict == 0:
             trials.append(float(step))
-            trial = eqopt.Trial(step, *map(jnp.asarray, phi(trials[-1])))
+            trial = eqopt.linesearch.Trial(step, *map(jnp.asarray, phi(trials[-1])))
             machine, answer = tell(machine, trial)
             verdict, step = int(answer.verdict), answer.step
         np.testing.assert_allclose(trials, expected, rtol=1e-9)

@@ -47,7 +47,7 @@ OPTIMIZERS = {
     "backtracking": lambda: backtracking(store_grad=True),
     "backtracking-values": backtracking,
     "zoom": lambda: eqopt.LBFGS(linesearch=eqopt.ScaleByZoomLinesearch(20)),
-    "Hager-Zhang": lambda: eqopt.LBFGS(linesearch=eqopt.ScaleByHagerZhangLinesearch()),
+    "Hager-Zhang": lambda: eqopt.LBFGS(linesearch=eqopt.linesearch.ScaleByHagerZhangLinesearch()),
     "masked": lambda: eqopt.Masked(eqopt.LBFGS(), eqopt.ByPath("**")),
     "Adam": lambda: eqopt.Adam(0.1),
 }
@@ -140,7 +140,7 @@ def test_the_state_goes_on():
     x, state, evaluation = opt.step(counted, first.params, first.state)
     jax.effects_barrier()
     search = state.states[2]
-    assert isinstance(search, eqopt.LinesearchState)
+    assert isinstance(search, eqopt.states.LinesearchState)
     assert CALLS.evaluations - before == search.info.num_linesearch_steps
     assert evaluation.value == first.value
     assert rosenbrock(x) < first.value
@@ -275,7 +275,7 @@ def test_mistakes_are_named():
 
 
 def test_progress_is_shown():
-    class Bar(eqopt.AbstractProgress):
+    class Bar(eqopt.writing.AbstractProgress):
         def __init__(self) -> None:
             self.seen: list[tuple[int, str]] = []
 

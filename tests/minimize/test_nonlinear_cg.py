@@ -13,7 +13,7 @@ import scipy.sparse.linalg
 from jaxtyping import Array, Float
 
 import eqopt
-from eqopt import AbstractConjugacy, ConjugacyProducts, MinimizeResult
+from eqopt import MinimizeResult, quasi_newton
 from tests.support.toolbox import assert_close, finite, FLOAT, same, tree, values, X64
 
 COMPLEX = np.result_type(FLOAT, np.complex64)
@@ -37,15 +37,15 @@ def dai_yuan(g: Any, last: Any, d: Any) -> float:
     return (g @ g) / (d @ (g - last))
 
 
-METHODS: dict[str, tuple[AbstractConjugacy, Callable[[Any, Any, Any], float]]] = {
-    "HagerZhang": (eqopt.HagerZhang(), hager_zhang),
+METHODS: dict[str, tuple[quasi_newton.AbstractConjugacy, Callable[[Any, Any, Any], float]]] = {
+    "HagerZhang": (quasi_newton.HagerZhang(), hager_zhang),
     "HagerZhang-2": (
-        eqopt.HagerZhang(eta=0.01, theta=2.0),
+        quasi_newton.HagerZhang(eta=0.01, theta=2.0),
         lambda g, last, d: hager_zhang(g, last, d, 0.01, 2.0),
     ),
-    "PolakRibierePlus": (eqopt.PolakRibierePlus(), polak_ribiere_plus),
-    "FletcherReeves": (eqopt.FletcherReeves(), fletcher_reeves),
-    "DaiYuan": (eqopt.DaiYuan(), dai_yuan),
+    "PolakRibierePlus": (quasi_newton.PolakRibierePlus(), polak_ribiere_plus),
+    "FletcherReeves": (quasi_newton.FletcherReeves(), fletcher_reeves),
+    "DaiYuan": (quasi_newton.DaiYuan(), dai_yuan),
 }
 every_method = pytest.mark.parametrize("name", METHODS)
 
@@ -88,7 +88,7 @@ def _second_gradient(last: Any, direction: Any, seed: int) -> Any:
 @pytest.mark.parametrize("seed", range(5))
 def test_the_direction_is_that_of_the_formula(name: str, seed: int):
     method, formula = METHODS[name]
-    opt = eqopt.ScaleByNonlinearCG(method, np.inf)
+    opt = quasi_newton.ScaleByNonlinearCG(method, np.inf)
     params, first = mixed(1), mixed(10 + seed)
     # What `jax.grad` gives is the conjugate of the direction of ascent.
     u, state = opt.update(jax.tree.map(jnp.conj, first), opt.init(params), params)
@@ -111,10 +111,10 @@ def test_the_direction_is_that_of_the_formula(name: str, seed: int):
     np.testing.assert_allclose(flat(u) @ g, 0.25 * promised, rtol=1e-3)
 
 
-def _products(g: Any, last: Any, d: Any) -> ConjugacyProducts:
+def _products(g: Any, last: Any, d: Any) -> quasi_newton.ConjugacyProducts:
     y = g - last
     pairs = ((g, g), (last, last), (y, y), (y, g), (y, d), (g, d), (d, d))
-    return ConjugacyProducts(*(jnp.asarray(a @ b, FLOAT) for a, b in pairs))
+    return quasi_newton.ConjugacyProducts(*(jnp.asarray(a @ b, FLOAT) for a, b in pairs))
 
 
 def test_negative_factors_are_bounded():
@@ -123,10 +123,10 @@ def test_negative_factors_are_bounded():
     unbounded = hager_zhang(g, last, d, eta=1e9)
     assert unbounded < -0.09
     for eta, expected in ((0.0, 0.0), (0.1, -0.05), (0.4, unbounded)):
-        beta = eqopt.HagerZhang(eta).beta(products)
+        beta = quasi_newton.HagerZhang(eta).beta(products)
         np.testing.assert_allclose(beta, expected, rtol=1e-5, atol=1e-7)
     assert (g - last) @ g < 0
-    assert float(eqopt.PolakRibierePlus().beta(products)) == 0
+    assert float(quasi_newton.PolakRibierePlus().beta(products)) == 0
 
 
 @every_method
@@ -153,7 +153,7 @@ def test_exact_searches_give_linear_conjugate_gradients(name: str):
     assert len(expected) == n
 
     a, c = jnp.asarray(matrix, FLOAT), jnp.asarray(b, FLOAT)
-    opt = eqopt.ScaleByNonlinearCG(METHODS[name][0], np.inf)
+    opt = quasi_newton.ScaleByNonlinearCG(METHODS[name][0], np.inf)
     x = jnp.zeros(n, FLOAT)
     state = opt.init(x)
     # By the last steps in single precision, conjugacy has been lost to rounding.
@@ -206,7 +206,7 @@ def test_evaluations_are_no_more_than_those_of_scipy(n: int):
 
 
 def test_the_first_step_has_length_one_at_most():
-    opt = eqopt.ScaleByNonlinearCG()
+    opt = quasi_newton.ScaleByNonlinearCG()
     x, g = jnp.zeros(4, FLOAT), jnp.asarray([30.0, -40.0, 0.0, 0.0], FLOAT)
     u, _ = opt.update(g, opt.init(x), x)
     assert_close(u, g / 50)
@@ -220,12 +220,12 @@ def test_the_first_step_has_length_one_at_most():
 # Restarts
 
 
-class Forced(AbstractConjugacy):
+class Forced(quasi_newton.AbstractConjugacy):
     """Whatever the gradients, one factor."""
 
     factor: Float[Array, ""]
 
-    def beta(self, products: ConjugacyProducts) -> Float[Array, ""]:
+    def beta(self, products: quasi_newton.ConjugacyProducts) -> Float[Array, ""]:
         return self.factor
 
 
@@ -241,7 +241,7 @@ def _two_steps(
 def test_directions_that_do_not_descend_are_restarted(factor: float):
     # Along the last direction the objective has begun to rise, so much of it is uphill.
     first, second = jnp.asarray([1.0, 0.0], FLOAT), jnp.asarray([-0.5, 1.0], FLOAT)
-    opt = eqopt.ScaleByNonlinearCG(Forced(jnp.asarray(factor, FLOAT)))
+    opt = quasi_newton.ScaleByNonlinearCG(Forced(jnp.asarray(factor, FLOAT)))
     u, state = _two_steps(opt, first, second)
     assert_close(state.direction, -second)
     # The length still is that of the last step.
@@ -251,7 +251,7 @@ def test_directions_that_do_not_descend_are_restarted(factor: float):
 
 def test_a_factor_that_descends_is_kept():
     first, second = jnp.asarray([1.0, 0.0], FLOAT), jnp.asarray([-0.5, 1.0], FLOAT)
-    opt = eqopt.ScaleByNonlinearCG(Forced(jnp.asarray(0.5, FLOAT)))
+    opt = quasi_newton.ScaleByNonlinearCG(Forced(jnp.asarray(0.5, FLOAT)))
     _, state = _two_steps(opt, first, second)
     assert_close(state.direction, -second - 0.5 * first)
 
@@ -259,7 +259,7 @@ def test_a_factor_that_descends_is_kept():
 @pytest.mark.parametrize(("rtol", "kept"), [(0.3, False), (0.5, True), (np.inf, True)])
 def test_gradients_that_overlap_restart(rtol: float, kept: bool):
     first, second = jnp.asarray([1.0, 0.0], FLOAT), jnp.asarray([0.5, 1.0], FLOAT)
-    opt = eqopt.ScaleByNonlinearCG(eqopt.FletcherReeves(), rtol)  # the overlap is 0.4
+    opt = quasi_newton.ScaleByNonlinearCG(quasi_newton.FletcherReeves(), rtol)  # the overlap is 0.4
     _, state = _two_steps(opt, first, second)
     beta = 1.25 if kept else 0.0
     assert_close(state.direction, -second - beta * first)
@@ -269,7 +269,7 @@ def test_gradients_that_overlap_restart(rtol: float, kept: bool):
 @pytest.mark.parametrize("moved", [0.0, -0.25])
 def test_parameters_that_have_not_moved_restart(name: str, moved: float):
     first, second = jnp.asarray([30.0, 0.0], FLOAT), jnp.asarray([-15.0, 20.0], FLOAT)
-    opt = eqopt.ScaleByNonlinearCG(METHODS[name][0])
+    opt = quasi_newton.ScaleByNonlinearCG(METHODS[name][0])
     x = jnp.full(2, 3.0, FLOAT)
     u, state = _two_steps(opt, first, second, moved, x)
     assert_close(state.direction, -second)
@@ -278,7 +278,7 @@ def test_parameters_that_have_not_moved_restart(name: str, moved: float):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_gradient_that_is_not_finite_is_forgotten(bad: float):
-    opt = eqopt.ScaleByNonlinearCG()
+    opt = quasi_newton.ScaleByNonlinearCG()
     x = jnp.full(2, 3.0, FLOAT)
     good = jnp.asarray([-15.0, 20.0], FLOAT)
     u, state = opt.update(jnp.asarray([1.0, bad], FLOAT), opt.init(x), x)
@@ -338,7 +338,7 @@ def test_mixed_trees_descend_and_keep_their_dtypes():
 
 def test_leaves_without_gradient_are_left_out():
     """They count for nothing, and their memory stays."""
-    opt = eqopt.ScaleByNonlinearCG()
+    opt = quasi_newton.ScaleByNonlinearCG()
     params, g, h = tree(0), tree(7), tree(9)
     u, state = opt.update(g, opt.init(params), params)
     moved = step_along(params, u, 0.25)
@@ -380,21 +380,21 @@ def test_the_imaginary_part_is_a_second_real_parameter():
 
 
 def test_mistakes_are_named():
-    wrong: Any = eqopt.HagerZhang
+    wrong: Any = quasi_newton.HagerZhang
     with pytest.raises(TypeError, match="`method` must be an"):
-        eqopt.ScaleByNonlinearCG(wrong)
+        quasi_newton.ScaleByNonlinearCG(wrong)
     with pytest.raises(TypeError, match="`method` must be an"):
         eqopt.NonlinearCG(wrong)
     none: Any = None
     with pytest.raises(TypeError, match="`linesearch` must be a transformation"):
         eqopt.NonlinearCG(linesearch=none)
     with pytest.raises(ValueError, match="`restart_rtol` must be above 0"):
-        eqopt.ScaleByNonlinearCG(restart_rtol=0.0)
+        quasi_newton.ScaleByNonlinearCG(restart_rtol=0.0)
     with pytest.raises(ValueError, match="`theta` must be above 0"):
-        eqopt.HagerZhang(theta=0.2)
+        quasi_newton.HagerZhang(theta=0.2)
     with pytest.raises(ValueError, match="`eta` must be at least 0"):
-        eqopt.HagerZhang(eta=-1.0)
+        quasi_newton.HagerZhang(eta=-1.0)
     x = jnp.ones(2, FLOAT)
-    opt = eqopt.ScaleByNonlinearCG()
+    opt = quasi_newton.ScaleByNonlinearCG()
     with pytest.raises(ValueError, match="`ScaleByNonlinearCG` needs the parameters"):
         opt.update(x, opt.init(x))

@@ -31,8 +31,8 @@ def test_the_plain_transformation_is_optax_s(memory_size: int, scaled: bool):
         memory_size,
         scaled,
         first_step_rtol=0.0,
-        init_matrix=eqopt.ScalarMatrix(),
-        secant=eqopt.PlainSecant(),
+        init_matrix=eqopt.quasi_newton.ScalarMatrix(),
+        secant=eqopt.quasi_newton.PlainSecant(),
     )
     theirs = optax.scale_by_lbfgs(memory_size, scaled)
     params = tree()
@@ -96,8 +96,12 @@ STEPS = 6
 def test_the_direction_is_the_matrix_times_the_gradient(modified: bool, diagonal: bool):
     opt = eqopt.ScaleByLBFGS(
         10,
-        init_matrix=eqopt.DiagonalMatrix() if diagonal else eqopt.ScalarMatrix(),
-        secant=eqopt.ModifiedSecant() if modified else eqopt.PlainSecant(),
+        init_matrix=eqopt.quasi_newton.DiagonalMatrix()
+        if diagonal
+        else eqopt.quasi_newton.ScalarMatrix(),
+        secant=eqopt.quasi_newton.ModifiedSecant()
+        if modified
+        else eqopt.quasi_newton.PlainSecant(),
     )
     found = _run(opt, START, STEPS)
     for k in range(1, STEPS):
@@ -111,7 +115,9 @@ def test_the_direction_is_the_matrix_times_the_gradient(modified: bool, diagonal
 
 
 def test_the_memory_forgets_the_oldest():
-    opt = eqopt.ScaleByLBFGS(2, init_matrix=eqopt.ScalarMatrix(), secant=eqopt.PlainSecant())
+    opt = eqopt.ScaleByLBFGS(
+        2, init_matrix=eqopt.quasi_newton.ScalarMatrix(), secant=eqopt.quasi_newton.PlainSecant()
+    )
     found = _run(opt, START, STEPS)
     pairs = _pairs(found, modified=False)[-2:]
     s, y = pairs[-1]
@@ -124,8 +130,8 @@ def test_the_memory_forgets_the_oldest():
 
 @pytest.mark.parametrize("modified", [True, False])
 def test_the_dense_matrix(modified: bool):
-    secant = eqopt.ModifiedSecant() if modified else eqopt.PlainSecant()
-    found = _run(eqopt.ScaleByBFGS(secant=secant), START, STEPS)
+    secant = eqopt.quasi_newton.ModifiedSecant() if modified else eqopt.quasi_newton.PlainSecant()
+    found = _run(eqopt.quasi_newton.ScaleByBFGS(secant=secant), START, STEPS)
     pairs = _pairs(found, modified=modified)
     s, y = pairs[0]
     matrix = s @ y / (y @ y) * np.eye(len(s))
@@ -134,7 +140,7 @@ def test_the_dense_matrix(modified: bool):
         np.testing.assert_allclose(found[k][3], matrix @ found[k][2], rtol=1e-8 if X64 else 2e-2)
 
 
-@pytest.mark.parametrize("make", [eqopt.ScaleByLBFGS, eqopt.ScaleByBFGS])
+@pytest.mark.parametrize("make", [eqopt.ScaleByLBFGS, eqopt.quasi_newton.ScaleByBFGS])
 def test_negative_curvature_is_skipped_and_the_direction_descends(make: Any):
     # x**4 / 4 - x**2 / 2 is concave around 0.
     grads = jax.grad(lambda x: jnp.sum(x**4 / 4 - x**2 / 2))
@@ -149,7 +155,7 @@ def test_negative_curvature_is_skipped_and_the_direction_descends(make: Any):
     assert num_pairs[1] == 0 and num_pairs[-1] > 0
 
 
-@pytest.mark.parametrize("make", [eqopt.ScaleByLBFGS, eqopt.ScaleByBFGS])
+@pytest.mark.parametrize("make", [eqopt.ScaleByLBFGS, eqopt.quasi_newton.ScaleByBFGS])
 def test_parameters_that_stay_make_it_forget(make: Any):
     opt, x = make(), jnp.asarray(START, FLOAT)
     state = opt.init(x)
@@ -167,7 +173,10 @@ def test_parameters_that_stay_make_it_forget(make: Any):
 # A diagonal matrix has one entry for a complex number, so that this does not hold of it.
 @pytest.mark.parametrize(
     "make",
-    [lambda: eqopt.ScaleByLBFGS(init_matrix=eqopt.ScalarMatrix()), eqopt.ScaleByBFGS],
+    [
+        lambda: eqopt.ScaleByLBFGS(init_matrix=eqopt.quasi_newton.ScalarMatrix()),
+        eqopt.quasi_newton.ScaleByBFGS,
+    ],
     ids=["L-BFGS", "BFGS"],
 )
 def test_complex_and_mixed_trees_are_their_real_parts(make: Any):
@@ -206,7 +215,7 @@ def test_mistakes_are_named():
     with pytest.raises(ValueError, match="`memory_size` must be at least 1"):
         eqopt.LBFGS(memory_size=0)
     x = jnp.asarray(START, FLOAT)
-    opts: tuple[Any, ...] = (eqopt.ScaleByLBFGS(), eqopt.ScaleByBFGS())
+    opts: tuple[Any, ...] = (eqopt.ScaleByLBFGS(), eqopt.quasi_newton.ScaleByBFGS())
     for opt in opts:
         with pytest.raises(ValueError, match="needs the parameters"):
             opt.update(x, opt.init(x))

@@ -77,7 +77,7 @@ def test_a_focus_on_a_model_that_can_be_called():
 
 def test_axes_of_a_model_that_can_be_called():
     matrices = Layer(jnp.ones((2, 3), FLOAT), jnp.ones((3, 2), FLOAT))
-    axes = Layer(eqopt.MuonDimensionNumbers(0, 1), None)
+    axes = Layer(eqopt.options.MuonDimensionNumbers(0, 1), None)
     opt = eqopt.Muon(0.1, muon_weight_dimension_numbers=axes)
     updates, _ = opt.update(matrices, opt.init(matrices), matrices)
     assert updates.w.shape == (2, 3)

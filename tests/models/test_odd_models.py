@@ -89,7 +89,7 @@ def test_a_callable_mask_is_never_called():
         eqopt.Masked(eqopt.SetToZero(), CallableMask(True)).init(model)
 
 
-class Biases(eqopt.AbstractSelector):
+class Biases(eqopt.selectors.AbstractSelector):
     """A mask function that is a Module, with data of its own."""
 
     name: str = eqx.field(static=True, default="bias")

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 import eqopt
-from eqopt import AbstractSelector, And, ByNdim, ByPath, ByType, Not, Or, Where
+from eqopt import ByNdim, ByPath, ByType, Where
+from eqopt.selectors import AbstractSelector, And, Not, Or
 from tests.support.toolbox import FLOAT
 
 
@@ -159,7 +160,7 @@ def test_a_selector_without_a_match_is_an_error_wherever_one_may_stand():
     with pytest.raises(ValueError, match="`must_match=False`"):
         eqopt.Optimizer.create(opt, NET, lost)
     with pytest.raises(ValueError, match="`must_match=False`"):
-        eqopt.cast_floating(NET, jnp.bfloat16, lost)
+        eqopt.precision.cast_floating(NET, jnp.bfloat16, lost)
 
 
 def test_a_bare_array_has_the_empty_path():
@@ -311,8 +312,8 @@ _OF_VECTORS = {p for p in PATHS if "norm" in p or p.endswith("bias")} - {"heads.
         (lambda params: _FULL_MASK, _OF_VECTORS),
         (lambda params: jax.tree.map(lambda x: x.ndim == 1, params), _OF_VECTORS),
         (lambda params: True, set(PATHS)),
-        (eqopt.FunctionSelector(lambda params: False), set()),
-        (eqopt.TreeSelector(True) & ByPath("bias"), {"bias"}),
+        (eqopt.selectors.FunctionSelector(lambda params: False), set()),
+        (eqopt.selectors.TreeSelector(True) & ByPath("bias"), {"bias"}),
     ],
 )
 def test_what_may_stand_for_a_mask(mask: Any, expected: set[str]):

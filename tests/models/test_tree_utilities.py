@@ -13,7 +13,7 @@ import eqopt
 from tests.support.toolbox import FLOAT, same, tree, types, Zoo
 
 PARAMS = tree()
-ADAM = eqopt.ScaleByAdamState
+ADAM = eqopt.states.ScaleByAdamState
 
 
 def _nested() -> Any:
@@ -33,8 +33,8 @@ def test_get_by_class_by_name_and_by_path():
     assert eqopt.tree.get(state, path) is adam.count
     assert list(eqopt.tree.get_all(state, "mu")) == [path.replace("count", "mu")]
     assert eqopt.tree.get_all(state, "nobody") == {}
-    assert len(eqopt.tree.get_all(state, eqopt.ChainState)) == 2
-    assert "" in eqopt.tree.get_all(state, eqopt.ChainState)
+    assert len(eqopt.tree.get_all(state, eqopt.states.ChainState)) == 2
+    assert "" in eqopt.tree.get_all(state, eqopt.states.ChainState)
 
 
 def test_several_and_none_are_told():
@@ -44,9 +44,9 @@ def test_several_and_none_are_told():
     with pytest.raises(ValueError, match=r"no `nobody`; it has .*`states`.*`mu`, `a`"):
         eqopt.tree.get(state, "nobody")
     with pytest.raises(ValueError, match=r"no `TraceState`; it has `ChainState`, .*`ScaleByAdam"):
-        eqopt.tree.get(state, eqopt.TraceState)
+        eqopt.tree.get(state, eqopt.states.TraceState)
     with pytest.raises(ValueError, match="has 2 `ChainState`: `state`, "):
-        eqopt.tree.get(state, eqopt.ChainState)
+        eqopt.tree.get(state, eqopt.states.ChainState)
     which: Any = 3
     with pytest.raises(TypeError, match="`which` must be a class or a name"):
         eqopt.tree.get(state, which)

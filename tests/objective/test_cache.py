@@ -74,7 +74,7 @@ def test_a_valid_cache_costs_no_evaluation(name: str):
 
 
 def _is_search(x: Any) -> bool:
-    return isinstance(x, eqopt.LinesearchState)
+    return isinstance(x, eqopt.states.LinesearchState)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

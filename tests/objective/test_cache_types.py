@@ -90,12 +90,18 @@ def test_l_bfgs_donates_and_is_small():
 
 
 def test_the_objective_gets_what_it_accepts_and_links_the_rest():
-    class Wants(eqopt.AbstractTransformation[eqopt.EmptyState]):
-        def init_state(self, params: Any, context: eqopt.Context) -> eqopt.EmptyState:
-            return eqopt.EmptyState()
+    class Wants(eqopt.writing.AbstractTransformation[eqopt.states.EmptyState]):
+        def init_state(
+            self, params: Any, context: eqopt.writing.Context
+        ) -> eqopt.states.EmptyState:
+            return eqopt.states.EmptyState()
 
         def transform(
-            self, updates: Any, state: eqopt.EmptyState, params: Any, context: eqopt.Context
+            self,
+            updates: Any,
+            state: eqopt.states.EmptyState,
+            params: Any,
+            context: eqopt.writing.Context,
         ) -> Any:
             context.require("other", self)
             return updates, state

@@ -10,7 +10,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import eqopt
-from eqopt import MeanAccumulator, micro_grad, RunningMeanAccumulator, StackAccumulator
+from eqopt import micro_grad
+from eqopt.options import MeanAccumulator, RunningMeanAccumulator, StackAccumulator
 from tests.support.toolbox import assert_close, FLOAT, same, Tally, types, values, X64, Zoo
 
 RTOL = 1e-12 if X64 else 1e-5
@@ -43,7 +44,7 @@ def test_a_sum_is_the_sum_of_the_slices():
     def loss(model: Zoo, x: Any, y: Any) -> Any:
         return 36 * _mean_loss(model, x, y) * (x.shape[0] / 12)
 
-    sliced = micro_grad(loss, microbatch_size=3, accumulator=eqopt.SumAccumulator())
+    sliced = micro_grad(loss, microbatch_size=3, accumulator=eqopt.options.SumAccumulator())
     assert_close(sliced(model, x, y), eqopt.value_and_grad(loss)(model, x, y), RTOL)
 
 
@@ -68,14 +69,14 @@ def test_aux_is_accumulated_as_asked():
         sliced = micro_grad(loss, 0, True, microbatch_size=2, aux_accumulator=accumulator)
         return sliced(jnp.asarray(2, FLOAT), jnp.arange(6, dtype=FLOAT))[0][1]
 
-    total = aux_of(eqopt.SumAccumulator())
+    total = aux_of(eqopt.options.SumAccumulator())
     assert (float(total["largest"]), int(total["num"]), int(total["odd"])) == (12, 6, 1)
     for accumulator in ACCUMULATORS:
         with pytest.raises(TypeError, match=r"`aux\['num'\]` is int\d+, of which there is no mean"):
             aux_of(accumulator)
 
 
-class Largest(eqopt.AbstractAccumulator):
+class Largest(eqopt.writing.AbstractAccumulator):
     """Keeps the largest, and in the end says of how many."""
 
     def init(self, like: Any, num_slices: int) -> Any:
@@ -156,7 +157,7 @@ def test_half_precision_is_added_up_in_float32():
 
     # 1 + 256 times 2**-9 is 1.5; in bfloat16 each of these terms is lost.
     x = jnp.asarray([1.0] + [2.0**-9] * 256 + [0.0] * 255, jnp.bfloat16)
-    sliced = micro_grad(loss, microbatch_size=1, accumulator=eqopt.SumAccumulator())
+    sliced = micro_grad(loss, microbatch_size=1, accumulator=eqopt.options.SumAccumulator())
     _, grad = sliced(jnp.ones((), jnp.bfloat16), x)
     assert grad.dtype == jnp.bfloat16 and float(grad) == 1.5
 
@@ -222,4 +223,4 @@ def test_mistakes_are_named():
     with pytest.raises(TypeError, match=r"`aux\[1\]` is a str"):
         sliced = micro_grad(lambda w, x: (w * x[0], (1, "text")), 0, True, microbatch_size=1)
         sliced(jnp.asarray(2, FLOAT), jnp.ones(3, FLOAT))
-    assert isinstance(StackAccumulator(), eqopt.AbstractAccumulator)
+    assert isinstance(StackAccumulator(), eqopt.writing.AbstractAccumulator)

@@ -72,7 +72,7 @@ def test_batches_that_do_not_fit_are_named(in_axes: Any, shapes: Any, words: lis
 @pytest.mark.parametrize("limit", [0.0, 0.3, 4.0, np.inf])
 def test_clipping_by_the_global_norm(limit: float):
     _, grads = examples(real=False)
-    total, num = jax.jit(eqopt.per_example_global_norm_clip)(grads, limit)
+    total, num = jax.jit(eqopt.options.per_example_global_norm_clip)(grads, limit)
     if limit:
         assert_near(total, clipped_sum(grads, limit), RTOL)
     with jax.numpy_dtype_promotion("standard"):
@@ -85,7 +85,7 @@ def test_clipping_by_the_global_norm(limit: float):
 @pytest.mark.parametrize("uniform", [True, False])
 def test_clipping_by_the_norms_of_layers(uniform: bool):
     _, grads = examples(real=False)
-    ours = jax.jit(eqopt.per_example_layer_norm_clip, static_argnums=2)
+    ours = jax.jit(eqopt.options.per_example_layer_norm_clip, static_argnums=2)
     total, num = ours(grads, 3.0, uniform)
     with jax.numpy_dtype_promotion("standard"):
         other = jax.jit(optax.per_example_layer_norm_clip, static_argnums=2)
@@ -100,18 +100,18 @@ def test_an_example_that_is_not_finite_is_left_out():
     bad = jax.tree.map(lambda x: x, grads)
     bad["pair"] = (bad["pair"][0].at[1].set(np.nan), bad["pair"][1].at[3].set(np.inf))
     rest = jax.tree.map(lambda x: x[np.asarray([0, 2, 4])], grads)
-    total, num = eqopt.per_example_global_norm_clip(bad, 0.3)
+    total, num = eqopt.options.per_example_global_norm_clip(bad, 0.3)
     assert_near(total, clipped_sum(rest, 0.3), RTOL)
-    assert int(num) == 2 + int(eqopt.per_example_global_norm_clip(rest, 0.3)[1])
+    assert int(num) == 2 + int(eqopt.options.per_example_global_norm_clip(rest, 0.3)[1])
 
 
 def test_half_precision_is_added_up_in_float32():
     # The sum, 3000, would stay at 2048 in float16; the squares of 300 are beyond its range.
     ones = {"w": jnp.ones((3000, 1), jnp.float16)}
-    total, _ = eqopt.per_example_global_norm_clip(ones, 10.0)
+    total, _ = eqopt.options.per_example_global_norm_clip(ones, 10.0)
     assert total["w"].dtype == jnp.float32 and float(total["w"][0]) == 3000
     big = {"w": jnp.full((2, 4), 300.0, jnp.float16)}
-    total, num = eqopt.per_example_global_norm_clip(big, 1.0)
+    total, num = eqopt.options.per_example_global_norm_clip(big, 1.0)
     assert int(num) == 2
     np.testing.assert_allclose(total["w"], 1.0, rtol=1e-6)
 
@@ -119,8 +119,8 @@ def test_half_precision_is_added_up_in_float32():
 @pytest.mark.parametrize("clip", ["global", "layer"])
 def test_gradients_that_cannot_be_clipped_are_named(clip: str):
     function = {
-        "global": eqopt.per_example_global_norm_clip,
-        "layer": eqopt.per_example_layer_norm_clip,
+        "global": eqopt.options.per_example_global_norm_clip,
+        "layer": eqopt.options.per_example_layer_norm_clip,
     }[clip]
     ones = jnp.ones((2, 3), FLOAT)
     with pytest.raises(

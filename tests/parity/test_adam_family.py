@@ -240,7 +240,7 @@ def test_adopt_limits_the_parts_of_complex_gradients():
 
 def test_the_limit_of_adopt_is_the_fourth_root():
     counts = [jnp.asarray(count, jnp.int32) for count in (0, 1, 16, 2**28)]
-    found = [float(eqopt.clip_value_pow(count)) for count in counts]
+    found = [float(eqopt.options.clip_value_pow(count)) for count in counts]
     np.testing.assert_allclose(found, [0, 1, 2, 128], rtol=1e-6)
 
 

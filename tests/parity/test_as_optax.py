@@ -11,7 +11,8 @@ import optax
 import pytest
 
 import eqopt
-from eqopt import AbstractTransformation, Context, EmptyState
+from eqopt.states import EmptyState
+from eqopt.writing import AbstractTransformation, Context
 from tests.support.interop import (
     falling,
     labels,

@@ -13,7 +13,7 @@ from jax import lax
 from jaxtyping import Array
 
 import eqopt
-from eqopt import AbstractTransformation
+from eqopt.writing import AbstractTransformation
 from tests.support.interop import (
     init_nothing,
     labels,

@@ -143,7 +143,7 @@ def test_what_has_no_direction_becomes_zero(bad: float):
 @pytest.mark.parametrize("eps", [0.0, 0.1])
 def test_normalizing_zero_gives_zero(eps: float):
     zeros = jnp.zeros(3, FLOAT)
-    updates, _ = eqopt.NormalizeByUpdateNorm(-2.0, eps).update(zeros, eqopt.EmptyState())
+    updates, _ = eqopt.NormalizeByUpdateNorm(-2.0, eps).update(zeros, eqopt.states.EmptyState())
     assert same(updates, zeros)
 
 
@@ -189,7 +189,7 @@ def test_an_axis_that_does_not_fit_is_refused_by_the_leafs_name(axis: Any, messa
     with pytest.raises(ValueError, match=message):
         opt.init(params)
     with pytest.raises(ValueError, match=message):
-        opt.update(params, eqopt.EmptyState(), params)
+        opt.update(params, eqopt.states.EmptyState(), params)
 
 
 @pytest.mark.parametrize("axis", ["0", True, 0.0, (0, "1")])
@@ -266,7 +266,7 @@ def test_a_function_of_a_leaf_gives_one_of_its_shape():
     gradients = {"a": jnp.ones(2, FLOAT)}
     opt = eqopt.StatelessWithTreeMap(lambda u, x: jnp.sum(u))
     with pytest.raises(ValueError, match=r"`f\(update, param\)\['a'\]` has shape \(\)"):
-        opt.update(gradients, eqopt.EmptyState())
+        opt.update(gradients, eqopt.states.EmptyState())
     nothing: Any = None
     with pytest.raises(TypeError, match="`f` must be a function"):
         eqopt.StatelessWithTreeMap(nothing)

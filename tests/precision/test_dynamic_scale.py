@@ -37,11 +37,11 @@ def _scripted(p: Any, m: Any) -> Any:
 def test_flax(case: str):
     meta, golden = _golden(case)
     loss_fn = _half if "fp16" in case else _scripted
-    scale = eqopt.DynamicScale(**meta["hyper"])
+    scale = eqopt.precision.DynamicScale(**meta["hyper"])
     p = jnp.asarray(meta["p0"], jnp.float32)
 
     @jax.jit
-    def step(scale: eqopt.DynamicScale, p: Any, m: Any) -> Any:
+    def step(scale: eqopt.precision.DynamicScale, p: Any, m: Any) -> Any:
         scale, finite, loss, grad = scale.value_and_grad(loss_fn)(p, m)
         return scale, finite, loss, grad, jnp.where(finite, p - np.float32(0.01) * grad, p)
 
@@ -64,7 +64,7 @@ def test_flax(case: str):
 
 
 def test_the_example_of_flax():
-    scale = eqopt.DynamicScale(growth_interval=10)
+    scale = eqopt.precision.DynamicScale(growth_interval=10)
     p = jnp.zeros((), jnp.float32) + 1
     tally = Tally()
 
@@ -73,7 +73,7 @@ def test_the_example_of_flax():
         return jnp.asarray(p, jnp.float16) ** 2
 
     @eqx.filter_jit
-    def step(scale: eqopt.DynamicScale, p: Any) -> Any:
+    def step(scale: eqopt.precision.DynamicScale, p: Any) -> Any:
         scale, finite, _, grad = scale.value_and_grad(loss_fn)(p)
         return scale, jnp.where(finite, p - 0.01 * grad, p), finite
 
@@ -95,7 +95,7 @@ def test_the_example_of_flax():
 
 
 def test_it_grows_after_more_than_the_interval_and_only_if_finite():
-    scale = eqopt.DynamicScale(scale=4.0, growth_interval=2)
+    scale = eqopt.precision.DynamicScale(scale=4.0, growth_interval=2)
     good, bad = jnp.asarray(True), jnp.asarray(False)
     seen = []
     for finite in (good, good, good, good, good, bad, good, good, bad):
@@ -108,16 +108,18 @@ def test_it_grows_after_more_than_the_interval_and_only_if_finite():
 
 def test_the_scale_has_limits():
     largest = float(np.finfo(np.float32).max)
-    scale = eqopt.DynamicScale(scale=3e38, growth_interval=0).after(jnp.asarray(True))
+    scale = eqopt.precision.DynamicScale(scale=3e38, growth_interval=0).after(jnp.asarray(True))
     assert float(scale.scale) == largest
-    scale = eqopt.DynamicScale(scale=4.0, minimum_scale=3.0).after(jnp.asarray(False))
+    scale = eqopt.precision.DynamicScale(scale=4.0, minimum_scale=3.0).after(jnp.asarray(False))
     assert float(scale.scale) == 3.0
     tiny = float(np.finfo(np.float32).tiny)
-    assert float(eqopt.DynamicScale(scale=tiny).after(jnp.asarray(False)).scale) == np.float32(tiny)
+    assert float(
+        eqopt.precision.DynamicScale(scale=tiny).after(jnp.asarray(False)).scale
+    ) == np.float32(tiny)
 
 
 def test_a_shorter_interval_on_the_way():
-    scale = eqopt.DynamicScale(scale=2.0, fin_steps=7)
+    scale = eqopt.precision.DynamicScale(scale=2.0, fin_steps=7)
     scale = eqx.tree_at(lambda s: s.growth_interval, scale, 3).after(jnp.asarray(True))
     assert (float(scale.scale), int(scale.fin_steps)) == (4.0, 0)
 
@@ -136,7 +138,7 @@ def test_a_shorter_interval_on_the_way():
 )
 def test_bad_numbers_are_named(name: str, value: Any):
     with pytest.raises(ValueError, match=f"`{name}`"):
-        eqopt.DynamicScale(**{name: value})
+        eqopt.precision.DynamicScale(**{name: value})
 
 
 def _zoo_loss(model: Zoo, x: Any) -> Any:
@@ -146,7 +148,7 @@ def _zoo_loss(model: Zoo, x: Any) -> Any:
 def test_whole_models_and_aux():
     model, x = Zoo(), jnp.ones(2, FLOAT)
     value, expected = eqx.filter_value_and_grad(_zoo_loss)(model, x)
-    scale = eqopt.DynamicScale(scale=1024.0)
+    scale = eqopt.precision.DynamicScale(scale=1024.0)
 
     def aux_fn(model: Zoo, x: Any) -> Any:
         return _zoo_loss(model, x), "aux"
@@ -167,7 +169,7 @@ def test_whole_models_and_aux():
 
 
 def test_gradients_are_wide():
-    scale = eqopt.DynamicScale(scale=2.0**14)
+    scale = eqopt.precision.DynamicScale(scale=2.0**14)
     # The gradient, 2e-9, is far below what float16 can hold.
     small = jnp.asarray(1e-4, jnp.float16)
     result = scale.value_and_grad(lambda p: p * small * small * jnp.asarray(0.2, jnp.float16))
@@ -180,7 +182,7 @@ def test_gradients_are_wide():
 
 
 def test_what_the_objective_must_return():
-    scale = eqopt.DynamicScale()
+    scale = eqopt.precision.DynamicScale()
     with pytest.raises(TypeError, match="pair"):
         scale.value_and_grad(lambda p: p, has_aux=True)(jnp.ones(()))
     with pytest.raises(TypeError, match="one real floating-point number"):
@@ -190,7 +192,7 @@ def test_what_the_objective_must_return():
 
 
 def test_the_mean_over_an_axis():
-    scale = eqopt.DynamicScale(scale=8.0)
+    scale = eqopt.precision.DynamicScale(scale=8.0)
     xs = jnp.asarray([1.0, 2.0, 6.0])
 
     def each(x: Any) -> Any:
@@ -211,7 +213,7 @@ def test_the_mean_over_devices():
     mesh = jax.make_mesh((4,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
     spec = jax.sharding.PartitionSpec
     start, opt = jnp.ones(1, FLOAT), eqopt.SGD(0.5)
-    scale, state = eqopt.DynamicScale(scale=8.0), opt.init(start)
+    scale, state = eqopt.precision.DynamicScale(scale=8.0), opt.init(start)
 
     def loss_fn(p: Any, x: Any) -> Any:
         return jnp.sum(p * x)
@@ -248,7 +250,7 @@ def _loss(model: Any, x: Any, tally: Any = None) -> Any:
 def test_scaled_step_is_a_step():
     # Powers of two scale without rounding.
     model, x = {"w": jnp.asarray([1.0, -2.0, 0.5], FLOAT), "fn": jnp.tanh}, jnp.ones((), FLOAT)
-    opt, scale = eqopt.AdamW(0.1), eqopt.DynamicScale(scale=256.0, growth_interval=1)
+    opt, scale = eqopt.AdamW(0.1), eqopt.precision.DynamicScale(scale=256.0, growth_interval=1)
     state = opt.init(model)
     other, other_state = model, state
     for _ in range(4):
@@ -263,8 +265,8 @@ def test_scaled_step_is_a_step():
 @pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
 def test_a_step_that_overflows_changes_nothing_but_the_scale(bad: float):
     model = {"w": jnp.asarray([1.0, -2.0, 0.5], jnp.float16)}
-    opt = eqopt.MasterWeights(eqopt.AdamW(0.1))
-    scale, good = eqopt.DynamicScale(scale=256.0), jnp.ones((), jnp.float16)
+    opt = eqopt.precision.MasterWeights(eqopt.AdamW(0.1))
+    scale, good = eqopt.precision.DynamicScale(scale=256.0), jnp.ones((), jnp.float16)
     scale, _, model, state, _ = scale.scaled_step(opt, _loss, model, opt.init(model), good)
     result = scale.scaled_step(opt, _loss, model, state, jnp.asarray(bad, jnp.float16))
     assert not result.finite
@@ -281,7 +283,7 @@ def test_a_step_that_overflows_changes_nothing_but_the_scale(bad: float):
 def test_only_the_scaled_loss_overflows():
     model = {"w": jnp.full(1, 8.0, jnp.float16)}
     opt, x = eqopt.SGD(0.25), jnp.ones((), jnp.float16)
-    scale, finite, new, _, evaluation = eqopt.DynamicScale().scaled_step(
+    scale, finite, new, _, evaluation = eqopt.precision.DynamicScale().scaled_step(
         opt, _loss, model, opt.init(model), x
     )
     assert not finite and float(evaluation.value) == 64.0
@@ -292,7 +294,7 @@ def test_one_program_for_every_scale():
     tally = Tally()
     model, x = {"w": jnp.asarray([1.0, -2.0], FLOAT)}, jnp.ones((), FLOAT)
     opt = eqopt.Adam(0.1)
-    state, scale = opt.init(model), eqopt.DynamicScale(growth_interval=0)
+    state, scale = opt.init(model), eqopt.precision.DynamicScale(growth_interval=0)
 
     def loss_fn(model: Any, x: Any) -> Any:
         return _loss(model, x, tally)
@@ -304,15 +306,15 @@ def test_one_program_for_every_scale():
         )
         scales.append(float(scale.scale))
     assert len(set(scales)) > 3
-    other = eqopt.DynamicScale(3.0, 0.25, 7, 3, 100.0)
+    other = eqopt.precision.DynamicScale(3.0, 0.25, 7, 3, 100.0)
     other.scaled_step(opt, loss_fn, model, state, x)
     assert tally.num == 1
 
 
 def test_through_scan_and_vmap():
     model = {"w": jnp.asarray([1.0, -2.0], jnp.float16)}
-    opt = eqopt.MasterWeights(eqopt.Adam(0.125))
-    start = eqopt.DynamicScale(scale=1024.0), model, opt.init(model)
+    opt = eqopt.precision.MasterWeights(eqopt.Adam(0.125))
+    start = eqopt.precision.DynamicScale(scale=1024.0), model, opt.init(model)
     xs = jnp.asarray([1.0, np.inf, 1.0, 2.0], jnp.float16)
 
     def step(carry: Any, x: Any) -> Any:
@@ -335,28 +337,31 @@ def test_through_scan_and_vmap():
 
 
 def test_a_state_of_fixed_types():
-    scale = jax.tree.map(jnp.asarray, eqopt.DynamicScale())
+    scale = jax.tree.map(jnp.asarray, eqopt.precision.DynamicScale())
     assert types(eqx.filter_jit(lambda s: s.after(jnp.asarray(True)))(scale)) == types(scale)
 
 
 def test_step_takes_aux_and_key():
-    model, opt = {"w": jnp.ones(2, jnp.bfloat16)}, eqopt.StochasticRounding(eqopt.SGD(0.1))
+    model, opt = (
+        {"w": jnp.ones(2, jnp.bfloat16)},
+        eqopt.precision.StochasticRounding(eqopt.SGD(0.1)),
+    )
     key = jax.random.key(0)
 
     def loss_fn(model: Any, x: Any, key: Any) -> Any:
         noise = jax.random.normal(key, (2,), jnp.bfloat16)
         return jnp.sum(model["w"] * (x + noise)), {"noise": noise}
 
-    out = eqopt.DynamicScale(scale=2.0).scaled_step(
+    out = eqopt.precision.DynamicScale(scale=2.0).scaled_step(
         opt, loss_fn, model, opt.init(model), jnp.ones(2, jnp.bfloat16), has_aux=True, key=key
     )
     assert out.finite and same(
         out.evaluation.aux["noise"], jax.random.normal(key, (2,), jnp.bfloat16)
     )
-    wrong: Any = eqopt.EmptyState()
+    wrong: Any = eqopt.states.EmptyState()
     with pytest.raises(TypeError, match=r"`state` is a `EmptyState`"):
-        eqopt.DynamicScale().scaled_step(opt, loss_fn, model, wrong, 1.0, key=key)
+        eqopt.precision.DynamicScale().scaled_step(opt, loss_fn, model, wrong, 1.0, key=key)
 
 
 def test_it_prints_its_numbers():
-    assert "scale=65536.0" in repr(eqopt.DynamicScale())
+    assert "scale=65536.0" in repr(eqopt.precision.DynamicScale())

@@ -57,7 +57,7 @@ def _exact(start: Any) -> np.ndarray:
     ("wrap", "digits"),
     # Float32's sums, and sums with twice the digits of the dtype: a thousand roundings of each,
     # and the last one to the parameter.
-    [(eqopt.MasterWeights, 2.0**-24), (eqopt.Compensated, None)],
+    [(eqopt.precision.MasterWeights, 2.0**-24), (eqopt.precision.Compensated, None)],
     ids=["masters", "compensation"],
 )
 def test_a_thousand_small_updates_arrive(wrap: Any, digits: float | None, dtype: Any):
@@ -70,7 +70,7 @@ def test_a_thousand_small_updates_arrive(wrap: Any, digits: float | None, dtype:
     # And in the mean, over many parameters, much better than that.
     assert abs(error.mean()) <= EPS[dtype] / 4 + NUM_STEPS * own / 4
     # With what they remember, better still.
-    if wrap is eqopt.MasterWeights:
+    if wrap is eqopt.precision.MasterWeights:
         masters = np.asarray(state.masters).astype(np.float64)
         np.testing.assert_allclose(masters, _exact(start), rtol=NUM_STEPS * own)
         assert same(jnp.asarray(state.masters).astype(dtype), params)
@@ -97,7 +97,7 @@ def _assert_in_the_mean(params: Any, expected: np.ndarray, dtype: Any, num: int)
 @HALVES
 def test_a_thousand_small_updates_arrive_in_the_mean(dtype: Any):
     start = _start(dtype, 1024)
-    opt = eqopt.StochasticRounding(eqopt.Identity())
+    opt = eqopt.precision.StochasticRounding(eqopt.Identity())
     params, _ = _run(opt, start, _constant(start), NUM_STEPS)
     _assert_in_the_mean(params, _exact(start), dtype, NUM_STEPS)
 
@@ -107,7 +107,9 @@ def test_a_thousand_small_updates_arrive_in_the_mean_when_applied():
     wide = start.astype(jnp.float32) * np.float32(STEP)
 
     def body(params: Any, key: Any) -> Any:
-        return eqopt.apply_updates_stochastically({"w": params}, {"w": wide}, key)["w"], None
+        return eqopt.precision.apply_updates_stochastically({"w": params}, {"w": wide}, key)[
+            "w"
+        ], None
 
     keys = jax.random.split(jax.random.key(1), NUM_STEPS)
     params, _ = jax.jit(lambda p: lax.scan(body, p, keys))(start)
@@ -115,7 +117,14 @@ def test_a_thousand_small_updates_arrive_in_the_mean_when_applied():
     _assert_in_the_mean(params, _exact(start), jnp.bfloat16, NUM_STEPS)
 
 
-@pytest.mark.parametrize("wrap", [eqopt.MasterWeights, eqopt.Compensated, eqopt.StochasticRounding])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        eqopt.precision.MasterWeights,
+        eqopt.precision.Compensated,
+        eqopt.precision.StochasticRounding,
+    ],
+)
 def test_decay_arrives(wrap: Any):
     # Proportional to what the parameter is: p <- p (1 - 1e-3), which has a closed form.
     start = _start(jnp.bfloat16, 4096)
@@ -141,7 +150,7 @@ def test_random_rounding_is_to_a_neighbor_with_the_right_chance(dtype: Any):
     for x, u, chance in cases:
         params = jnp.full(num, x, dtype)
         updates = jnp.full(num, u, jnp.float32)
-        new = eqopt.apply_updates_stochastically(params, updates, jax.random.key(2))
+        new = eqopt.precision.apply_updates_stochastically(params, updates, jax.random.key(2))
         found, counts = np.unique(np.asarray(new).astype(np.float64), return_counts=True)
         assert len(found) == 2
         assert x in found
@@ -166,15 +175,15 @@ def test_random_rounding_of_what_needs_none():
         "complex": values((3,), 3, jnp.complex64),
         "fn": None,
     }
-    new = eqopt.apply_updates_stochastically(params, updates, key)
+    new = eqopt.precision.apply_updates_stochastically(params, updates, key)
     assert same(new, eqopt.apply_updates(params, updates))
     with pytest.raises(ValueError, match=r"`updates\['exact'\]` has shape"):
         bad = {**updates, "exact": jnp.zeros(2, jnp.bfloat16)}
-        eqopt.apply_updates_stochastically(params, bad, key)
+        eqopt.precision.apply_updates_stochastically(params, bad, key)
 
 
 def test_random_rounding_wants_a_key_for_half_precision_only():
-    opt = eqopt.StochasticRounding(eqopt.SGD(0.1))
+    opt = eqopt.precision.StochasticRounding(eqopt.SGD(0.1))
     wide = jnp.ones(2, jnp.float32)
     updates, _ = opt.update(wide, opt.init(wide), wide)
     assert same(updates, eqopt.SGD(0.1).update(wide, eqopt.SGD(0.1).init(wide), wide)[0])
@@ -187,7 +196,8 @@ def test_leaves_and_steps_are_rounded_independently():
     params = {"a": jnp.ones(1000, jnp.bfloat16), "b": jnp.ones(1000, jnp.bfloat16)}
     updates = jax.tree.map(lambda x: jnp.full(1000, 2.0**-8, jnp.float32), params)
     one, two = (
-        eqopt.apply_updates_stochastically(params, updates, jax.random.key(i)) for i in (0, 1)
+        eqopt.precision.apply_updates_stochastically(params, updates, jax.random.key(i))
+        for i in (0, 1)
     )
     ups = [np.asarray(x).astype(float) > 1 for x in (one["a"], one["b"], two["a"], two["b"])]
     correlations = np.asarray(np.corrcoef(ups))[np.triu_indices(4, 1)]
@@ -201,7 +211,7 @@ def test_leaves_and_steps_are_rounded_independently():
 def test_masters_are_what_float32_would_be(dtype: Any):
     # The very steps that the inner optimizer makes of float32 parameters and gradients.
     model = {"w": values((8, 4), 0, dtype), "b": values((4,), 1, FLOAT), "fn": jnp.tanh}
-    opt, inner = eqopt.MasterWeights(eqopt.AdamW(1e-3)), eqopt.AdamW(1e-3)
+    opt, inner = eqopt.precision.MasterWeights(eqopt.AdamW(1e-3)), eqopt.AdamW(1e-3)
     state = opt.init(model)
     wide = {"w": model["w"].astype(jnp.float32), "b": model["b"]}
     wide_state = inner.init(wide)
@@ -226,7 +236,7 @@ def test_masters_are_what_float32_would_be(dtype: Any):
 def test_parameters_are_masters_rounded_whatever_the_step(size: float, dtype: Any):
     rng = np.random.default_rng(0)
     params = jnp.asarray(rng.normal(size=5000) / 8, dtype)
-    opt = eqopt.MasterWeights(eqopt.Identity())
+    opt = eqopt.precision.MasterWeights(eqopt.Identity())
     state = opt.init(params)
     for _ in range(2):
         before = np.asarray(state.masters).astype(np.float64)
@@ -245,7 +255,7 @@ def test_parameters_are_masters_rounded_whatever_the_step(size: float, dtype: An
 
 def test_masters_follow_what_is_done_to_the_parameters():
     params = jnp.asarray([1.0, 2.0, 3.0], jnp.bfloat16)
-    opt = eqopt.MasterWeights(eqopt.Identity())
+    opt = eqopt.precision.MasterWeights(eqopt.Identity())
     small = jnp.full(3, 1e-3, jnp.float32)
     updates, state = opt.update(small, opt.init(params), params)
     params = eqopt.apply_updates(params, updates)
@@ -268,7 +278,9 @@ def test_the_inside_sees_masters_and_an_objective_of_half_precision():
 
     params = {"w": jnp.asarray([1.0, -3.0], jnp.bfloat16)}
     search = eqopt.ScaleByBacktrackingLinesearch(10, store_grad=True)
-    opt = eqopt.MasterWeights(eqopt.Chain(eqopt.Stateless(look), eqopt.Scale(-1.0), search))
+    opt = eqopt.precision.MasterWeights(
+        eqopt.Chain(eqopt.Stateless(look), eqopt.Scale(-1.0), search)
+    )
     state, losses = opt.init(params), []
     for _ in range(5):
         params, state, evaluation = opt.step(loss_fn, params, state)
@@ -280,7 +292,7 @@ def test_the_inside_sees_masters_and_an_objective_of_half_precision():
 
 def test_averages_inside_are_of_masters():
     start = _start(jnp.bfloat16)
-    opt = eqopt.MasterWeights(eqopt.ParamEMA(eqopt.Identity(), 0.0))
+    opt = eqopt.precision.MasterWeights(eqopt.ParamEMA(eqopt.Identity(), 0.0))
     params, state = _run(opt, start, _constant(start), 10)
     averaged = np.asarray(state.inner_state.ema)
     np.testing.assert_array_equal(averaged, np.asarray(state.masters))
@@ -290,14 +302,21 @@ def test_averages_inside_are_of_masters():
 def test_gradients_in_float32_are_taken_as_they_are():
     # In float16 this gradient would be zero.
     params, tiny = jnp.ones(2, jnp.float16), jnp.full(2, 1e-9, jnp.float32)
-    opt = eqopt.MasterWeights(eqopt.Scale(-1e6))
+    opt = eqopt.precision.MasterWeights(eqopt.Scale(-1e6))
     _, state = opt.update(tiny, opt.init(params), params)
     np.testing.assert_allclose(np.asarray(state.masters), 1 - 1e-3, rtol=1e-6)
     with pytest.raises(ValueError, match="dtype"):
         opt.update(jnp.ones(2, jnp.bfloat16), opt.init(params), params)
 
 
-@pytest.mark.parametrize("wrap", [eqopt.MasterWeights, eqopt.Compensated, eqopt.StochasticRounding])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        eqopt.precision.MasterWeights,
+        eqopt.precision.Compensated,
+        eqopt.precision.StochasticRounding,
+    ],
+)
 def test_what_comes_after_is_refused(wrap: Any):
     with pytest.raises(ValueError, match=r"makes no sense.*Put it last"):
         eqopt.Chain(wrap(eqopt.SGD(0.1)), eqopt.Scale(0.5))
@@ -312,7 +331,7 @@ def test_what_comes_after_is_refused(wrap: Any):
 def test_compensation_helps_float32_too():
     start = _start(jnp.float32)
     tiny = start * np.float32(2.0**-26)
-    params, state = _run(eqopt.Compensated(eqopt.Identity()), start, lambda _: tiny, 4096)
+    params, state = _run(eqopt.precision.Compensated(eqopt.Identity()), start, lambda _: tiny, 4096)
     exact = np.asarray(start).astype(np.float64) * (1 + 2.0**-14)
     np.testing.assert_allclose(np.asarray(params), exact, rtol=2.0**-23)
     both = np.asarray(params).astype(np.float64) + np.asarray(state.compensation)
@@ -324,7 +343,7 @@ def test_compensation_helps_float32_too():
 def test_compensation_of_complex_parameters_is_by_parts():
     z = values((16,), 3, jnp.complex64)
     parts = {"re": jnp.real(z), "im": jnp.imag(z)}
-    opt = eqopt.Compensated(eqopt.Identity())
+    opt = eqopt.precision.Compensated(eqopt.Identity())
     new, state = _run(opt, parts, lambda p: jax.tree.map(lambda x: x * np.float32(3e-8), p), 50)
     # A gradient comes as JAX gives it: the conjugate of the update.
     whole, its = _run(opt, z, lambda p: jnp.conj(p) * np.complex64(3e-8), 50)
@@ -337,7 +356,7 @@ def test_compensation_of_complex_parameters_is_by_parts():
 
 def test_a_bad_step_does_not_stay_in_the_compensation():
     params = jnp.ones(2, jnp.bfloat16)
-    opt = eqopt.Compensated(eqopt.Identity())
+    opt = eqopt.precision.Compensated(eqopt.Identity())
     _, state = opt.update(jnp.asarray([np.nan, np.inf], jnp.bfloat16), opt.init(params), params)
     assert same(state.compensation, jnp.zeros(2, jnp.bfloat16))
 
@@ -356,10 +375,10 @@ def _bytes_per_parameter(opt: Transformation, dtype: Any) -> float:
     [
         (lambda x: x, jnp.float32, 12),
         (lambda x: x, jnp.bfloat16, 10),
-        (eqopt.StochasticRounding, jnp.bfloat16, 10),
-        (eqopt.Compensated, jnp.bfloat16, 12),
-        (eqopt.MasterWeights, jnp.bfloat16, 14),
-        (eqopt.MasterWeights, jnp.float32, 12),
+        (eqopt.precision.StochasticRounding, jnp.bfloat16, 10),
+        (eqopt.precision.Compensated, jnp.bfloat16, 12),
+        (eqopt.precision.MasterWeights, jnp.bfloat16, 14),
+        (eqopt.precision.MasterWeights, jnp.float32, 12),
     ],
 )
 def test_bytes_per_parameter(wrap: Any, dtype: Any, expected: int):

@@ -34,7 +34,7 @@ def test_rounding_is_numpys():
 
 def test_cast_floating():
     model = {"zoo": Zoo(jnp.float32), "complex": values((2,), 0, jnp.complex64), "np": np.ones(2)}
-    half = eqopt.cast_floating(model, jnp.bfloat16)
+    half = eqopt.precision.cast_floating(model, jnp.bfloat16)
     assert type(half["zoo"]) is Zoo
     for a, b in zip(jax.tree.leaves(model), jax.tree.leaves(half), strict=True):
         if eqx.is_array_like(a) and hasattr(a, "dtype") and jnp.issubdtype(a.dtype, jnp.floating):
@@ -43,15 +43,15 @@ def test_cast_floating():
             assert a is b
     assert half["np"].dtype == jnp.bfloat16
 
-    some = eqopt.cast_floating(Zoo(jnp.float32), "float16", eqopt.ByNdim(2))
+    some = eqopt.precision.cast_floating(Zoo(jnp.float32), "float16", eqopt.ByNdim(2))
     assert (some.weight.dtype, some.bias.dtype) == (jnp.float16, jnp.float32)
-    linear = eqopt.cast_floating(model["zoo"], jnp.float16, eqopt.ByPath("layer.**"))
+    linear = eqopt.precision.cast_floating(model["zoo"], jnp.float16, eqopt.ByPath("layer.**"))
     assert (linear.weight.dtype, linear.layer.weight.dtype) == (jnp.float32, jnp.float16)
 
 
 def test_cast_floating_within_a_loss():
     def loss_fn(model: Any) -> Any:
-        return jnp.sum(eqopt.cast_floating(model, jnp.float16)["w"] ** 2)
+        return jnp.sum(eqopt.precision.cast_floating(model, jnp.float16)["w"] ** 2)
 
     grads = jax.grad(loss_fn)({"w": jnp.asarray([1.0, 2.0], jnp.float32)})
     assert same(grads, {"w": jnp.asarray([2.0, 4.0], jnp.float32)})
@@ -60,4 +60,4 @@ def test_cast_floating_within_a_loss():
 @pytest.mark.parametrize("dtype", [jnp.complex64, jnp.int32, None, "half a float"])
 def test_cast_floating_to_what_is_no_floating_dtype(dtype: Any):
     with pytest.raises(TypeError, match="`dtype` must be a"):
-        eqopt.cast_floating(jnp.ones(2), dtype)
+        eqopt.precision.cast_floating(jnp.ones(2), dtype)

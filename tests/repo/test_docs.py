@@ -1,6 +1,7 @@
 """The code on the pages, in the README and in the docstrings runs."""
 
 import doctest
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,6 +54,15 @@ def test_page(page: Path, namespace: dict[str, Any]):
 def test_docstring(found: list[Fence], namespace: dict[str, Any], request: pytest.FixtureRequest):
     namespace.update(eqopt=eqopt, eqx=eqx, jax=jax, jnp=jnp)
     run(found, namespace, request.node.name)
+
+
+CODE = [*PAGES, *sorted((ROOT / "examples").glob("*.py")), *(ROOT / "docs").rglob("*.ipynb")]
+
+
+@pytest.mark.parametrize("page", CODE, ids=lambda x: str(x.relative_to(ROOT)))
+def test_public_names_suffice(page: Path):
+    """No page and no example has a name such as `eqopt._base`."""
+    assert not re.search(r"\beqopt(\.\w+)*\._\w|from eqopt[.\w]* import _", page.read_text("utf-8"))
 
 
 # Of the reference, the code is in the docstrings.

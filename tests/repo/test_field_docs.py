@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from eqopt import AbstractOptimizer, AbstractTransformation
+from eqopt.writing import AbstractOptimizer, AbstractTransformation
 from tests.laws import table
 from tests.support.house_rules import argument_docs, without_symbols
 

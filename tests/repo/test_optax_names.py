@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import eqopt
-from eqopt import AbstractTransformation
+from eqopt.writing import AbstractTransformation
 from tests.laws import table
 from tests.support import migration
 from tests.support.migration import NAMES
@@ -70,7 +70,7 @@ def compared() -> set[str]:
 
 
 def test_every_name_resolves():
-    assert [x for x in NAMES.values() if x not in vars(eqopt)] == []
+    assert [x for x in NAMES.values() if x not in dir(eqopt)] == []
 
 
 def test_every_name_is_documented():
@@ -80,7 +80,7 @@ def test_every_name_is_documented():
 
 
 def test_every_transformation_is_under_the_laws():
-    found = [vars(eqopt)[x] for x in NAMES.values()]
+    found = [getattr(eqopt, x) for x in NAMES.values()]
     classes = {x for x in found if isinstance(x, type) and issubclass(x, AbstractTransformation)}
     assert classes <= {row.cls for row in table.ROWS}
 

@@ -8,29 +8,25 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 import eqopt
-from eqopt import (
-    AbstractTransformation,
+from eqopt import Chain, Evaluation, Masked, Optimizer, Scheduled
+from eqopt.states import (
     ApplyIfFiniteState,
-    Chain,
     ChainState,
     EmptyState,
-    Evaluation,
     FlattenState,
     LookaheadState,
-    Masked,
     MaskedState,
     MultiStepsState,
-    Optimizer,
     ParamEMAState,
     SAMState,
     ScaleByAdamState,
     ScaleByLearningRateState,
-    Scheduled,
     ScheduledState,
     SelectiveTransformState,
     SplitRealAndImaginaryState,
     TraceState,
 )
+from eqopt.writing import AbstractTransformation
 from tests.support.toolbox import FLOAT
 
 MODEL = eqx.nn.MLP(3, 2, 4, 1, dtype=FLOAT, key=jax.random.key(0))

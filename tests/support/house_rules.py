@@ -172,10 +172,9 @@ def public(package: ModuleType) -> dict[str, Any]:
     return {
         f"{module.__name__}.{name}": x
         for module in open_modules
-        for name, x in vars(module).items()
+        for name in dir(module)
         if not name.startswith("_")
-        and (inspect.isclass(x) or inspect.isfunction(x))
-        and (x.__module__ + ".").startswith(module.__name__ + ".")
+        and (inspect.isclass(x := getattr(module, name)) or inspect.isfunction(x))
     }
 
 

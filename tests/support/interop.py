@@ -8,7 +8,8 @@ import numpy as np
 import optax
 
 import eqopt
-from eqopt import AbstractTransformation, Context, EmptyState
+from eqopt.states import EmptyState
+from eqopt.writing import AbstractTransformation, Context
 from tests.support.toolbox import FLOAT, X64
 from tests.support.trees import conj, random_array, random_like, random_tree
 

@@ -9,14 +9,14 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 import eqopt
-from eqopt import AbstractLinesearch, LinesearchResult
+from eqopt.linesearch import AbstractLinesearch, LinesearchResult
 
 SEARCHES: dict[str, Callable[[], AbstractLinesearch[Any]]] = {
     "backtracking": lambda: eqopt.ScaleByBacktrackingLinesearch(40),
     "backtracking-grad": lambda: eqopt.ScaleByBacktrackingLinesearch(40, store_grad=True),
     "zoom": lambda: eqopt.ScaleByZoomLinesearch(30),
-    "hager-zhang": lambda: eqopt.ScaleByHagerZhangLinesearch(),
-    "wolfe": lambda: eqopt.ScaleByWolfeLinesearch(),
+    "hager-zhang": lambda: eqopt.linesearch.ScaleByHagerZhangLinesearch(),
+    "wolfe": lambda: eqopt.linesearch.ScaleByWolfeLinesearch(),
 }
 
 RESULTS = (

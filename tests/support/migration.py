@@ -11,7 +11,7 @@ from typing import Any
 import equinox as eqx
 
 import eqopt
-from eqopt import AbstractTransformation
+from eqopt.writing import AbstractTransformation
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "coming-from-optax.md"
@@ -47,13 +47,13 @@ def _without_prefix(item: tuple[str, str]) -> str:
 
 
 def _section(own: str) -> str:
-    parts = vars(eqopt)[own].__module__.split(".")
+    parts = getattr(eqopt, own).__module__.split(".")
     found = [section for section, folders in SECTIONS.items() if parts[1] in folders]
     return found[0] if found else "Functions"
 
 
 def _row(name: str, own: str) -> str:
-    words = [x for x in (_state(vars(eqopt)[own]), NOTES.get(name, "")) if x]
+    words = [x for x in (_state(getattr(eqopt, own)), NOTES.get(name, "")) if x]
     return f"| `{name.removeprefix('optax.')}` | [`{own}`][eqopt.{own}] | {'; '.join(words)} |\n"
 
 

@@ -105,7 +105,12 @@ MASKS = [
         ValueError,
         ("`where`", "parts of the model", "int"),
     ),
-    Case("and", lambda: untyped.And(untyped.ByNdim(2), True), TypeError, ("selector", "bool")),
+    Case(
+        "and",
+        lambda: untyped.selectors.And(untyped.ByNdim(2), True),
+        TypeError,
+        ("selector", "bool"),
+    ),
 ]
 
 NUMBERS = [
@@ -325,7 +330,7 @@ PARTS = [
     ),
     Case(
         "function that changes a shape",
-        lambda: untyped.Stateless(_shrunk).update(TREE, untyped.EmptyState()),
+        lambda: untyped.Stateless(_shrunk).update(TREE, untyped.states.EmptyState()),
         ValueError,
         ("f(updates, params)['a']", "(1, 3)", "(2, 3)"),
     ),

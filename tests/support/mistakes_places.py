@@ -82,7 +82,7 @@ def _fit_on(model: Any) -> Any:
 
 
 def _stochastically(model: Any, updates: Any) -> Any:
-    return eqopt.apply_updates_stochastically(model, updates, jax.random.key(0))
+    return eqopt.precision.apply_updates_stochastically(model, updates, jax.random.key(0))
 
 
 PLACES = [
@@ -90,43 +90,43 @@ PLACES = [
         "apply_updates(None, array)",
         lambda: eqopt.apply_updates(None, jnp.ones(2, FLOAT)),
         ValueError,
-        ("`model`", "None"),
+        ("`params`", "None"),
     ),
     Case(
         "apply_updates(None, tree)",
         lambda: eqopt.apply_updates(None, GRADS),
         ValueError,
-        ("`model`", "None"),
+        ("`params`", "None"),
     ),
     Case(
         "apply_updates(function, updates)",
         lambda: eqopt.apply_updates(_loss, GRADS),
         ValueError,
-        ("`model`", "a function"),
+        ("`params`", "a function"),
     ),
     Case(
         "apply_updates, swapped",
         lambda: eqopt.apply_updates(GRADS, MODEL),
         ValueError,
-        ("`updates`", "`model`", "in each other's place"),
+        ("`updates`", "`params`", "in each other's place"),
     ),
     Case(
         "apply_updates, a number",
         lambda: eqopt.apply_updates(_PARAMS, 3.0),
         ValueError,
-        ("`updates` is a float", "`model` is a dict"),
+        ("`updates` is a float", "`params` is a dict"),
     ),
     Case(
         "apply_updates_stochastically(None, tree)",
         lambda: _stochastically(None, _HALF),
         ValueError,
-        ("`model`", "None"),
+        ("`params`", "None"),
     ),
     Case(
         "apply_updates_stochastically, swapped",
         lambda: _stochastically(GRADS, MODEL),
         ValueError,
-        ("`updates`", "`model`", "in each other's place"),
+        ("`updates`", "`params`", "in each other's place"),
     ),
     Case(
         "update, model and gradients swapped",
@@ -166,7 +166,7 @@ PLACES = [
     ),
     Case(
         "Optimizer, another's state",
-        lambda: eqopt.Optimizer(OPT, eqopt.EmptyState(), MODEL),
+        lambda: eqopt.Optimizer(OPT, eqopt.states.EmptyState(), MODEL),
         TypeError,
         ("`state` is a `EmptyState`", "`ChainState`"),
     ),
@@ -218,13 +218,13 @@ def warmup_by_if(count: Any) -> Any:
     return 0.1 if count < 10 else 0.2
 
 
-class Wide(eqopt.AbstractSchedule):
+class Wide(eqopt.writing.AbstractSchedule):
     def at(self, count: Any) -> Any:
         return jnp.ones((*jnp.shape(count), 2), FLOAT)
 
 
 def _rounded(step: Callable[..., Any]) -> Any:
-    opt = eqopt.StochasticRounding(SGD)
+    opt = eqopt.precision.StochasticRounding(SGD)
     return step(opt, opt.init(_HALF))
 
 
@@ -317,7 +317,7 @@ KEYS = [
     ),
     Case(
         "in apply_updates_stochastically",
-        lambda: eqopt.apply_updates_stochastically(_HALF, _HALF, 0),
+        lambda: eqopt.precision.apply_updates_stochastically(_HALF, _HALF, 0),
         TypeError,
         ("`key`", "jax.random.key(0)"),
     ),

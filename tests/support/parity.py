@@ -14,7 +14,8 @@ import pytest
 from jax import lax
 
 import eqopt
-from eqopt import AbstractOptimizer, AbstractTransformation, ByNdim, Context
+from eqopt import ByNdim
+from eqopt.writing import AbstractOptimizer, AbstractTransformation, Context
 from tests.support.toolbox import FLOAT, X64
 from tests.support.trees import assert_near, conj, is_matrix, random_array, random_like, random_tree
 

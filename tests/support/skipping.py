@@ -11,7 +11,8 @@ import optax
 from jax import lax
 
 import eqopt
-from eqopt import AbstractTransformation, Context, EmptyState
+from eqopt.states import EmptyState
+from eqopt.writing import AbstractTransformation, Context
 from tests.support.toolbox import FLOAT, X64
 from tests.support.trees import random_like, random_tree
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from eqopt import AbstractTransformation, Context
+from eqopt.writing import AbstractTransformation, Context
 from tests.support.expected_views import table
 from tests.support.toolbox import flatten, FLOAT
 

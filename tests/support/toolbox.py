@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from jaxtyping import Array
 
-from eqopt import AbstractTransformation, Context, EmptyState
+from eqopt.states import EmptyState
+from eqopt.writing import AbstractTransformation, Context
 
 X64 = bool(jax.config.read("jax_enable_x64"))
 FLOAT = np.float64 if X64 else np.float32

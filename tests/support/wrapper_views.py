@@ -13,7 +13,7 @@ from jaxtyping import Array
 import eqopt
 from tests.support.expected_views import Gate, Seen
 
-Transformation = eqopt.AbstractTransformation[Any]
+Transformation = eqopt.writing.AbstractTransformation[Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Bits:
         return [self.bits[i % len(self.bits)] for i in range(num)]
 
 
-class ByPlace(eqopt.AbstractSelector):
+class ByPlace(eqopt.selectors.AbstractSelector):
     """Chooses leaves by their place."""
 
     bits: Bits = eqx.field(static=True)
@@ -299,7 +299,7 @@ def finite_only(inner: Transformation) -> Transformation:
 
 
 def finite_only_always(inner: Transformation) -> Transformation:
-    return eqopt.ApplyIfFinite(inner, 0, eqopt.skip_update)
+    return eqopt.ApplyIfFinite(inner, 0, eqopt.options.skip_update)
 
 
 def averaged(inner: Transformation) -> Transformation:

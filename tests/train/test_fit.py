@@ -228,7 +228,7 @@ def test_no_batches() -> None:
     assert len(fit.history) == 0
 
 
-class Recorder(eqopt.AbstractProgress):
+class Recorder(eqopt.writing.AbstractProgress):
     def __init__(self) -> None:
         self.calls: list[Any] = []
 
@@ -265,7 +265,12 @@ def test_progress_is_told() -> None:
 
 
 @pytest.mark.parametrize(
-    "make", [eqopt.TqdmProgress, eqopt.RichProgress, lambda: eqopt.TextProgress(interval=0.0)]
+    "make",
+    [
+        eqopt.options.TqdmProgress,
+        eqopt.options.RichProgress,
+        lambda: eqopt.options.TextProgress(interval=0.0),
+    ],
 )
 def test_progress_bars(make: Any, capfd: pytest.CaptureFixture[str]) -> None:
     eqopt.fit(loss_fn, OPTIMIZER, make_model(), make_batches(), progress=make())
@@ -321,7 +326,7 @@ def test_hyperparameters_in_force() -> None:
         assert all(np.isclose(inside[name], found[name]) for name in found)
         _, state = optimizer.update(params, state, params)
     with pytest.raises(TypeError, match="`state` is a `EmptyState`; `Adam` has"):
-        eqopt.hyperparameters(eqopt.Adam(0.1), eqopt.EmptyState())
+        eqopt.hyperparameters(eqopt.Adam(0.1), eqopt.states.EmptyState())
 
 
 def test_hyperparameters_after_an_edit_with_a_number() -> None:

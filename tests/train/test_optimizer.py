@@ -54,7 +54,7 @@ def objective(model: Any) -> Array:
 
 
 @pytest.mark.parametrize("opt", TRANSFORMATIONS, ids=lambda x: type(x).__name__)
-def test_step_is_that_of_the_parts(opt: eqopt.AbstractTransformation[Any]):
+def test_step_is_that_of_the_parts(opt: eqopt.writing.AbstractTransformation[Any]):
     optimizer = Optimizer.create(opt, MODEL)
     model, state = MODEL, opt.init(MODEL)
     assert same(optimizer.state, state)
@@ -72,7 +72,7 @@ def test_step_is_that_of_the_parts(opt: eqopt.AbstractTransformation[Any]):
 
 
 @pytest.mark.parametrize("opt", TRANSFORMATIONS[:5], ids=lambda x: type(x).__name__)
-def test_apply_gradient_is_that_of_the_parts(opt: eqopt.AbstractTransformation[Any]):
+def test_apply_gradient_is_that_of_the_parts(opt: eqopt.writing.AbstractTransformation[Any]):
     optimizer = Optimizer.create(opt, MODEL)
     model, state = MODEL, opt.init(MODEL)
     for _ in range(3):

@@ -97,7 +97,7 @@ def test_what_is_not_finite_is_clipped_to_zero_leaf_by_leaf():
 
 def test_norms_of_float16_do_not_overflow():
     p, g = jnp.full((100,), 300.0, jnp.float16), jnp.full((100,), 400.0, jnp.float16)
-    assert float(eqopt.ScaleByTrustRatio().update(g, eqopt.EmptyState(), p)[0][0]) == 300.0
+    assert float(eqopt.ScaleByTrustRatio().update(g, eqopt.states.EmptyState(), p)[0][0]) == 300.0
     clip = eqopt.ClipByBlockRMS(2.0)
     assert float(clip.update(g, clip.init(g))[0][0]) == 2.0
     state = eqopt.ScaleByFactoredRMS().init(p)

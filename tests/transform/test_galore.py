@@ -11,7 +11,9 @@ import optax
 import pytest
 
 import eqopt
-from eqopt import Context, EmptyState, MuonDimensionNumbers
+from eqopt.options import MuonDimensionNumbers
+from eqopt.states import EmptyState
+from eqopt.writing import Context
 from tests.support import parity
 from tests.support.parity import fields_not_varied, power, Row, row
 from tests.support.toolbox import FLOAT, same, values, X64
@@ -210,7 +212,7 @@ def test_the_derivative_at_a_gradient_of_zero_is_finite():
 # The base optimizer
 
 
-class Seen(eqopt.AbstractTransformation[EmptyState]):
+class Seen(eqopt.writing.AbstractTransformation[EmptyState]):
     """Answers with the parameters, and the gradient that it was given, times a number."""
 
     def init_state(self, params: Any, context: Context) -> EmptyState:

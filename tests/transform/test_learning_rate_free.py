@@ -218,9 +218,9 @@ _ONE: Any = (0.9,)
 
 def test_the_pairs_of_optax_are_understood():
     kinds = {
-        "distance": eqopt.InitialDistance,
-        "heuristic": eqopt.InitialDistanceHeuristic,
-        "learning_rate": eqopt.InitialLearningRate,
+        "distance": eqopt.options.InitialDistance,
+        "heuristic": eqopt.options.InitialDistanceHeuristic,
+        "learning_rate": eqopt.options.InitialLearningRate,
     }
     for name, kind in kinds.items():
         assert repr(eqopt.DoG(init_step=(name, 0.25))) == repr(eqopt.DoG(init_step=kind(0.25)))
@@ -250,7 +250,7 @@ def test_scalar_parameters_stay_scalars():
 
 def test_dog_begins_with_the_first_gradient_that_is_not_zero():
     """By optax, with a first learning rate, it stays where it is for ever then."""
-    opt = eqopt.DoG(1.0, init_step=eqopt.InitialLearningRate(0.1), eps=1e-8)
+    opt = eqopt.DoG(1.0, init_step=eqopt.options.InitialLearningRate(0.1), eps=1e-8)
     x, slope = jnp.ones(2, FLOAT), jnp.asarray([3.0, -4.0], FLOAT)
     state = opt.init(x)
     updates, state = opt.update(jnp.zeros_like(x), state, x)

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import eqopt
-from eqopt import MuonDimensionNumbers
+from eqopt.options import MuonDimensionNumbers
 from tests.support.toolbox import assert_close, FLOAT, values, X64
 from tests.support.trees import assert_near
 

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import eqopt
-from eqopt import MuonDimensionNumbers
+from eqopt.options import MuonDimensionNumbers
 from tests.support import parity
 from tests.support.parity import between, fields_not_varied, power, Row, towards_one
 from tests.support.toolbox import FLOAT, values, X64

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import pytest
 
 import eqopt
-from eqopt import AbstractTransformation, Context, EmptyState
+from eqopt.states import EmptyState
+from eqopt.writing import AbstractTransformation, Context
 from tests.support.toolbox import assert_close, FLOAT, tree
 
 PARAMS, GRADS = tree(), tree(7)
@@ -25,19 +26,19 @@ class Untyped(AbstractTransformation):
         return updates, {"count": state["count"] + 1}
 
 
-class UntypedLeafwise(eqopt.AbstractLeafwise):
+class UntypedLeafwise(eqopt.writing.AbstractLeafwise):
     def init_state(self, params: Any, context: Context) -> Any:
         return EmptyState()
 
     def rule(self, state: Any, params: Any, context: Context) -> Any:
-        return eqopt.Rule(_doubled, state)
+        return eqopt.writing.Rule(_doubled, state)
 
 
 def _doubled(update: Any) -> Any:
     return 2 * update
 
 
-class UntypedOptimizer(eqopt.AbstractOptimizer):
+class UntypedOptimizer(eqopt.writing.AbstractOptimizer):
     def compose(self) -> AbstractTransformation[Any]:
         return eqopt.Chain(UntypedLeafwise(), eqopt.Scale(-1.0))
 

@@ -132,7 +132,7 @@ def test_a_gradient_that_is_next_to_nothing_is_no_step():
     # As in optax: the square of its norm is compared with 2**-52, in every dtype.
     for size, moves in ((1.4e-8, False), (1.6e-8, True)):
         g = jnp.asarray([size, 0.0], FLOAT)
-        ours, _ = eqopt.ScaleByPolyak().update(g, eqopt.EmptyState(), value=1.0)
+        ours, _ = eqopt.ScaleByPolyak().update(g, eqopt.states.EmptyState(), value=1.0)
         theirs, _ = optax.scale_by_polyak().update(g, optax.EmptyState(), value=1.0)
         for x, y in _pairs(ours, theirs):
             np.testing.assert_allclose(x, y, rtol=TOLERANCE)
@@ -142,7 +142,7 @@ def test_a_gradient_that_is_next_to_nothing_is_no_step():
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=["bfloat16", "float16"])
 def test_the_norm_of_half_precision_does_not_overflow(dtype: Any):
     g = jnp.full(400, 300.0, dtype)  # 3.6e7, where float16 ends at 65504
-    updates, _ = eqopt.ScaleByPolyak().update(g, eqopt.EmptyState(), value=1.2e5)
+    updates, _ = eqopt.ScaleByPolyak().update(g, eqopt.states.EmptyState(), value=1.2e5)
     assert updates.dtype == dtype
     np.testing.assert_allclose(updates.astype(np.float32), 1.0, rtol=1e-2)
 

@@ -115,7 +115,9 @@ def test_a_search_before_it_evaluates_where_the_parameters_are(search: Any):
 
 
 def test_masters_stay_in_the_set():
-    opt = eqopt.MasterWeights(eqopt.Chain(eqopt.SGD(0.1), eqopt.Project(projections.NonNegative())))
+    opt = eqopt.precision.MasterWeights(
+        eqopt.Chain(eqopt.SGD(0.1), eqopt.Project(projections.NonNegative()))
+    )
     params = jnp.asarray([0.5, 0.001, 0.0], jnp.bfloat16)
     state = opt.init(params)
     for _ in range(10):

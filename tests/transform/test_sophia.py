@@ -11,7 +11,9 @@ import pytest
 from jax import lax
 
 import eqopt
-from eqopt import AbstractTransformation, Context, EmptyState, HutchinsonEstimatorDiagHessian
+from eqopt import HutchinsonEstimatorDiagHessian
+from eqopt.states import EmptyState
+from eqopt.writing import AbstractTransformation, Context
 from tests.support.parity import falling
 from tests.support.toolbox import assert_close, FLOAT, same, Tally, tree, values, X64, Zoo, zoo_loss
 from tests.support.trees import assert_near, is_matrix, random_like, random_tree

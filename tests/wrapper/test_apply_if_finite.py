@@ -86,7 +86,7 @@ def test_what_is_skipped_has_not_been(seed: int):
     params, gradients = problem(seed)
     bad = _bad_steps(seed, longest=NUM_STEPS)
     gradients = spoiled(gradients, seed, bad, [np.nan, np.inf, -np.inf, HUGE])
-    opt = eqopt.ApplyIfFinite(eqopt.Adam(0.1, 0.8, 0.9), MAX_ERRORS, eqopt.skip_update)
+    opt = eqopt.ApplyIfFinite(eqopt.Adam(0.1, 0.8, 0.9), MAX_ERRORS, eqopt.options.skip_update)
     updates, state, final = ours(opt, params, gradients)
     _, _, expected = _alone(ADAM, params, gradients, bad)
     assert_near(final, expected, TOLERANCE)
@@ -140,7 +140,7 @@ def test_what_the_inner_makes_finite_is_accepted_with_its_state():
 
 
 def test_giving_up_by_an_error():
-    opt = eqopt.ApplyIfFinite(eqopt.SGD(0.1), MAX_ERRORS, eqopt.raise_error)
+    opt = eqopt.ApplyIfFinite(eqopt.SGD(0.1), MAX_ERRORS, eqopt.options.raise_error)
     good, bad = jnp.ones(2, FLOAT), jnp.full(2, np.nan, FLOAT)
     state = opt.init(good)
     for gradient in (bad, bad, good, bad, bad):
@@ -167,23 +167,23 @@ def test_what_the_inner_produces_is_checked():
     # optax lets it pass at once.
     by_optax, _, _ = theirs(optax.apply_if_finite(optax.stateless(_reciprocal), 1), good, gradients)
     assert np.isinf(by_optax[1, 0])
-    raising = eqopt.ApplyIfFinite(inner, 0, eqopt.raise_error)
+    raising = eqopt.ApplyIfFinite(inner, 0, eqopt.options.raise_error)
     with pytest.raises(eqx.EquinoxRuntimeError):
         jax.block_until_ready(eqx.filter_jit(raising.update)(zero, raising.init(good), good))
 
 
 def test_what_is_not_known_yet_may_be_infinite():
-    class Least(eqopt.AbstractTransformation[eqopt.EMAState]):
+    class Least(eqopt.writing.AbstractTransformation[eqopt.states.EMAState]):
         """Keeps the least update so far, infinity at first."""
 
-        def init_state(self, params: Any, context: Any) -> eqopt.EMAState:
-            return eqopt.EMAState(jnp.zeros((), jnp.int32), jnp.full_like(params, np.inf))
+        def init_state(self, params: Any, context: Any) -> eqopt.states.EMAState:
+            return eqopt.states.EMAState(jnp.zeros((), jnp.int32), jnp.full_like(params, np.inf))
 
         def transform(self, updates: Any, state: Any, params: Any, context: Any) -> Any:
-            return updates, eqopt.EMAState(state.count, jnp.minimum(state.ema, updates))
+            return updates, eqopt.states.EMAState(state.count, jnp.minimum(state.ema, updates))
 
     x = jnp.asarray([1.0, 2.0], FLOAT)
-    opt = eqopt.ApplyIfFinite(Least(), 0, eqopt.raise_error)
+    opt = eqopt.ApplyIfFinite(Least(), 0, eqopt.options.raise_error)
     updates, state = opt.update(x, opt.init(x), x)
     assert same(updates, x) and same(state.inner_state.ema, x)
 

@@ -91,8 +91,8 @@ def test_everything_is_forwarded_as_the_user_gave_it(cls: Any):
         x,
         opt.init(x),
         x,
-        eqopt.Context(
-            fn(x), jnp.conj(x), eqopt.Objective(fn, None), key, {"probe": jnp.asarray(1.0)}
+        eqopt.writing.Context(
+            fn(x), jnp.conj(x), eqopt.writing.Objective(fn, None), key, {"probe": jnp.asarray(1.0)}
         ),
     )
     np.testing.assert_array_equal(updates, 3 * np.asarray(x))

@@ -13,7 +13,9 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import eqopt
-from eqopt import AbstractTransformation, ByNdim, Context, EmptyState, Flatten
+from eqopt import ByNdim, Flatten
+from eqopt.states import EmptyState
+from eqopt.writing import AbstractTransformation, Context
 from tests.support.parity import assert_same_steps
 from tests.support.toolbox import assert_close, FLOAT, same, Tally, Traced, tree, values, X64
 from tests.support.trees import conj, random_array, random_like, random_tree

@@ -62,7 +62,7 @@ def test_what_is_no_number_stays_as_it_is():
     inner = opt.at(opt.init(tree()))
     assert isinstance(inner, eqopt.AdamW)
     assert inner.nesterov is True and inner.mu_dtype == np.dtype(FLOAT)
-    assert isinstance(inner.mask, eqopt.FunctionSelector)
+    assert isinstance(inner.mask, eqopt.selectors.FunctionSelector)
 
 
 def _rates(opt: Any, state: Any, num: int) -> tuple[list[float], Any]:

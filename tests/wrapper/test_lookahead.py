@@ -12,7 +12,8 @@ import pytest
 from jax import lax
 
 import eqopt
-from eqopt import AbstractTransformation, Context, LookaheadParams
+from eqopt import LookaheadParams
+from eqopt.writing import AbstractTransformation, Context
 from tests.support.toolbox import assert_close, FLOAT, same, tree, values, X64, Zoo, zoo_loss
 from tests.support.trees import assert_near, conj, random_like, random_run
 

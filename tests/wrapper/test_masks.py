@@ -17,11 +17,11 @@ from tests.laws.table.row import half_square
 from tests.support.toolbox import assert_close, FLOAT, same, Tally, Traced, tree, values, X64
 
 
-class _Weighted(eqopt.AbstractTransformation[eqopt.EmptyState]):
+class _Weighted(eqopt.writing.AbstractTransformation[eqopt.states.EmptyState]):
     """Multiplies by an extra argument that is a tree like its updates."""
 
-    def init_state(self, params: Any, context: Any) -> eqopt.EmptyState:
-        return eqopt.EmptyState()
+    def init_state(self, params: Any, context: Any) -> eqopt.states.EmptyState:
+        return eqopt.states.EmptyState()
 
     def transform(self, updates: Any, state: Any, params: Any, context: Any) -> Any:
         return jax.tree.map(jnp.multiply, updates, context.require("weights", self)), state
@@ -203,7 +203,7 @@ def test_a_state_of_another_mask_is_refused_without_parameters():
     # A parameter without a gradient is in no mask.
     updates, _ = opt.update({**gradients, "a": None}, state)
     assert updates["a"] is None
-    frozen, _ = eqopt.Freeze(A).update({**gradients, "a": None}, eqopt.EmptyState())
+    frozen, _ = eqopt.Freeze(A).update({**gradients, "a": None}, eqopt.states.EmptyState())
     assert frozen["a"] is None and same(frozen["branch"], gradients["branch"])
 
 

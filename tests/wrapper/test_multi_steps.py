@@ -254,9 +254,9 @@ def test_flushing_the_last_short_window(use_grad_mean: bool):
 def test_flushing_hands_everything_on_and_drops_what_is_bad():
     x, nan = jnp.full(2, 2.0, FLOAT), jnp.full(2, np.nan, FLOAT)
 
-    class Times(eqopt.AbstractTransformation[eqopt.EmptyState]):
-        def init_state(self, params: Any, context: Any) -> eqopt.EmptyState:
-            return eqopt.EmptyState()
+    class Times(eqopt.writing.AbstractTransformation[eqopt.states.EmptyState]):
+        def init_state(self, params: Any, context: Any) -> eqopt.states.EmptyState:
+            return eqopt.states.EmptyState()
 
         def transform(self, updates: Any, state: Any, params: Any, context: Any) -> Any:
             factor = context.require("value", self) * context.require("probe", self)
@@ -272,7 +272,7 @@ def test_flushing_hands_everything_on_and_drops_what_is_bad():
     assert same(updates, jnp.zeros_like(x)) and not opt.has_updated(state)
     np.testing.assert_array_equal(state.acc_grads, 0.0)
     with pytest.raises(TypeError, match="`state` is a `EmptyState`; `MultiSteps` has"):
-        wrong: Any = eqopt.EmptyState()
+        wrong: Any = eqopt.states.EmptyState()
         opt.flush(wrong, x)
 
 
@@ -284,7 +284,7 @@ def test_large_updates_are_skipped_at_the_limit(limit: float, skips: bool):
     assert float(kept["norm_squared"]) == 25.0
 
 
-def _answering(answer: Any) -> eqopt.MultiSteps[eqopt.EmptyState]:
+def _answering(answer: Any) -> eqopt.MultiSteps[eqopt.states.EmptyState]:
     def answers(updates: Any, gradient_step: Any, params: Any) -> Any:
         return answer
 

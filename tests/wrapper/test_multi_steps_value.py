@@ -11,11 +11,11 @@ import eqopt
 from tests.support.toolbox import FLOAT, same, X64
 
 
-class Shown(eqopt.AbstractTransformation):
+class Shown(eqopt.writing.AbstractTransformation):
     """Gives the value that it is told of as the update."""
 
-    def init_state(self, params: Any, context: Any) -> eqopt.EmptyState:
-        return eqopt.EmptyState()
+    def init_state(self, params: Any, context: Any) -> eqopt.states.EmptyState:
+        return eqopt.states.EmptyState()
 
     def transform(self, updates: Any, state: Any, params: Any, context: Any) -> Any:
         return jax.tree.map(lambda u: jnp.full_like(u, context.value), updates), state

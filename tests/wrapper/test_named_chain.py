@@ -56,7 +56,7 @@ def test_links_and_states_have_names():
     opt = NamedChain(("clip", eqopt.Clip(0.5)), momentum=eqopt.Trace(0.9))
     state = opt.init(tree())
     assert set(state.states) == {"clip", "momentum"}
-    assert isinstance(state.states["momentum"], eqopt.TraceState)
+    assert isinstance(state.states["momentum"], eqopt.states.TraceState)
     momentum = opt.links["momentum"]
     assert isinstance(momentum, eqopt.Trace) and float(momentum.decay) == float(FLOAT(0.9))
     assert set(eqopt.hyperparameters(opt, state)) == {

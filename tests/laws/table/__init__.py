@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import eqopt
-from eqopt import AbstractOptimizer, AbstractTransformation
+from eqopt.writing import AbstractOptimizer, AbstractTransformation
 from tests.laws.table import optimizers, transforms, wrappers
 from tests.laws.table.row import Row, Transformation
 

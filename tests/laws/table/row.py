@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import eqopt
-from eqopt import AbstractTransformation, Context, EmptyState
+from eqopt.states import EmptyState
+from eqopt.writing import AbstractTransformation, Context
 
 Transformation = AbstractTransformation[Any]
 MATRICES = eqopt.ByNdim(2)

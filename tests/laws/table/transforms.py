@@ -35,7 +35,7 @@ def constant_decay(step: Any, decay_rate: Any) -> Any:
 
 def matrices_or_rows(params: Any) -> Any:
     """For `ScaleByMuon`: a vector is a matrix with one row."""
-    row, matrix = eqopt.MuonDimensionNumbers((), 0), eqopt.MuonDimensionNumbers()
+    row, matrix = eqopt.options.MuonDimensionNumbers((), 0), eqopt.options.MuonDimensionNumbers()
     return jax.tree.map(lambda x: matrix if x.ndim == 2 else row, params)
 
 
@@ -86,8 +86,14 @@ ROWS = [
     ),
     Row("ScaleByACProp", lambda: eqopt.ScaleByACProp(0.8, 0.95, 1e-6, 1e-5)),
     Row("ScaleByLion", lambda: eqopt.ScaleByLion(0.8, 0.95)),
-    Row("ScaleByLion-smooth", lambda: eqopt.ScaleByLion(0.8, 0.95, None, eqopt.lion_smooth, 2.0)),
-    Row("ScaleByLion-refined", lambda: eqopt.ScaleByLion(0.8, 0.95, None, eqopt.lion_refined)),
+    Row(
+        "ScaleByLion-smooth",
+        lambda: eqopt.ScaleByLion(0.8, 0.95, None, eqopt.options.lion_smooth, 2.0),
+    ),
+    Row(
+        "ScaleByLion-refined",
+        lambda: eqopt.ScaleByLion(0.8, 0.95, None, eqopt.options.lion_refined),
+    ),
     Row(
         "ScaleByMuon",
         lambda: eqopt.ScaleByMuon(
@@ -186,8 +192,8 @@ ROWS = [
         lambda: eqopt.ScaleByBacktrackingLinesearch(8, 0.01, 0.7, store_grad=True),
     ),
     search("ScaleByZoomLinesearch", lambda: eqopt.ScaleByZoomLinesearch(8)),
-    search("ScaleByHagerZhangLinesearch", lambda: eqopt.ScaleByHagerZhangLinesearch(8)),
-    search("ScaleByWolfeLinesearch", lambda: eqopt.ScaleByWolfeLinesearch(8)),
+    search("ScaleByHagerZhangLinesearch", lambda: eqopt.linesearch.ScaleByHagerZhangLinesearch(8)),
+    search("ScaleByWolfeLinesearch", lambda: eqopt.linesearch.ScaleByWolfeLinesearch(8)),
     Row(
         "HutchinsonEstimatorDiagHessian",
         lambda: eqopt.HutchinsonEstimatorDiagHessian(KEY),
@@ -250,11 +256,14 @@ ROWS = [
     direction(
         "ScaleByLBFGS-plain",
         lambda: eqopt.ScaleByLBFGS(
-            3, first_step_rtol=0.5, init_matrix=eqopt.ScalarMatrix(), secant=eqopt.PlainSecant()
+            3,
+            first_step_rtol=0.5,
+            init_matrix=eqopt.quasi_newton.ScalarMatrix(),
+            secant=eqopt.quasi_newton.PlainSecant(),
         ),
     ),
-    direction("ScaleByBFGS", lambda: eqopt.ScaleByBFGS(first_step_rtol=0.5)),
-    direction("ScaleByNonlinearCG", eqopt.ScaleByNonlinearCG),
+    direction("ScaleByBFGS", lambda: eqopt.quasi_newton.ScaleByBFGS(first_step_rtol=0.5)),
+    direction("ScaleByNonlinearCG", eqopt.quasi_newton.ScaleByNonlinearCG),
     Row(
         "ScaleByPolyak",
         lambda: eqopt.ScaleByPolyak(0.1, 0.5, 1e-3),

@@ -85,11 +85,13 @@ ROWS = [
     # A long period: what is reset counts from 0 again.
     optimizer("Lookahead-reset", lambda: eqopt.Lookahead(eqopt.Adam(0.05), 7, 0.6, True)),
     optimizer("ParamEMA", lambda: eqopt.ParamEMA(eqopt.SGD(0.05, 0.7), 0.8)),
-    Row("MasterWeights", lambda: eqopt.MasterWeights(eqopt.AdamW(0.05)), needs_params=True),
-    Row("Compensated", lambda: eqopt.Compensated(eqopt.AdamW(0.05)), needs_params=True),
+    Row(
+        "MasterWeights", lambda: eqopt.precision.MasterWeights(eqopt.AdamW(0.05)), needs_params=True
+    ),
+    Row("Compensated", lambda: eqopt.precision.Compensated(eqopt.AdamW(0.05)), needs_params=True),
     Row(
         "StochasticRounding",
-        lambda: eqopt.StochasticRounding(eqopt.AdamW(0.05)),
+        lambda: eqopt.precision.StochasticRounding(eqopt.AdamW(0.05)),
         needs_params=True,
         needs=a_key,
     ),
@@ -103,7 +105,7 @@ ROWS = [
     Row("ApplyIfFinite", lambda: eqopt.ApplyIfFinite(eqopt.Adam(0.05), 2), descends=True),
     Row(
         "ApplyIfFinite-skip",
-        lambda: eqopt.ApplyIfFinite(eqopt.Trace(0.7), 2, eqopt.skip_update),
+        lambda: eqopt.ApplyIfFinite(eqopt.Trace(0.7), 2, eqopt.options.skip_update),
     ),
     Row("ConditionallyTransform", lambda: eqopt.ConditionallyTransform(eqopt.Trace(0.7), odd)),
     Row("ConditionallyMask", lambda: eqopt.ConditionallyMask(eqopt.Trace(0.7), odd)),
@@ -147,9 +149,9 @@ WRAPPERS = [
     Wrapper("Lookahead", lambda inner: eqopt.Lookahead(inner, 2, 0.6)),
     Wrapper("ParamEMA", lambda inner: eqopt.ParamEMA(inner, 0.8)),
     Wrapper("Mechanize", eqopt.Mechanize),
-    Wrapper("MasterWeights", eqopt.MasterWeights),
-    Wrapper("Compensated", eqopt.Compensated),
-    Wrapper("StochasticRounding", eqopt.StochasticRounding),
+    Wrapper("MasterWeights", eqopt.precision.MasterWeights),
+    Wrapper("Compensated", eqopt.precision.Compensated),
+    Wrapper("StochasticRounding", eqopt.precision.StochasticRounding),
     Wrapper("SAM", lambda inner: eqopt.SAM(inner, eqopt.Identity(), 1)),
     Wrapper("ScaleBySophia", lambda inner: eqopt.ScaleBySophia(hessian_diagonal_fn=inner)),
     Wrapper("ScheduleFree", lambda inner: eqopt.ScheduleFree(inner, 0.05, 0.8)),

@@ -19,7 +19,7 @@ from .._transformation.nesting import AbstractConstrained, check_nesting, Requir
 
 
 class CompensatedState(eqx.Module, Generic[State]):
-    """The state of [`eqopt.Compensated`][].
+    """The state of [`eqopt.precision.Compensated`][].
 
     **Arguments:**
 
@@ -65,8 +65,8 @@ class Compensated(AbstractConstrained[CompensatedState[State]], Generic[State]):
     and $c_0 = 0$. Parameter and compensation together have twice the digits of the parameter's
     dtype. The gradients are those at the parameter alone.
 
-    It costs as many bytes as the parameter has: half as many as [`eqopt.MasterWeights`][] in
-    bfloat16. It helps float32 parameters too, where updates are smaller than a part in $10^7$.
+    It costs as many bytes as the parameter has: half as many as [`eqopt.precision.MasterWeights`][]
+    in bfloat16. It helps float32 parameters too, where updates are smaller than a part in $10^7$.
 
     !!! warning
         It must see the updates as they are applied: it goes around the whole optimizer, or last

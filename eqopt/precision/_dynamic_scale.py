@@ -39,7 +39,7 @@ def _float32(name: str) -> Callable[[Any], Any]:
 
 
 class DynamicScaleResult(NamedTuple):
-    """What the functions that [`eqopt.DynamicScale.value_and_grad`][] makes return.
+    """What the functions that [`eqopt.precision.DynamicScale.value_and_grad`][] makes return.
 
     - `dynamic_scale`: the scale to go on with.
     - `finite`: whether all gradients are finite, a boolean of shape `()`.
@@ -54,7 +54,7 @@ class DynamicScaleResult(NamedTuple):
 
 
 class ScaledStep(NamedTuple, Generic[Model, State]):
-    """What [`eqopt.DynamicScale.scaled_step`][] returns.
+    """What [`eqopt.precision.DynamicScale.scaled_step`][] returns.
 
     - `dynamic_scale`: the scale to go on with.
     - `finite`: whether all gradients were finite, a boolean of shape `()`. If not, model and state
@@ -94,8 +94,8 @@ class DynamicScale(eqx.Module):
 
     model = eqx.nn.MLP(2, 1, 8, 1, dtype=jnp.float16, key=jax.random.key(0))
     x, y = jnp.ones((4, 2), jnp.float16), jnp.ones((4, 1), jnp.float16)
-    opt = eqopt.MasterWeights(eqopt.AdamW(1e-3))
-    state, scale = opt.init(model), eqopt.DynamicScale()
+    opt = eqopt.precision.MasterWeights(eqopt.AdamW(1e-3))
+    state, scale = opt.init(model), eqopt.precision.DynamicScale()
     for _ in range(3):
         scale, finite, model, state, evaluation = scale.scaled_step(
             opt, loss_fn, model, state, x, y
@@ -148,7 +148,7 @@ class DynamicScale(eqx.Module):
 
         opt = eqopt.SGD(0.1)
         params = jnp.ones(3, jnp.float16)
-        state, scale = opt.init(params), eqopt.DynamicScale()
+        state, scale = opt.init(params), eqopt.precision.DynamicScale()
 
 
         @jax.jit
@@ -173,7 +173,7 @@ class DynamicScale(eqx.Module):
         **Returns:**
 
         A function with the arguments of `fun` that returns a
-        [`DynamicScaleResult`][eqopt.DynamicScaleResult], a tuple
+        [`DynamicScaleResult`][eqopt.precision.DynamicScaleResult], a tuple
         `(dynamic_scale, finite, value, grad)`, with `(value, aux)` for the value with `has_aux`.
         The gradients are in float32, or in their own dtype where that is wider.
         """
@@ -187,7 +187,7 @@ class DynamicScale(eqx.Module):
         self,
         optimizer: AbstractTransformation[State],
         fn: Function,
-        model: Model,
+        params: Model,
         state: State,
         /,
         *args: Any,
@@ -203,15 +203,15 @@ class DynamicScale(eqx.Module):
         **Arguments:**
 
         - `optimizer`: the optimizer.
-        - `fn`: the objective, called `fn(model, *args, **kwargs)`.
-        - `model`: the model.
+        - `fn`: the objective, called `fn(params, *args, **kwargs)`.
+        - `params`: the model.
         - `state`: what the optimizer's `init`, or the last step, returned.
-        - `*args`, `has_aux`, `**kwargs`: as in [`step`][eqopt.AbstractTransformation.step].
+        - `*args`, `has_aux`, `**kwargs`: as in [`step`][eqopt.writing.AbstractTransformation.step].
         - `axis_name`: as in `value_and_grad`.
 
         **Returns:**
 
-        A [`ScaledStep`][eqopt.ScaledStep], a tuple `(dynamic_scale, finite, model, state,
+        A [`ScaledStep`][eqopt.precision.ScaledStep], a tuple `(dynamic_scale, finite, model, state,
         evaluation)`.
         """
         return compiled_call.call_objective(
@@ -219,7 +219,7 @@ class DynamicScale(eqx.Module):
             fn,
             canonicalize(self),
             canonicalize(optimizer),
-            model,
+            params,
             state,
             partition.mark_numbers_dynamic(args),
             partition.mark_numbers_dynamic(kwargs),

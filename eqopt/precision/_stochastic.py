@@ -42,7 +42,7 @@ def _land(
 
 
 class StochasticRoundingState(eqx.Module, Generic[State]):
-    """The state of [`eqopt.StochasticRounding`][].
+    """The state of [`eqopt.precision.StochasticRounding`][].
 
     **Arguments:**
 
@@ -135,15 +135,15 @@ class _Keys:
         return jax.random.fold_in(key, index)
 
 
-def apply_updates_stochastically(model: Model, updates: PyTree, key: object) -> Model:
+def apply_updates_stochastically(params: Model, updates: PyTree, key: object) -> Model:
     """Adds updates to a model, each sum rounded at random to a number of the parameter's dtype.
 
     Half-precision parameters arrive where the updates take them in the mean (see
-    [`eqopt.StochasticRounding`][]); for all others it is [`eqopt.apply_updates`][].
+    [`eqopt.precision.StochasticRounding`][]); for all others it is [`eqopt.apply_updates`][].
 
     **Arguments:**
 
-    - `model`: the model: any PyTree.
+    - `params`: the model: any PyTree.
     - `updates`: like the model, with an array of the parameter's shape for each inexact array to be
         changed, and `None` for everything that is to stay as it is.
     - `key`: a PRNG key, a new one for each call.
@@ -156,7 +156,7 @@ def apply_updates_stochastically(model: Model, updates: PyTree, key: object) -> 
     """
     key = unkept(prng_key("key")(key))
     return merged(
-        model, compiled_call.call(_apply, *map(partition.filter_arrays, (model, updates)), key)
+        params, compiled_call.call(_apply, *map(partition.filter_arrays, (params, updates)), key)
     )
 
 
@@ -164,9 +164,7 @@ def _apply(model: PyTree, updates: PyTree, key: Any) -> PyTree:
     model = arrays_of(model, updates)
     leaves, treedef = checks.flatten(model)
     trained = treedef.unflatten([x if checks.is_inexact(x) else None for x in leaves])
-    changes, _ = checks.flatten(
-        checks.conform_to(updates, trained, "updates", any_dtype=True, reference_name="model")
-    )
+    changes, _ = checks.flatten(checks.conform_to(updates, trained, "updates", any_dtype=True))
     for i, u in enumerate(changes):
         if u is not None:
             x = leaves[i]

@@ -35,7 +35,7 @@ class _Wide(AbstractReparametrization):
 
 
 class MasterWeightsState(eqx.Module, Generic[State]):
-    """The state of [`eqopt.MasterWeights`][].
+    """The state of [`eqopt.precision.MasterWeights`][].
 
     **Arguments:**
 

@@ -13,7 +13,7 @@ from .._base.types import Model
 from ..selectors._selector import AbstractSelector, as_selector
 
 
-def cast_floating(model: Model, dtype: object, where: AbstractSelector | Any = None) -> Model:
+def cast_floating(params: Model, dtype: object, where: AbstractSelector | Any = None) -> Model:
     """Casts the floating-point arrays of a model to another dtype.
 
     Complex arrays, integers, PRNG keys, functions and all else stay as they are. It can be
@@ -23,13 +23,13 @@ def cast_floating(model: Model, dtype: object, where: AbstractSelector | Any = N
     import equinox as eqx, eqopt, jax, jax.numpy as jnp
 
     model = eqx.nn.MLP(2, 1, 8, 1, key=jax.random.key(0))
-    half = eqopt.cast_floating(model, jnp.bfloat16)
-    weights = eqopt.cast_floating(model, jnp.bfloat16, eqopt.ByNdim(2))  # the biases stay
+    half = eqopt.precision.cast_floating(model, jnp.bfloat16)
+    weights = eqopt.precision.cast_floating(model, jnp.bfloat16, eqopt.ByNdim(2))  # the biases stay
     ```
 
     **Arguments:**
 
-    - `model`: any PyTree.
+    - `params`: the model, any PyTree.
     - `dtype`: a real floating-point dtype.
     - `where`: which of them to cast: a selector, a function from the model's floating-point arrays
         to booleans, or a tree of booleans; `None` is all.
@@ -43,7 +43,7 @@ def cast_floating(model: Model, dtype: object, where: AbstractSelector | Any = N
     new = to_dtype("dtype")(dtype)
     if new is None or not jnp.issubdtype(new, jnp.floating):
         raise TypeError(f"`dtype` must be a real floating-point dtype; got {dtype!r}")
-    floating, rest = eqx.partition(model, _is_floating)
+    floating, rest = eqx.partition(params, _is_floating)
     if where is None:
         return eqx.combine(jax.tree.map(lambda x: cast(x, new), floating), rest)
     chosen = as_selector(where).select(floating)

@@ -15,8 +15,8 @@ from .._base.converters import decay_factor, flag, to_dtype
 from .._base.trees import widened, zeros_exactly_like
 from .._base.types import Params, Scalar, State, Updates
 from .._objective.objective import as_arrays, Context
-from .._transform.average import EMA, EMAState
 from .._transformation.base import AbstractTransformation, AnyTransformation, EmptyState
+from .average import EMA, EMAState
 
 Measure = Callable[[Updates], PyTree]
 

@@ -1,1 +1,0 @@
-"""Training in half precision: master weights, compensation, rounding, loss scaling."""

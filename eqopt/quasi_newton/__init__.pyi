@@ -1,0 +1,21 @@
+from ._base import (
+    AbstractInitialMatrix as AbstractInitialMatrix,
+    AbstractSecant as AbstractSecant,
+    DiagonalMatrix as DiagonalMatrix,
+    IdentityMatrix as IdentityMatrix,
+    ModifiedSecant as ModifiedSecant,
+    Pair as Pair,
+    PlainSecant as PlainSecant,
+    ScalarMatrix as ScalarMatrix,
+)
+from ._bfgs import ScaleByBFGS as ScaleByBFGS
+from ._conjugate_gradient import (
+    AbstractConjugacy as AbstractConjugacy,
+    ConjugacyProducts as ConjugacyProducts,
+    DaiYuan as DaiYuan,
+    FletcherReeves as FletcherReeves,
+    HagerZhang as HagerZhang,
+    PolakRibierePlus as PolakRibierePlus,
+    ScaleByNonlinearCG as ScaleByNonlinearCG,
+)
+from ._lbfgs import ScaleByLBFGS as ScaleByLBFGS

@@ -1,0 +1,10 @@
+"""Abstract classes and building blocks, to write transformations and other parts with.
+
+Begin with `AbstractTransformation`, which has two methods to write, or with `AbstractLeafwise` for
+a rule that is the same for every leaf. `AbstractOptimizer` names a composition. The page "Writing a
+transformation" has an example of each kind.
+"""
+
+from ._base.lazy import attach
+
+__getattr__, __dir__, __all__ = attach(__name__, __file__)
