@@ -186,7 +186,7 @@ def _checked(solution: Solution[Any, Any, Any]) -> Solution[Any, Any, Any]:
 
 
 def _constant(tree: Tree) -> Tree:
-    return jax.tree.map(lambda x: lax.stop_gradient(x) if partition.is_array(x) else x, tree)
+    return jax.tree.map(lambda x: lax.stop_gradient(x) if isinstance(x, checks.ARRAYS) else x, tree)
 
 
 def _minimize(

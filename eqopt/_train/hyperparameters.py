@@ -18,6 +18,7 @@ from .._transformation.base import (
     AnyTransformation,
     check_state,
     children,
+    composed,
     state_type,
 )
 from .._wrapper.inject_hyperparams import InjectedHyperparams
@@ -87,7 +88,7 @@ def _collect(transformation: AnyTransformation, state: Any) -> list[_Found]:
         return [_Found(name, None, x) for name, x in values.items()]
     if isinstance(transformation, AbstractOptimizer):
         # An optimizer's schedules are handed to its parts, which know how often they were applied.
-        inside = {id(x.source): x.value for x in _collect(transformation.composition, state)}
+        inside = {id(x.source): x.value for x in _collect(composed(transformation), state)}
         return [
             _Found(name, x, inside[id(x)] if isinstance(x, AbstractSchedule) else jnp.asarray(x))
             for name, x in _numbers(transformation)

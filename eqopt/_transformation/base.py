@@ -2,7 +2,6 @@
 
 import abc
 import dataclasses
-import functools
 from typing import Any, Generic, Self, TypeAlias
 
 import equinox as eqx
@@ -14,7 +13,7 @@ from jaxtyping import PyTree
 from .._base import checks
 from .._base.converters import canonicalize, float_dtype, module_pdoc
 from .._base.models import check_places, split
-from .._base.rebuilding import rebuilding
+from .._base.rebuilding import IdentityMap, rebuilding
 from .._base.trees import conj, round_like
 from .._base.types import Function, Model, Params, State, Tree, type_argument, Updates
 from .._jit import compiled_call, partition
@@ -223,6 +222,10 @@ class AbstractLeafwise(AbstractTransformation[State]):
         return updates, state
 
 
+# An attribute of the optimizer would become a part of its PyTree.
+_compositions = IdentityMap()
+
+
 class AbstractOptimizer(AbstractTransformation[State]):
     """A named composition: an optimizer that is nothing but other transformations, put together."""
 
@@ -231,21 +234,15 @@ class AbstractOptimizer(AbstractTransformation[State]):
         """Gives the composition, built from this optimizer's fields."""
 
     def __check_init__(self) -> None:
-        vars(self)["composition"] = self.compose()  # with the checks of each part
-
-    @functools.cached_property
-    def composition(self) -> AbstractTransformation[State]:
-        """The composition, which is made once."""
-        with rebuilding():
-            return self.compose()
+        _compositions.add(self, self.compose())  # with the checks of each part
 
     def init_state(self, params: Params, context: Context) -> State:
-        return self.composition.init_state(params, context)
+        return composed(self).init_state(params, context)
 
     def transform(
         self, updates: Updates, state: State, params: Params | None, context: Context
     ) -> tuple[Updates, State]:
-        return self.composition.transform(updates, state, params, context)
+        return composed(self).transform(updates, state, params, context)
 
 
 class AbstractSequence(AbstractTransformation[State]):
@@ -263,10 +260,14 @@ class AbstractPerExample(AbstractTransformation[State]):
 AnyTransformation: TypeAlias = AbstractTransformation[Any]
 
 
-def composed(transformation: AnyTransformation) -> AnyTransformation:
-    """The composition of an optimizer; any other transformation itself."""
+def composed(transformation: AbstractTransformation[State]) -> AbstractTransformation[State]:
+    """The composition of an optimizer, made once; any other transformation itself."""
     while isinstance(transformation, AbstractOptimizer):
-        transformation = transformation.composition
+        found = _compositions.get(transformation)
+        if found is None:
+            with rebuilding():
+                found = _compositions.add(transformation, transformation.compose())
+        transformation = found
     return transformation
 
 

@@ -15,6 +15,7 @@ import pytest
 from jaxtyping import Array
 
 import eqopt
+from eqopt._base.compat import Tracer
 from tests.jit.test_functions import Door
 from tests.support.toolbox import FLOAT
 
@@ -186,7 +187,7 @@ USES: dict[str, Callable[[Any, Any], Any]] = {
     "raised": lambda p, c: jnp.sum(p) * np.asarray(c).ravel()[0].real ** 2,
     "a key": lambda p, c: jnp.sum(p) * {f"{c}": 2.0}[f"{c}"] * len(f"{c}"),
     "its type": lambda p, c: jnp.sum(p) * len(type(c).__name__),
-    "traced?": lambda p, c: jnp.sum(p) * (2.0 if isinstance(c, jax.core.Tracer) else 3.0),
+    "traced?": lambda p, c: jnp.sum(p) * (2.0 if isinstance(c, Tracer) else 3.0),
     "remainder": lambda p, c: jnp.sum(p) * (int(np.real(np.ravel(c)[0])) % 7),
 }
 

@@ -46,7 +46,7 @@ def test_the_first_minimize_by_bfgs():
     def bowl(x: Any) -> Any:
         return jnp.sum((x - 1) ** 2)
 
-    opt, start = eqopt.BFGS(), jnp.zeros(3, FLOAT)
-    found = calls_of(lambda: eqopt.minimize(bowl, opt, start))
+    minimize, opt, start = eqopt.minimize, eqopt.BFGS(), jnp.zeros(3, FLOAT)
+    found = calls_of(lambda: minimize(bowl, opt, start))
     assert 0 < found.total() <= 1000
     assert found["BFGS.compose"] == 1
