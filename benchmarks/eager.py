@@ -1,5 +1,6 @@
 """Calls that nothing compiles around, as in a notebook: `update`, and L-BFGS's loop of steps."""
 
+import argparse
 import dataclasses
 import functools
 import gc
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 import eqopt
+from eqopt._jit.function import key_function
 
 from . import _timing
 from ._models import loss_fn, model_and_data, rosenbrock
@@ -36,7 +38,7 @@ SMOKE = Size(repetitions=1, num_calls=3, slow_repetitions=1, num_steps=2)
 
 def run(smoke: bool) -> list[Row]:
     size = SMOKE if smoke else FULL
-    return [*update(size), *loop(size)]
+    return [*update(size), *loop(size), *key(size)]
 
 
 def update(size: Size) -> list[Row]:
@@ -100,3 +102,42 @@ def loop(size: Size) -> list[Row]:
     sides = {"eqopt": side("eqopt", by_eqopt), "optax": side("optax", by_optax)}
     times = _timing.alternate(sides, size.slow_repetitions)
     return timed_against("L-BFGS, step [ms]", times, "optax", 1e-3, {"eqopt": 1 / 50}, reached)
+
+
+def key(size: Size) -> list[Row]:
+    """The key of an objective, which is built at each call of `step`, over the whole call."""
+    model, x, y = model_and_data()
+    opt = eqopt.AdamW(RATE)
+    scale, settings = 1.0, argparse.Namespace(scale=1.0)
+    objectives: dict[str, Callable[..., Any]] = {
+        "plain": loss_fn,
+        "closure": lambda *args: scale * loss_fn(*args),
+        "object": lambda *args: settings.scale * loss_fn(*args),
+    }
+
+    def step(objective: Callable[..., Any]) -> float:
+        current, state = model, opt.init(model)
+        seconds = 0.0
+        for _ in range(size.num_calls):
+            start = time.perf_counter()
+            current, state, _ = jax.block_until_ready(opt.step(objective, current, state, x, y))
+            seconds += time.perf_counter() - start
+        return seconds / size.num_calls
+
+    def build(objective: Callable[..., Any]) -> float:
+        seconds, _ = _timing.clock(
+            lambda: [key_function(objective) for _ in range(size.num_calls)] and None
+        )
+        return seconds / size.num_calls
+
+    rows = []
+    for name, objective in objectives.items():
+        sides = {
+            "key": functools.partial(build, objective),
+            "step": functools.partial(step, objective),
+        }
+        times = _timing.alternate(sides, size.repetitions)
+        rows.append(
+            _timing.timed(f"key of an objective, {name} [us]", times, ("key", "step"), 1e-6)
+        )
+    return rows
