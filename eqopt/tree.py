@@ -16,7 +16,7 @@ from jaxtyping import PyTree
 
 from ._base import checks
 from ._base.trees import owned
-from ._base.types import Tree
+from ._base.types import Function, Leaves, Tree, TreeDef
 from ._train.optimizer import Optimizer
 
 __all__ = ["get", "get_all", "map_params", "set"]
@@ -27,7 +27,7 @@ def __dir__() -> list[str]:
 
 
 _Class = TypeVar("_Class")
-_Path = tuple[Any, ...]
+_Path = tuple[object, ...]
 
 
 @overload
@@ -113,7 +113,7 @@ def set(state: Tree, which: type[Any] | str, value: object) -> Tree:
 
 
 def map_params(
-    fn: Callable[..., Any],
+    fn: Function,
     state: PyTree,
     params: PyTree,
     *rest: PyTree,
@@ -163,7 +163,7 @@ def map_params(
     leaves, treedef = checks.flatten(trained)
     columns = [_column(x, params, leaves, treedef, i) for i, x in enumerate(rest)]
 
-    def is_part(x: Any) -> bool:
+    def is_part(x: PyTree) -> bool:
         found, own = checks.flatten(x)
         if own != treedef:
             return False
@@ -187,7 +187,7 @@ def map_params(
 _LEAF = jax.tree.structure(0)
 
 
-def _column(tree: PyTree, params: PyTree, leaves: list[Any], treedef: Any, i: int) -> list[Any]:
+def _column(tree: PyTree, params: PyTree, leaves: Leaves, treedef: TreeDef, i: int) -> Leaves:
     """What in a tree like the model is in the places of the parameters."""
     try:
         found = treedef.flatten_up_to(tree)
@@ -204,7 +204,7 @@ def _written(path: _Path) -> str:
     return checks.keystr(path).lstrip(".")
 
 
-def _walk(tree: PyTree, path: _Path = ()) -> Iterator[tuple[_Path, Any]]:
+def _walk(tree: PyTree, path: _Path = ()) -> Iterator[tuple[_Path, PyTree]]:
     """All that is in a tree, and itself, with its paths, from the outside inward."""
     yield path, tree
     # `None` too is something that a field may hold.
@@ -214,7 +214,7 @@ def _walk(tree: PyTree, path: _Path = ()) -> Iterator[tuple[_Path, Any]]:
             yield from _walk(child, (*path, *own))
 
 
-def _found(tree: PyTree, which: object) -> list[tuple[_Path, Any]]:
+def _found(tree: PyTree, which: object) -> list[tuple[_Path, PyTree]]:
     if isinstance(which, type):
         return [(path, x) for path, x in _walk(tree) if isinstance(x, which)]
     if not isinstance(which, str):
@@ -230,7 +230,7 @@ def _name(key: Any) -> str | None:
     return key.key if isinstance(key, jax.tree_util.DictKey) and type(key.key) is str else None
 
 
-def _one(tree: PyTree, which: object) -> tuple[_Path, Any]:
+def _one(tree: PyTree, which: object) -> tuple[_Path, PyTree]:
     found = _found(tree, which)
     if len(found) == 1:
         return found[0]
@@ -247,7 +247,7 @@ def _one(tree: PyTree, which: object) -> tuple[_Path, Any]:
     raise ValueError(f"`state` has no {word}; it has {', '.join(there) or 'neither'}")
 
 
-def _replaced(tree: PyTree, path: _Path, value: object) -> Any:
+def _replaced(tree: PyTree, path: _Path, value: object) -> PyTree:
     if not path:
         return value
     children, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: x is not tree)
@@ -256,7 +256,7 @@ def _replaced(tree: PyTree, path: _Path, value: object) -> Any:
     )
 
 
-def _fitted(value: object, old: object, name: str) -> Any:
+def _fitted(value: object, old: object, name: str) -> PyTree:
     """Refuses what is of another type, by the name of the leaf."""
     expected, treedef = checks.flatten(old)
     given, own = checks.flatten(value)

@@ -19,7 +19,7 @@ import jaxtyping
 import numpy as np
 
 from .arithmetic import wider
-from .types import Function, TreeDef
+from .types import Function, Leaves, TreeDef
 
 Annotated = TypeVar("Annotated")
 
@@ -41,18 +41,18 @@ def typed(annotated: Annotated) -> Annotated:
     return _at_first_call(checked)
 
 
-def _at_first_call(fn: Callable[..., Any]) -> Any:
+def _at_first_call(fn: Function) -> Any:
     # Not when it is defined: to import beartype, and to have it write a check for each kernel,
     # takes longer than to import all the rest.
     @functools.wraps(fn)
-    def checking(*args: Any, **kwargs: Any) -> Any:
+    def checking(*args: object, **kwargs: object) -> Any:
         return _checked(fn)(*args, **kwargs)
 
     return checking
 
 
 @functools.cache
-def _checked(fn: Callable[..., Any]) -> Callable[..., Any]:
+def _checked(fn: Function) -> Function:
     from beartype import beartype
 
     return jaxtyping.jaxtyped(fn, typechecker=beartype)
@@ -76,7 +76,7 @@ def is_plain_function(x: object) -> TypeGuard[Function]:
     return callable(x) and not isinstance(x, eqx.Module | type)
 
 
-def call_traced(name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def call_traced(name: str, function: Function, *args: object, **kwargs: object) -> Any:
     """Calls a user's function of traced arrays, and says so where it wants to see the numbers."""
     errors = jax.errors
     try:
@@ -108,12 +108,12 @@ def enabled() -> bool:
 is_none = functools.partial(operator.is_, None)  # asked of every leaf, without a call of Python's
 
 
-def flatten(tree: object) -> tuple[list[Any], TreeDef]:
+def flatten(tree: object) -> tuple[Leaves, TreeDef]:
     """Flattens `tree` so that `None`, which stands for "nothing here", is a leaf."""
     return jax.tree.flatten(tree, is_leaf=is_none)
 
 
-def keystr(path: Any) -> str:
+def keystr(path: tuple[object, ...]) -> str:
     """Writes a path as one would in Python: `.layers[0].weight`."""
     return jax.tree_util.keystr(path)
 
@@ -186,7 +186,7 @@ def listed(faults: list[str]) -> str:
     return "\n".join([*shown, *([f"... and {more} more"] if more else [])])
 
 
-def check_num_leaves(leaves: list[Any], expected: int, name: str) -> None:
+def check_num_leaves(leaves: list[object], expected: int, name: str) -> None:
     """Refuses a tree that has not as many leaves as that for which a state was made."""
     if len(leaves) != expected:
         raise ValueError(f"`state` was made for {expected} leaves; `{name}` has {len(leaves)}")
@@ -201,13 +201,13 @@ def structure_error(tree: object, reference: object, name: str, reference_name: 
 
 def spread_prefix(
     prefix: object, tree: object, name: str, fits: Callable[[Any, Any], bool] = lambda *_: True
-) -> list[Any]:
+) -> Leaves:
     """For each leaf of `tree`, the leaf of `prefix` at or above it; `None` is a leaf of both.
 
     A `ValueError` names the leaf where it does not fit. `fits` tells whether a leaf of `prefix` may
     stand for a part of `tree`.
     """
-    found: list[Any] = []
+    found: list[object] = []
 
     def spread(entry: object, part: object) -> None:
         if not fits(entry, part):
@@ -253,7 +253,7 @@ def _statics(tree: object, reference: object) -> str:
     return ""
 
 
-def _one_level(tree: object) -> tuple[dict[str, Any], TreeDef]:
+def _one_level(tree: object) -> tuple[dict[str, object], TreeDef]:
     found, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: x is not tree)
     return {keystr(path): child for path, child in found}, treedef
 
@@ -291,7 +291,7 @@ def conform_to(
             leaves, own = flatten(_extend(updates, params))
             if own != treedef:
                 raise structure_error(updates, params, name, reference_name)
-    kept: list[Any] = []
+    kept: list[object] = []
     wrong: list[int] = []
     for i, (u, p) in enumerate(zip(leaves, reference, strict=True)):
         if u is None or (p is None and _may_be_dropped(u, params)):

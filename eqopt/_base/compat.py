@@ -6,7 +6,7 @@ be done without it.
 """
 
 import operator
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from typing import Any
 
 import jax
@@ -28,6 +28,8 @@ from jax.interpreters import ad, batching, mlir
 # 0.7.2 to 0.12.0: the type of what a program is given while `jax.jit` or `scan` traces it. Without
 # it: any `Tracer` counts, and an eager call under `vmap` or `grad` is not one compiled program.
 from jax.interpreters.partial_eval import DynamicJaxprTracer
+
+from .types import Function
 
 JitTracer = DynamicJaxprTracer
 
@@ -77,10 +79,10 @@ def pcast(x: object, names: tuple[Hashable, ...]) -> Any:
 def register_rules(
     primitive: Primitive,
     *,
-    lower: Callable[..., Any],
-    batch: Callable[..., Any],
-    jvp: Callable[..., Any],
-    transpose: Callable[..., Any],
+    lower: Function,
+    batch: Function,
+    jvp: Function,
+    transpose: Function,
 ) -> None:
     """Gives a primitive its rules; `batch` is told the axis too."""
     mlir.register_lowering(primitive, lower)

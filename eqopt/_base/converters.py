@@ -10,7 +10,7 @@ an array, handed back by a compiled program, loads into an optimizer that was ju
 import dataclasses
 import inspect
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import equinox as eqx
 import jax
@@ -23,6 +23,9 @@ from . import checks
 from .compat import Tracer
 from .key_data import is_key, is_typed_key, kept, KeyData
 from .types import Scalar, ScalarLike, Steps, StepsLike
+
+# Makes what a field holds of what a user gives.
+Converter: TypeAlias = Callable[[Any], Any]
 
 _Module = TypeVar("_Module", bound=eqx.Module)
 
@@ -141,7 +144,7 @@ def size(name: str, *, at_least: int = 1) -> Callable[[int], int]:
     return convert
 
 
-def optional(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def optional(convert: Converter) -> Converter:
     """Lets `None` through, and converts everything else."""
     return lambda value: None if value is None else convert(value)
 
@@ -175,7 +178,7 @@ def to_dtype(name: str) -> Callable[[Any], np.dtype | None]:
     return convert
 
 
-def prng_key(name: str) -> Callable[[Any], Any]:
+def prng_key(name: str) -> Converter:
     """Makes the converter of a PRNG key; a typed one becomes an [`eqopt.states.KeyData`][].
 
     **Arguments:**
@@ -209,7 +212,7 @@ def _number(name: str, value: object) -> Any:
             f"`{name}` must be a number or an array of shape (); got {_brief(value)}"
             + (f". {_BY_SCHEDULE.format(name)}" if callable(value) else "")
         )
-    x: Any = value if isinstance(value, Tracer) else np.asarray(value)
+    x: object = value if isinstance(value, Tracer) else np.asarray(value)
     if x.shape != ():
         raise ValueError(
             f"`{name}` must be one number; got shape {x.shape}. To build one optimizer for "
@@ -244,7 +247,7 @@ def canonicalize(module: _Module) -> _Module:
     )
 
 
-def _are_settled(leaves: list[Any]) -> bool:
+def _are_settled(leaves: list[object]) -> bool:
     wide = float_dtype()
     for x in leaves:
         if isinstance(x, jax.Array):

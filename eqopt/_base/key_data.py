@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import wadler_lindig as wl
-from jaxtyping import Array, Key, UInt32
+from jaxtyping import Array, Key, PyTree, UInt32
 
 from . import checks
 
@@ -50,7 +50,7 @@ class KeyData(eqx.Module):
         """Gives the key, for the functions of `jax.random`."""
         return jax.random.wrap_key_data(jnp.asarray(self.words), impl=self.impl)
 
-    def __pdoc__(self, **kwargs: Any) -> wl.AbstractDoc:
+    def __pdoc__(self, **kwargs: object) -> wl.AbstractDoc:
         return wl.TextDoc(f"KeyData({self.impl})")
 
 
@@ -65,14 +65,14 @@ def is_typed_key(x: Any) -> bool:
     return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
-def kept(tree: object) -> Any:
+def kept(tree: object) -> PyTree:
     """A tree, or a key alone, as it is kept: with the words of typed keys in their place."""
     return jax.tree.map(
         lambda x: KeyData(x) if isinstance(x, jax.Array) and is_typed_key(x) else x, tree
     )
 
 
-def unkept(tree: object) -> Any:
+def unkept(tree: object) -> PyTree:
     """The tree, or the key, that was kept."""
     return jax.tree.map(lambda x: x.wrap() if is_kept(x) else x, tree, is_leaf=is_kept)
 

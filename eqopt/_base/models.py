@@ -1,14 +1,13 @@
 """What may be given as a model, and as updates of it."""
 
-from typing import Any
-
 import equinox as eqx
 import jax
+from jaxtyping import PyTree
 
 from .checks import ARRAYS, is_inexact, keystr, kind_of, listed
 
 
-def split(model: object, name: str) -> tuple[Any, Any]:
+def split(model: object, name: str) -> tuple[PyTree, PyTree]:
     """Splits a model into the arrays that are trained, and the rest; refuses Python numbers."""
     trained, rest = eqx.partition(model, is_inexact)
     also = () if jax.tree.leaves(trained) else (int,)

@@ -1,6 +1,6 @@
 """PRNG keys: how a state keeps one, and draws with it."""
 
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -36,11 +36,11 @@ def advance(words: KeyWords, first: PRNGKey | None) -> tuple[KeyWords, Key[Array
     return jax.random.key_data(after), own
 
 
-def signs_like(key: Any, x: Array) -> Array:
+def signs_like(key: Key[Array, ""], x: Array) -> Array:
     """A random sign for each entry of a real array, in its dtype."""
     return placed_like(jax.random.rademacher(key, x.shape, x.dtype), x)
 
 
-def normal_like(key: Any, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+def normal_like(key: Key[Array, ""], x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """A standard normal number for each entry of a real array, in its dtype."""
     return placed_like(jax.random.normal(key, x.shape, x.dtype), x)

@@ -94,8 +94,8 @@ class Ravel(eqx.Module):
             lambda x: self.unpack(x) if _is_bundle(x) else x, tree, is_leaf=_is_bundle
         )
 
-    def _by_dtype(self, leaves: Sequence[Any]) -> dict[str, list[Any]]:
-        found: dict[str, list[Any]] = {name: [] for name in self.dtypes}
+    def _by_dtype(self, leaves: Sequence[object]) -> dict[str, list[Any]]:
+        found: dict[str, list[object]] = {name: [] for name in self.dtypes}
         for x, name in zip(leaves, self.dtypes, strict=True):
             found[name].append(x)
         return found

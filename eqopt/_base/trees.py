@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Inexact, PyTree
 from . import checks
 from .arithmetic import cast, is_complex, real_dtype, wider
 from .trace_sharing import map_leaves
-from .types import Count
+from .types import Count, Leaves
 
 _INT32_MAX = np.int32(np.iinfo(np.int32).max)
 
@@ -99,7 +99,7 @@ def narrowed(x: Array, dtype: np.dtype) -> Array:
     return cast(x, dtype)
 
 
-def sums(leaves: list[Any], updates: list[Any]) -> list[Any]:
+def sums(leaves: Leaves, updates: Leaves) -> Leaves:
     """Each leaf plus its update, if there is one: `add`, traced once for leaves that are alike."""
     places = [i for i, u in enumerate(updates) if u is not None]
     added = list(leaves)
@@ -295,7 +295,7 @@ def moment_weights(
     return (*weights, bias_correction(b1, increment(count))) if nesterov else weights
 
 
-def owned(x: Any) -> Any:
+def owned(x: object) -> Any:
     """A leaf that nobody else writes to: a NumPy array is copied.
 
     A program may run after the call has returned, when the array's owner fills it anew, and JAX

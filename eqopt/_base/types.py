@@ -28,6 +28,13 @@ TreeDef: TypeAlias = Any
 
 Function: TypeAlias = Callable[..., Any]
 
+# What a function of the user's is called with.
+Args: TypeAlias = tuple[Any, ...]
+Kwargs: TypeAlias = dict[str, Any]
+
+# The leaves of a tree, of whatever type, with `None` for what is not there.
+Leaves: TypeAlias = list[Any]
+
 Tree = TypeVar("Tree")
 Model = TypeVar("Model")
 Aux = TypeVar("Aux")
@@ -38,7 +45,7 @@ class RecompilationWarning(UserWarning):
     """A function is compiled again and again."""
 
 
-def type_argument(cls: type, generic: type, parameter: TypeVar) -> type[Any]:
+def type_argument(cls: type, generic: type, parameter: TypeVar) -> type:
     """The class that `cls` gives for a parameter of a generic base; `object` if it gives none."""
     for base in vars(cls).get("__orig_bases__", cls.__bases__):
         origin, arguments = typing.get_origin(base) or base, typing.get_args(base)

@@ -1,15 +1,16 @@
 """One compiled call around a whole composition: arrays are data, the rest is static."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from .._base.compat import jit_is_disabled, JitTracer, of_one_trace, Tracer
-from .._base.types import Function, TreeDef
+from .._base.types import Function, Leaves, TreeDef
 from .function import key_function, KeyedFunction, StaticFunction
 from .partition import data, Flat, MAX_SHARED, pack, pack_leaves, Partitioned, static, StaticPart
 
@@ -21,7 +22,7 @@ def is_inside_trace() -> bool:
     return bool(_inlined) or jit_is_disabled()
 
 
-def call(function: Callable[..., Any], *args: Any) -> Any:
+def call(function: Function, *args: object) -> PyTree:
     """Calls `function(*args)` in one compiled program, reused while nothing static changes.
 
     Inside another trace the function is called directly: a program within a program would only be
@@ -31,8 +32,8 @@ def call(function: Callable[..., Any], *args: Any) -> Any:
 
 
 def call_objective(
-    function: Callable[..., Any], fn: Function | None, *args: Any, reuse: bool = True
-) -> Any:
+    function: Function, fn: Function | None, *args: object, reuse: bool = True
+) -> PyTree:
     """Calls `function(fn, *args)` likewise.
 
     **Arguments:**
@@ -49,12 +50,12 @@ def call_objective(
 
 
 def _call(
-    function: Callable[..., Any],
+    function: Function,
     fn: KeyedFunction | None,
-    args: tuple[Any, ...],
+    args: tuple[object, ...],
     *,
     reuse: bool = True,
-) -> Any:
+) -> PyTree:
     call = _Call.of(fn, args)
     if _traced(call.leaves):
         return _inline(function, args if fn is None else (fn, *args))
@@ -63,11 +64,11 @@ def _call(
 
 
 def advance(
-    function: Callable[..., tuple[Flat, Any]],
+    function: Callable[..., tuple[Flat, PyTree]],
     kept: tuple[Flat, ...],
-    *args: Any,
+    *args: object,
     fn: Function | None = None,
-) -> tuple[Flat, Any]:
+) -> tuple[Flat, PyTree]:
     """Calls `function(*kept, *args)`, or with `fn` `function(*kept, fn, *args)`, likewise.
 
     It gives something to keep, and a tree. From one call to the next, what is kept is neither
@@ -85,12 +86,12 @@ def advance(
 class _Call(NamedTuple):
     """The arguments of a call, flattened; of the user's function only its data are among them."""
 
-    leaves: list[Any]
+    leaves: Leaves
     structure: TreeDef
     fn: KeyedFunction | None
 
     @classmethod
-    def of(cls, fn: KeyedFunction | None, args: tuple[Any, ...]) -> "_Call":
+    def of(cls, fn: KeyedFunction | None, args: tuple[object, ...]) -> "_Call":
         return cls(*jax.tree.flatten(args if fn is None else (fn.data, *args)), fn)
 
 
@@ -98,17 +99,17 @@ class CapturedTracerError(Exception):
     """A program reads a tracer that is not one of its arguments, and so must not be kept."""
 
 
-def captures(tree: Any, argument: Any) -> bool:
+def captures(tree: object, argument: object) -> bool:
     """Whether `tree` has a tracer that does not belong to the trace of the program's `argument`."""
     (own, *_), found = jax.tree.leaves(argument), jax.tree.leaves(tree)
     return any(isinstance(x, Tracer) and not of_one_trace(x, own) for x in found)
 
 
-def _traced(leaves: list[Any]) -> bool:
+def _traced(leaves: list[object]) -> bool:
     return JitTracer in map(type, leaves)
 
 
-def _inline(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+def _inline(function: Function, args: tuple[object, ...]) -> PyTree:
     _inlined.append(True)
     try:
         return function(*jax.tree.map(_inside, args))
@@ -116,7 +117,7 @@ def _inline(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         _inlined.pop()
 
 
-def _inside(x: Any) -> Any:
+def _inside(x: object) -> Any:
     """What a leaf is on its way into a program of our own: NumPy's arrays become JAX's."""
     array = data(x)
     if array is None:
@@ -125,7 +126,7 @@ def _inside(x: Any) -> Any:
 
 
 def _run(
-    function: Callable[..., Any], kept: list[Partitioned], call: _Call, *, reuse: bool = True
+    function: Function, kept: list[Partitioned], call: _Call, *, reuse: bool = True
 ) -> tuple[Partitioned, ...]:
     reuse = reuse and (call.fn is None or call.fn.is_reusable())
     packed = [*kept, pack_leaves(call.leaves, call.structure, remember=reuse)]
@@ -146,9 +147,9 @@ def _run(
 def learn(
     fn: StaticFunction,
     program: Any,
-    args: tuple[Any, ...],
-    results: Any,
-    static: tuple[Any, ...] | None = None,
+    args: tuple[object, ...],
+    results: object,
+    static: tuple[Hashable, ...] | None = None,
 ) -> None:
     """Lets the function learn from a call of a program, if the call has traced it.
 
@@ -160,10 +161,10 @@ def learn(
 
 
 def _body(
-    function: Callable[..., Any],
+    function: Function,
     specs: tuple[StaticPart, ...],
     fn: StaticFunction | None,
-    arrays: list[list[Any]],
+    arrays: list[Leaves],
 ) -> tuple[Partitioned, ...]:
     *kept, last = map(Partitioned, arrays, specs)
     args = last.unpack()

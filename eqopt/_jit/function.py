@@ -55,7 +55,7 @@ class StaticFunction:
     def __init__(self, fn: Function) -> None:
         self.reason, self.has_arrays = "", False
         self.after: Key | None = None
-        self.captured: tuple[Any, ...] = ()
+        self.captured: tuple[object, ...] = ()
         try:
             self.ref: Callable[[], Any] = weakref.ref(fn)
         except TypeError:
@@ -90,7 +90,7 @@ class StaticFunction:
     def __hash__(self) -> int:
         return self.hash
 
-    def learn(self, jaxpr: Any, results: Any, signature: Hashable | None) -> None:
+    def learn(self, jaxpr: object, results: object, signature: Hashable | None) -> None:
         """Notes what the trace of a program with this function, and its first run, have shown.
 
         **Arguments:**
@@ -158,21 +158,21 @@ class KeyedFunction(NamedTuple):
     """
 
     static: StaticFunction
-    captured: tuple[Any, ...] = ()
+    captured: tuple[object, ...] = ()
     process: Any = np.frombuffer(os.urandom(8), np.uint32)
 
     @property
     def __wrapped__(self) -> Function:
         return self.static.ref()  # used by `inspect.signature`
 
-    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: object, **kwargs: object) -> Any:
         """Calls the function, when tracing only."""
         out = self.static.ref()(*args, **kwargs)
         self.static.after = self.static.read() or ()  # tracing may have changed what it reads
         return out
 
     @property
-    def data(self) -> tuple[Any, ...]:
+    def data(self) -> tuple[object, ...]:
         """All but `static`."""
         return self[1:]
 

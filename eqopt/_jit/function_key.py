@@ -150,10 +150,10 @@ class Reader:
         self.has_arrays = False
         self.tokens: dict[str, Any] = {}
         self.seen: dict[Any, str] = {}
-        self.alive: list[Any] = []  # whatever has been read, so that no `id` is used twice
+        self.alive: list[object] = []  # whatever has been read, so that no `id` is used twice
         self.named: set[str] = set()
         # Modules, classes and objects, of which only attributes are read that some code names.
-        self.owners: list[tuple[Mapping[str, Any], str, set[str], bool]] = []
+        self.owners: list[tuple[Mapping[str, object], str, set[str], bool]] = []
 
     def key(self, fn: Any) -> Key:
         """Gives the key of a function; an `UnreadableError` says what cannot be compared."""
@@ -165,7 +165,7 @@ class Reader:
         return tuple(self.tokens.items())
 
     def read_attributes(
-        self, attributes: Mapping[str, Any], name: str, done: set[str], reflects: bool
+        self, attributes: Mapping[str, object], name: str, done: set[str], reflects: bool
     ) -> None:
         every = reflects and self.named & _REFLECTION
         names = (attributes.keys() if every else self.named & attributes.keys()) - done

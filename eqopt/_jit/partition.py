@@ -3,17 +3,18 @@
 import dataclasses
 import functools
 import types
+from collections.abc import Iterable
 from typing import Any
 
 import equinox as eqx
 import jax
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from .._base import checks
 from .._base.compat import Tracer
 from .._base.trees import owned
-from .._base.types import TreeDef
+from .._base.types import Leaves, TreeDef
 
 _FLOAT0 = jax.dtypes.float0
 # Types of arrays, but for tracers, and of what is none: of the rest, `isinstance` is slow to tell.
@@ -30,14 +31,14 @@ class StaticPart:
 
     __slots__ = ("__weakref__", "statics", "structure")
 
-    def __init__(self, structure: TreeDef, statics: tuple[Any, ...]) -> None:
+    def __init__(self, structure: TreeDef, statics: tuple[object, ...]) -> None:
         self.structure = structure
         self.statics = statics
 
 
 @functools.lru_cache(maxsize=4096)
 def _spec(
-    structure: TreeDef, statics: tuple[Any, ...], kinds: tuple[type | str, ...]
+    structure: TreeDef, statics: tuple[object, ...], kinds: tuple[type | str, ...]
 ) -> StaticPart:
     # By what equality does not tell apart: `1 == 1.0 == True`, and `0.0 == -0.0`.
     del kinds
@@ -50,18 +51,18 @@ def _spec(
 class Partitioned:
     """A tree, taken apart into its arrays, with `None` for what is none, and all else."""
 
-    arrays: list[Any]
+    arrays: Leaves
     spec: StaticPart
 
-    def leaves(self) -> list[Any]:
+    def leaves(self) -> Leaves:
         statics = self.spec.statics
         return [s if x is None else x for x, s in zip(self.arrays, statics, strict=True)]
 
-    def unpack(self) -> Any:
+    def unpack(self) -> PyTree:
         return self.spec.structure.unflatten(self.leaves())
 
 
-def pack(tree: Any, *, remember: bool = True) -> Partitioned:
+def pack(tree: object, *, remember: bool = True) -> Partitioned:
     """Takes a tree apart. The gradient of an integer, of dtype float0, counts as none.
 
     What is static of it is remembered, unless `remember=False`; a `TypeError` names the leaf that
@@ -70,7 +71,7 @@ def pack(tree: Any, *, remember: bool = True) -> Partitioned:
     return pack_leaves(*jax.tree.flatten(tree), remember=remember)
 
 
-def pack_leaves(leaves: list[Any], structure: TreeDef, *, remember: bool = True) -> Partitioned:
+def pack_leaves(leaves: Leaves, structure: TreeDef, *, remember: bool = True) -> Partitioned:
     """The same of a tree that has been flattened."""
     arrays, statics = [], []
     for x in leaves:
@@ -110,7 +111,7 @@ class _Number:
         self.number = number
 
 
-def mark_numbers_dynamic(tree: Any) -> Any:
+def mark_numbers_dynamic(tree: object) -> PyTree:
     """Marks the Python numbers in a tree as data, but for those within a Module.
 
     `True` and `False` stay static, and so does what makes a model what it is, such as the rate of
@@ -125,11 +126,11 @@ def mark_numbers_dynamic(tree: Any) -> Any:
     )
 
 
-def is_array(x: Any) -> bool:
+def is_array(x: object) -> bool:
     return isinstance(x, checks.ARRAYS)
 
 
-def data(x: Any) -> Any:
+def data(x: object) -> Any:
     """What of a leaf is data, or `None`."""
     if isinstance(x, checks.ARRAYS):
         if isinstance(x, jax.Array) and not isinstance(x, Tracer):
@@ -164,12 +165,12 @@ def _are_words(x: np.ndarray) -> bool:
     return x.dtype == np.uint32 and 0 < x.size <= MAX_SHARED
 
 
-def static(x: Any) -> Any:
+def static(x: object) -> Any:
     """What of a leaf is static, or `None`."""
     return None if is_array(x) or type(x) is _Number else x
 
 
-def filter_arrays(tree: Any) -> Any:
+def filter_arrays(tree: object) -> PyTree:
     """Replaces each leaf that is no array by a mark, which tells no more than its type.
 
     A program that has no use for these leaves need not be compiled for them.
@@ -177,7 +178,7 @@ def filter_arrays(tree: Any) -> Any:
     return jax.tree.map(lambda x: checks.mark(type(x)) if data(x) is None else x, tree)
 
 
-def on_device(tree: Any) -> Any:
+def on_device(tree: object) -> PyTree:
     """Brings what is NumPy's to the device: a program that is given it does so at each call."""
     kinds = np.ndarray | np.generic
     return jax.tree.map(
@@ -196,14 +197,14 @@ class Flat:
     __slots__ = ("_leaves", "_packed", "structure")
 
     def __init__(
-        self, structure: TreeDef, leaves: list[Any] | None = None, packed: Partitioned | None = None
+        self, structure: TreeDef, leaves: Leaves | None = None, packed: Partitioned | None = None
     ) -> None:
         self.structure = structure
         self._leaves = leaves
         self._packed = packed
 
     @classmethod
-    def of(cls, tree: Any) -> "Flat":
+    def of(cls, tree: object) -> "Flat":
         leaves, structure = jax.tree.flatten(tree)
         return cls(structure, [owned(x) for x in leaves])
 
@@ -219,28 +220,28 @@ class Flat:
         return self._packed
 
     @property
-    def leaves(self) -> list[Any]:
+    def leaves(self) -> Leaves:
         if self._leaves is None:
             self._leaves = self.packed.leaves()
         return self._leaves
 
-    def whole(self) -> Any:
+    def whole(self) -> PyTree:
         """Builds the tree."""
         return self.structure.unflatten(self.leaves)
 
-    def tree_flatten(self) -> tuple[list[Any], TreeDef]:
+    def tree_flatten(self) -> tuple[Leaves, TreeDef]:
         return self.leaves, self.structure
 
-    def tree_flatten_with_keys(self) -> tuple[list[tuple[Any, Any]], TreeDef]:
+    def tree_flatten_with_keys(self) -> tuple[list[tuple[object, object]], TreeDef]:
         numbered = self.structure.unflatten(range(self.structure.num_leaves))
         found, _ = jax.tree_util.tree_flatten_with_path(numbered)
         return [(_Path(path), self.leaves[i]) for path, i in found], self.structure
 
     @classmethod
-    def tree_unflatten(cls, structure: TreeDef, leaves: Any) -> "Flat":
+    def tree_unflatten(cls, structure: TreeDef, leaves: Iterable[object]) -> "Flat":
         return cls(structure, list(leaves))
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return Flat.of, (self.whole(),)
 
 
@@ -248,13 +249,13 @@ class Flat:
 class _Path:
     """A path, as one key."""
 
-    path: tuple[Any, ...]
+    path: tuple[object, ...]
 
     def __str__(self) -> str:
         return jax.tree_util.keystr(self.path)
 
 
-def _check_hashable(tree: Any) -> None:
+def _check_hashable(tree: object) -> None:
     """Refuses, by its path, what is neither data nor fit to be static."""
     found, _ = jax.tree_util.tree_flatten_with_path(tree)
     for path, x in found:

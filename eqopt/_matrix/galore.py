@@ -13,7 +13,7 @@ from .._base import checks
 from .._base.arithmetic import cast, real_dtype, times, wider
 from .._base.converters import non_negative, optional, size, steps
 from .._base.trees import increment, zero_count, zeros_like
-from .._base.types import Count, Params, Scalar, Steps, Updates
+from .._base.types import Count, Leaves, Params, Scalar, Steps, Updates
 from .._objective.objective import Context
 from .._transform.adam import ScaleByAdam
 from .._transformation.base import (
@@ -122,12 +122,12 @@ class _Subspaces:
     wide: list[bool]
     projectors: list[Array]
 
-    def down(self, leaves: Sequence[Any]) -> list[Any]:
+    def down(self, leaves: Sequence[object]) -> Leaves:
         """Projects those leaves."""
         stacks = self.groups.stacked([_matrices(x, form) for x, form in self._of(leaves)])
         return self._replaced(leaves, list(map(_projected, stacks, self.projectors)))
 
-    def up(self, leaves: Sequence[Any], references: Sequence[Any], scale: Scalar) -> list[Any]:
+    def up(self, leaves: Sequence[Any], references: Sequence[Any], scale: Scalar) -> Leaves:
         """The way back, and `scale`."""
         low = [_stack(cast(x, wider(x.dtype)), f) for x, f in self._of(leaves)]
         high = [
@@ -139,14 +139,14 @@ class _Subspaces:
             found[i] = form.back(x, references[i])
         return found
 
-    def kept(self, old: Sequence[Any]) -> list[Any]:
+    def kept(self, old: Sequence[object]) -> Leaves:
         """The projectors by leaf; `old` of those that have no gradient."""
         return self._replaced(old, self.projectors)
 
     def _of(self, leaves: Sequence[Any]) -> list[tuple[Array, Form]]:
         return [(leaves[i], form) for i, form in self.places]
 
-    def _replaced(self, leaves: Sequence[Any], stacks: Sequence[Array]) -> list[Any]:
+    def _replaced(self, leaves: Sequence[object], stacks: Sequence[Array]) -> Leaves:
         found = list(leaves)
         for (i, form), x in zip(self.places, self.groups.apart(stacks), strict=True):
             found[i] = _kept(x, form)
@@ -248,8 +248,8 @@ class ScaleByGaLore(AbstractTransformation[ScaleByGaLoreState]):
     def init_state(self, params: Params, context: Context) -> ScaleByGaLoreState:
         leaves, treedef = checks.flatten(params)
         forms = forms_of(params, self.weight_dimension_numbers, "params")
-        low: list[Any] = list(leaves)
-        projectors: list[Any] = [None] * len(leaves)
+        low: Leaves = list(leaves)
+        projectors: Leaves = [None] * len(leaves)
         for i, form in _places(leaves, forms):
             low[i], projectors[i] = _beginning(_matrices(leaves[i], form), form, self.rank)
         inside = dataclasses.replace(context, value_fn=None, whole=None)

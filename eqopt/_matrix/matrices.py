@@ -104,7 +104,7 @@ class _TreeDimensions(AbstractDimensions):
         leaves, self.structure = jax.tree.flatten(tree, is_leaf=_is_entry)
         self.entries = tuple(map(_entry, leaves))
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         # By the tree: the structures of Modules do not survive being copied by themselves.
         entries = [None if x is None else MuonDimensionNumbers(*x) for x in self.entries]
         return _TreeDimensions, (self.structure.unflatten(entries),)
@@ -279,7 +279,7 @@ class Groups:
 
     def __init__(self, matrices: Sequence[Array]) -> None:
         self.nums = [x.shape[0] for x in matrices]
-        members: dict[Any, list[int]] = {}
+        members: dict[object, list[int]] = {}
         for i, x in enumerate(matrices):
             members.setdefault((x.shape[1:], x.dtype), []).append(i)
         self.members = list(members.values())

@@ -26,7 +26,7 @@ MAX_DENSE = 200
 @eqx.filter_custom_jvp
 def attach(
     found: tuple[PyTree, jax.Array, PyTree], evaluate: Callable[[PyTree], AnyEvaluation]
-) -> Any:
+) -> PyTree:
     r"""Gives a minimizer, and the value and aux there, derivatives of every order.
 
     At a minimizer $\nabla f(x, \theta) = 0$ for every $\theta$, so that
@@ -42,7 +42,7 @@ def attach(
 
 
 @attach.def_jvp
-def _attach_jvp(primals: Any, tangents: Any) -> Any:
+def _attach_jvp(primals: Any, tangents: Any) -> PyTree:
     _, evaluate = primals
     _, change = tangents
     # The rule itself is differentiated for a second derivative. Therefore it must see a minimizer

@@ -98,7 +98,7 @@ class MinimizeCarry(eqx.Module):
 
     params: Params
     evaluation: AnyEvaluation
-    state: Any
+    state: PyTree
     search: "_Search | None"
     num_steps: Int[Array, ""]
     num_evals: Int[Array, ""]
@@ -237,7 +237,7 @@ def _descend_by_search(
     own = own_state(task.optimizer, d.state)
     state = LinesearchState(own.learning_rate, own.scale, None, own.info)
 
-    def direct(params: Params, found: AnyEvaluation, state: object) -> tuple[Updates, Any]:
+    def direct(params: Params, found: AnyEvaluation, state: object) -> tuple[Updates, PyTree]:
         context = task.context(params, found)
         return transform_until_search(task.optimizer, context.grad, state, params, context)
 

@@ -49,7 +49,7 @@ class Solution(eqx.Module, Generic[Model, State, Aux]):
     result: Any
     stats: dict[str, Array]
 
-    def __pdoc__(self, **kwargs: Any) -> wl.AbstractDoc:
+    def __pdoc__(self, **kwargs: object) -> wl.AbstractDoc:
         return module_pdoc(self, **kwargs)
 
 
@@ -57,7 +57,7 @@ def minimize(
     fn: Function,
     optimizer: AbstractTransformation[State],
     params: Model,
-    args: tuple[Any, ...] = (),
+    args: tuple[object, ...] = (),
     *,
     has_aux: bool = False,
     max_steps: int = 3000,
@@ -193,7 +193,7 @@ def _minimize(
     fn: Function,
     optimizer: AbstractTransformation[State],
     model: Model,
-    args: tuple[Any, ...],
+    args: tuple[object, ...],
     has_aux: bool,
     tolerances: Tolerances,
     show: object,

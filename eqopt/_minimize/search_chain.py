@@ -3,6 +3,7 @@
 from typing import Any
 
 import equinox as eqx
+from jaxtyping import PyTree
 
 from .._base import checks
 from .._base.ravel import Ravel, Raveled
@@ -63,7 +64,7 @@ def last_search(optimizer: AnyTransformation) -> AbstractLinesearch[Any] | None:
     return None
 
 
-def own_state(optimizer: AnyTransformation, state: Any) -> LinesearchState[Any]:
+def own_state(optimizer: AnyTransformation, state: PyTree) -> LinesearchState[Any]:
     """The state of that line search."""
     optimizer = composed(optimizer)
     if isinstance(optimizer, Chain):
@@ -74,10 +75,10 @@ def own_state(optimizer: AnyTransformation, state: Any) -> LinesearchState[Any]:
 def transform_until_search(
     optimizer: AnyTransformation,
     updates: Updates,
-    state: Any,
+    state: PyTree,
     params: Params,
     context: Context,
-) -> tuple[Updates, Any]:
+) -> tuple[Updates, PyTree]:
     """What all links but that line search do."""
     optimizer = composed(optimizer)
     if isinstance(optimizer, Chain):

@@ -6,7 +6,7 @@ import equinox as eqx
 from jaxtyping import PyTree
 
 from .._base import checks
-from .._base.types import Function
+from .._base.types import Args, Function
 from .._jit import compiled_call, partition
 from .cache import Cache, recall, searches
 from .objective import Objective
@@ -29,7 +29,7 @@ class ValueAndGradFromState(eqx.Module):
     argnums: int | tuple[int, ...] = eqx.field(static=True)
     has_aux: bool = eqx.field(static=True)
 
-    def __call__(self, *args: Any, state: PyTree, **kwargs: Any) -> tuple[Any, PyTree]:
+    def __call__(self, *args: object, state: PyTree, **kwargs: object) -> tuple[Any, PyTree]:
         """Gives `(value, grad)`, or `((value, aux), grad)` with `has_aux`.
 
         **Arguments:**
@@ -99,8 +99,8 @@ def value_and_grad_from_state(
 
 
 def split(
-    fun: Function, argnums: int | tuple[int, ...], args: tuple[Any, ...]
-) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    fun: Function, argnums: int | tuple[int, ...], args: tuple[object, ...]
+) -> tuple[Args, Args]:
     """Splits positional arguments into the parameters and the others."""
     numbers = (argnums,) if isinstance(argnums, int) else argnums
     if max(numbers) >= len(args):
@@ -137,8 +137,8 @@ def only_cache(state: PyTree) -> Cache:
 def _recall(
     fn: Function,
     model: PyTree,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    args: tuple[object, ...],
+    kwargs: dict[str, object],
     argnums: int | tuple[int, ...],
     has_aux: bool,
     state: PyTree,

@@ -1,7 +1,7 @@
 """The gradient of a loss over a batch, a slice of it at a time."""
 
 import abc
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
@@ -166,7 +166,7 @@ def micro_grad(
     in_axes: int | Sequence[int | None] = 0,
     accumulator: AbstractAccumulator = _MEAN,
     aux_accumulator: AbstractAccumulator = _STACK,
-) -> Callable[..., Any]:
+) -> Function:
     """Gives a function that computes the value and the gradient of `fun`, a slice at a time.
 
     It returns what [`eqopt.value_and_grad`][] does, to rounding, with the memory that a slice of
@@ -242,7 +242,7 @@ class _MicroGrad(eqx.Module):
     def __wrapped__(self) -> Function:
         return self.with_grad
 
-    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: object, **kwargs: object) -> Any:
         axes = batch_axes(args, self.argnums, self.in_axes)
         num_examples = size_of(args, axes)
         num, rest = divmod(num_examples, self.size)
@@ -269,7 +269,7 @@ class _MicroGrad(eqx.Module):
         like, aux_like = jax.eval_shape(lambda i: traced(i), jnp.zeros((), np.int32))
         hows = self.accumulator, self.aux_accumulator
 
-        def body(totals: tuple[PyTree, PyTree], index: Array) -> tuple[Any, None]:
+        def body(totals: tuple[PyTree, PyTree], index: Array) -> tuple[PyTree, None]:
             results = traced(index)
             new = [h.update(t, x, index) for h, t, x in zip(hows, totals, results, strict=True)]
             return tuple(new), None

@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 from .._base import checks
 from .._base.converters import prng_key
 from .._base.key_data import unkept
-from .._base.types import Aux, Function, Params
+from .._base.types import Args, Aux, Function, Kwargs, Params
 
 
 class Evaluation(eqx.Module, Generic[Aux]):
@@ -58,7 +58,7 @@ class Context(eqx.Module):
     grad: PyTree = None
     value_fn: "Objective | None" = None
     key: Any = None
-    extra: dict[str, Any] = eqx.field(default_factory=dict)
+    extra: Kwargs = eqx.field(default_factory=dict)
     whole: "FullProblem | None" = None
 
     def require(self, name: str, owner: object) -> Any:
@@ -99,13 +99,13 @@ class Objective(eqx.Module):
 
     fn: Function
     rest: PyTree
-    args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = eqx.field(default_factory=dict)
+    args: Args = ()
+    kwargs: Kwargs = eqx.field(default_factory=dict)
     has_aux: bool | None = eqx.field(static=True, default=False)
     argnums: int | tuple[int, ...] = eqx.field(static=True, default=0)
     replay: Callable[[PyTree], AnyEvaluation] | None = None
 
-    def __call__(self, params: PyTree) -> tuple[jax.Array, Any]:
+    def __call__(self, params: PyTree) -> tuple[jax.Array, PyTree]:
         """Gives the value at `params`, and aux."""
         args, kwargs = self._arguments(eqx.combine(params, self.rest))
         out = self.fn(*args, **kwargs)
@@ -148,7 +148,7 @@ class Objective(eqx.Module):
         replay: Any = eqx.filter_closure_convert(evaluate, params)
         return dataclasses.replace(self, replay=replay), replay.out_struct
 
-    def _arguments(self, model: PyTree) -> tuple[list[Any], dict[str, Any]]:
+    def _arguments(self, model: PyTree) -> tuple[list[object], Kwargs]:
         if isinstance(self.argnums, int):
             places, models = (self.argnums,), (model,)
         else:
@@ -170,7 +170,7 @@ class Objective(eqx.Module):
         hole = None if isinstance(self.argnums, int) else (None,) * len(self.argnums)
         args, kwargs = self._arguments(hole)
         try:
-            bound: Any = dict(inspect.signature(self.fn).bind(*args, **kwargs).arguments)
+            bound: object = dict(inspect.signature(self.fn).bind(*args, **kwargs).arguments)
         except (TypeError, ValueError):  # a builtin, whose signature nobody knows
             bound = args, kwargs
         return self.fn, self.rest, bound
@@ -223,7 +223,7 @@ def _is_pair(x: object) -> bool:
     return isinstance(x, tuple) and len(x) == 2
 
 
-def accepted(fn: Function, kwargs: dict[str, Any]) -> dict[str, Any]:
+def accepted(fn: Function, kwargs: Kwargs) -> Kwargs:
     """Those of the keyword arguments that `fn` takes by name."""
     try:
         parameters = inspect.signature(fn).parameters.values()

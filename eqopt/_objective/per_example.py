@@ -1,7 +1,7 @@
 """The gradient of each example in a batch."""
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import equinox as eqx
@@ -44,7 +44,7 @@ def batch_axes(args: Sequence[Any], argnums: int | tuple[int, ...], in_axes: Any
     return tuple(None if axis is None else operator.index(axis) for axis in in_axes)
 
 
-def batch_size(batches: Sequence[tuple[str, Any, int]], hint: str = "") -> int:
+def batch_size(batches: Sequence[tuple[str, object, int]], hint: str = "") -> int:
     """How many examples there are; a `ValueError` names the array that has another number.
 
     **Arguments:**
@@ -71,7 +71,7 @@ def batch_size(batches: Sequence[tuple[str, Any, int]], hint: str = "") -> int:
     return sizes[first]
 
 
-def size_of(args: Sequence[Any], axes: Axes) -> int:
+def size_of(args: Sequence[object], axes: Axes) -> int:
     """How many examples there are in the arguments."""
     batches = [
         (f"args[{i}]", arg, axis)
@@ -86,7 +86,7 @@ def per_example_value_and_grad(
     argnums: int | Sequence[int] = 0,
     has_aux: bool = False,
     in_axes: int | Sequence[int | None] = 0,
-) -> Callable[..., Any]:
+) -> Function:
     """Gives a function that computes the value and the gradient of `fun` for each example.
 
     It is `jax.vmap` of [`eqopt.value_and_grad`][], for models: what is differentiated is shared by
@@ -143,7 +143,7 @@ class _PerExample(eqx.Module):
     def __wrapped__(self) -> Function:
         return self.with_grad
 
-    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: object, **kwargs: object) -> Any:
         axes = batch_axes(args, self.argnums, self.in_axes)
         size_of(args, axes)
         parts = [
@@ -151,7 +151,7 @@ class _PerExample(eqx.Module):
             for arg, axis in zip(args, axes, strict=True)
         ]
 
-        def of_one(batch: list[Any]) -> Any:
+        def of_one(batch: list[object]) -> Any:
             given = [eqx.combine(x, rest) for x, (_, rest) in zip(batch, parts, strict=True)]
             return self.with_grad(*given, **kwargs)
 

@@ -2,15 +2,15 @@
 
 import inspect
 import operator
-from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from collections.abc import Hashable, Sequence
+from typing import Any, NoReturn
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from .._base import checks
 from .._base.compat import instantiate_zeros, pcast, Primitive, register_rules, varying
@@ -24,7 +24,7 @@ def value_and_grad(
     holomorphic: bool = False,
     allow_int: bool = False,
     reduce_axes: Hashable | Sequence[Hashable] = (),
-) -> Callable[..., Any]:
+) -> Function:
     """Gives a function that computes both the value and the gradient of `fun`.
 
     It is `jax.value_and_grad` for models. A differentiated argument may be any PyTree: its inexact
@@ -123,7 +123,7 @@ class _ValueAndGrad(eqx.Module):
     def __wrapped__(self) -> Function:
         return self.fun
 
-    def __get__(self, instance: object, owner: object) -> Any:
+    def __get__(self, instance: object, owner: object) -> Function:
         return self if instance is None else eqx.Partial(self, instance)
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
@@ -133,7 +133,7 @@ class _ValueAndGrad(eqx.Module):
         for i, tree in zip(places, trained, strict=True):
             self._check_argument(i, args[i], tree)
 
-        def fun(trained: tuple[PyTree, ...]) -> tuple[Any, Any]:
+        def fun(trained: tuple[PyTree, ...]) -> tuple[Any, PyTree]:
             given = list(args)
             for i, tree, other in zip(places, trained, rest, strict=True):
                 given[i] = eqx.combine(tree, other)
@@ -191,7 +191,7 @@ class _ValueAndGrad(eqx.Module):
             ]
             raise TypeError(checks.listed(faults))
 
-    def _outputs(self, out: object) -> tuple[Any, Any]:
+    def _outputs(self, out: object) -> tuple[Any, PyTree]:
         value, aux = out, None
         if self.has_aux:
             if not isinstance(out, tuple | list) or len(out) != 2:
@@ -229,7 +229,7 @@ def _is_number(x: object) -> bool:
     )
 
 
-def _dtype(value: object) -> Any:
+def _dtype(value: object) -> np.dtype | type:
     return value.dtype if isinstance(value, checks.ARRAYS) else type(value)
 
 
@@ -292,7 +292,7 @@ def _makevarying(fun: Function, trained: PyTree, reduce_axes: tuple[Hashable, ..
         return trained
     seen: list[frozenset[Hashable]] = []
 
-    def look(trained: PyTree) -> Any:
+    def look(trained: PyTree) -> object:
         value, _ = fun(trained)
         seen.append(varying(value))
         return value
@@ -301,7 +301,7 @@ def _makevarying(fun: Function, trained: PyTree, reduce_axes: tuple[Hashable, ..
     # arguments vary over these too would make the value, too.
     jax.eval_shape(look, trained)
 
-    def cast(x: object) -> Any:
+    def cast(x: object) -> object:
         missing = tuple(a for a in names if a in seen[0] and a not in varying(x))
         return pcast(x, missing) if missing else x
 
@@ -313,7 +313,7 @@ def _makevarying(fun: Function, trained: PyTree, reduce_axes: tuple[Hashable, ..
 
 
 def _sum_over(
-    names: tuple[Hashable, ...], indices: list[Any], x: Any, value: Any, grad: Any
+    names: tuple[Hashable, ...], indices: list[Array], x: Array, value: Array, grad: Any
 ) -> Any:
     """Sums a leaf's gradient over the axes that the leaf does not vary over."""
     if grad.dtype == jax.dtypes.float0:
@@ -329,20 +329,22 @@ _sum_p = Primitive("eqopt_sum_over")
 
 
 @_sum_p.def_abstract_eval
-def _abstract(total: object, *seen: Any, names: tuple[Hashable, ...]) -> Any:
+def _abstract(total: object, *seen: object, names: tuple[Hashable, ...]) -> object:
     return total
 
 
 @_sum_p.def_impl
-def _unresolved(*operands: Any, names: tuple[Hashable, ...]) -> Any:
+def _unresolved(*operands: object, names: tuple[Hashable, ...]) -> NoReturn:
     raise ValueError(_unseen(names[0]))
 
 
-def _lower(context: object, *operands: Any, names: tuple[Hashable, ...]) -> Any:
+def _lower(context: object, *operands: object, names: tuple[Hashable, ...]) -> NoReturn:
     raise ValueError(_unseen(names[0]))
 
 
-def _batch(axis: Any, operands: Any, dims: Any, *, names: tuple[Hashable, ...]) -> Any:
+def _batch(
+    axis: Any, operands: Sequence[Array], dims: Sequence[int | None], *, names: tuple[Hashable, ...]
+) -> tuple[Array, int | None]:
     total, *seen = operands
     dim, argument, value, *_ = dims
     if axis.name in names:
@@ -358,13 +360,17 @@ def _batch(axis: Any, operands: Any, dims: Any, *, names: tuple[Hashable, ...]) 
     return (_sum_p.bind(total, *seen, names=names) if names else total), dim
 
 
-def _jvp(primals: Any, tangents: Any, *, names: tuple[Hashable, ...]) -> Any:
+def _jvp(
+    primals: Sequence[Array], tangents: Sequence[object], *, names: tuple[Hashable, ...]
+) -> tuple[Array, Array]:
     out = _sum_p.bind(*primals, names=names)
     tangent = instantiate_zeros(tangents[0])
     return out, _sum_p.bind(tangent, *primals[1:], names=names)
 
 
-def _transpose(cotangent: object, _: object, *seen: Any, names: tuple[Hashable, ...]) -> Any:
+def _transpose(
+    cotangent: object, _: object, *seen: object, names: tuple[Hashable, ...]
+) -> list[Array | None]:
     total = _sum_p.bind(instantiate_zeros(cotangent), *seen, names=names)
     return [total, *[None for _ in seen]]
 

@@ -35,7 +35,7 @@ class AbstractSchedule(eqx.Module):
             _evaluate, canonicalize(self), np.asarray(count) if type(count) is int else count
         )
 
-    def __pdoc__(self, **kwargs: Any) -> wl.AbstractDoc:
+    def __pdoc__(self, **kwargs: object) -> wl.AbstractDoc:
         return module_pdoc(self, **kwargs)
 
 

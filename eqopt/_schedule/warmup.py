@@ -157,7 +157,7 @@ class WarmupExponentialDecay(AbstractSchedule):
 
 
 def _cycles(
-    value: Sequence[Mapping[str, Any] | WarmupCosineDecay],
+    value: Sequence[Mapping[str, object] | WarmupCosineDecay],
 ) -> tuple[WarmupCosineDecay, ...]:
     if not isinstance(value, Sequence) or len(value) == 0:
         raise ValueError(f"`cosine_kwargs` must be a sequence of at least one cycle; got {value!r}")

@@ -18,7 +18,7 @@ from .._base.converters import canonicalize, optional, prng_key, size
 from .._base.key_data import kept, unkept
 from .._base.norms import global_norm
 from .._base.progress import AbstractProgress, as_progress
-from .._base.types import Function, Model
+from .._base.types import Function, Leaves, Model
 from .._base.xla import written_after
 from .._jit import compiled_call
 from .._jit.function import key_function, KeyedFunction, StaticFunction
@@ -64,7 +64,7 @@ class FitCallbackArgs(Generic[Model]):
     made when they are asked for: what the loop holds is overwritten in the next step.
     """
 
-    def __init__(self, num_steps: int, metrics: Metrics, rebuild: Callable[[], Any]) -> None:
+    def __init__(self, num_steps: int, metrics: Metrics, rebuild: Callable[[], PyTree]) -> None:
         self.num_steps = num_steps
         self._metrics = metrics
         self._rebuild = rebuild
@@ -94,7 +94,7 @@ class FitCallbackArgs(Generic[Model]):
         return self._rebuild()[0]
 
     @property
-    def state(self) -> Any:
+    def state(self) -> PyTree:
         return self._rebuild()[1]
 
 
@@ -102,14 +102,14 @@ def fit(
     fn: Function,
     optimizer: AnyTransformation,
     params: Model,
-    batches: Iterable[Any],
+    batches: Iterable[PyTree],
     *,
     state: eqx.Module | None = None,
     has_aux: bool = False,
     steps_per_call: int = 1,
     key: object = None,
     progress: bool | AbstractProgress = False,
-    callback: Callable[[FitCallbackArgs[Model]], Any] | None = None,
+    callback: Callable[[FitCallbackArgs[Model]], object] | None = None,
 ) -> Fit[Model]:
     """Trains a model, one step for each batch.
 
@@ -208,31 +208,29 @@ def fit(
 class _Loop:
     """Model, state and key, kept flat from step to step."""
 
-    def __init__(self, arrays: list[Any], spec: StaticPart) -> None:
+    def __init__(self, arrays: Leaves, spec: StaticPart) -> None:
         self.arrays = arrays
         self.spec = spec
 
-    def rebuild(self) -> Any:
+    def rebuild(self) -> PyTree:
         return Partitioned(self.arrays, self.spec).unpack()
 
-    def copy(self) -> Any:
+    def copy(self) -> PyTree:
         return Partitioned(_copy(self.arrays), self.spec).unpack()
 
 
 @jax.jit
-def _copy(arrays: list[Any]) -> list[Any]:
+def _copy(arrays: Leaves) -> Leaves:
     return jax.tree.map(jnp.copy, arrays)
 
 
 @functools.lru_cache(maxsize=64)
-def _make(
-    spec: StaticPart, fixed_spec: StaticPart, has_aux: bool
-) -> tuple[Callable[..., Any], Callable[..., Any]]:
+def _make(spec: StaticPart, fixed_spec: StaticPart, has_aux: bool) -> tuple[Function, Function]:
     """The compiled step, and the compiled sequence of steps."""
 
     def one(
-        static: StaticFunction, arrays: list[Any], fixed: list[Any], batch: Partitioned
-    ) -> tuple[list[Any], Metrics]:
+        static: StaticFunction, arrays: Leaves, fixed: Leaves, batch: Partitioned
+    ) -> tuple[Leaves, Metrics]:
         model, state, key = Partitioned(arrays, spec).unpack()
         optimizer, data = Partitioned(fixed, fixed_spec).unpack()
         fn = KeyedFunction(static, *data)
@@ -251,12 +249,12 @@ def _make(
 
     def many(
         static: StaticFunction,
-        arrays: list[Any],
-        fixed: list[Any],
+        arrays: Leaves,
+        fixed: Leaves,
         batches: Partitioned,
         num: int,
-    ) -> tuple[list[Any], Metrics]:
-        def body(carry: list[Any], batch: Partitioned) -> tuple[list[Any], Metrics]:
+    ) -> tuple[Leaves, Metrics]:
+        def body(carry: Leaves, batch: Partitioned) -> tuple[Leaves, Metrics]:
             return one(static, carry, fixed, batch)
 
         # By their number, for there may be no array in a batch.
@@ -266,7 +264,7 @@ def _make(
     return first, jax.jit(many, static_argnums=(0, 4), donate_argnums=1)
 
 
-def _taken(batch: Any) -> Partitioned:
+def _taken(batch: PyTree) -> Partitioned:
     """What `fn` is given of a batch, taken apart; of NumPy's arrays a copy."""
     several = type(batch) in (tuple, list)
     return pack(mark_numbers_dynamic(tuple(batch) if several else (batch,)))
@@ -281,7 +279,7 @@ def _groups(batches: Iterator[Partitioned], num: int) -> Iterator[list[Partition
         yield [batch]
 
 
-def _kind(batch: Partitioned) -> Any:
+def _kind(batch: Partitioned) -> object:
     return batch.spec, [None if x is None else jax.typeof(x) for x in batch.arrays]
 
 
@@ -297,7 +295,7 @@ def _stacked(group: list[Partitioned]) -> Partitioned:
 
 
 @jax.jit
-def _stack(xs: tuple[Any, ...]) -> Array:
+def _stack(xs: tuple[Array, ...]) -> Array:
     # A number's type stays weak.
     return jnp.stack(xs)
 
@@ -307,7 +305,7 @@ class _Interrupts:
 
     def __init__(self) -> None:
         self.busy = False
-        self._held: list[Any] = []
+        self._held: list[tuple[object, ...]] = []
         self._handler: Any = None
 
     def __enter__(self) -> "_Interrupts":
@@ -317,7 +315,7 @@ class _Interrupts:
             signal.signal(signal.SIGINT, self._handle)
         return self
 
-    def _handle(self, *args: Any) -> None:
+    def _handle(self, *args: object) -> None:
         if self.busy:
             self._held.append(args)
         else:

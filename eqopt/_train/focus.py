@@ -67,8 +67,8 @@ def apply_gradient(rule: Flat, flat: Flat, grads: PyTree) -> tuple[Flat, None]:
 def gradient(
     fn: Function,
     target: PyTree,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    args: tuple[object, ...],
+    kwargs: dict[str, object],
     has_aux: bool,
     frozen: Chosen | None,
 ) -> AnyEvaluation:
@@ -83,8 +83,8 @@ def take_step(
     rule: Flat,
     flat: Flat,
     fn: Function,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    args: tuple[object, ...],
+    kwargs: dict[str, object],
     has_aux: bool,
 ) -> tuple[Flat, AnyEvaluation]:
     target, state = flat.whole()

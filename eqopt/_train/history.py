@@ -172,7 +172,7 @@ def _one_by_one(x: Any) -> Any:
     return [kept(jax.random.wrap_key_data(words, impl=x.impl)) for words in x.words]
 
 
-def _column(found: list[Any], lengths: list[int]) -> Any:
+def _column(found: list[object], lengths: list[int]) -> Any:
     """One leaf of the aux of all steps."""
     arrays = [x for x in found if isinstance(x, np.ndarray)]
     if len(arrays) == len(found) and len({(x.shape[1:], x.dtype) for x in arrays}) == 1:

@@ -110,7 +110,7 @@ class Optimizer(eqx.Module, Generic[Model, State]):
         focus: None = None,
         *,
         value_fn: Function | None = None,
-        args: tuple[Any, ...] = (),
+        args: tuple[object, ...] = (),
         has_aux: bool = False,
     ) -> "Optimizer[_Model, _State]": ...
     @overload
@@ -122,7 +122,7 @@ class Optimizer(eqx.Module, Generic[Model, State]):
         focus: AbstractSelector | Function | PyTree[bool],
         *,
         value_fn: Function | None = None,
-        args: tuple[Any, ...] = (),
+        args: tuple[object, ...] = (),
         has_aux: bool = False,
     ) -> "Optimizer[_Model, SelectiveTransformState[_State]]": ...
     @classmethod
@@ -133,7 +133,7 @@ class Optimizer(eqx.Module, Generic[Model, State]):
         focus: object = None,
         *,
         value_fn: Function | None = None,
-        args: tuple[Any, ...] = (),
+        args: tuple[object, ...] = (),
         has_aux: bool = False,
     ) -> "Optimizer[Any, Any]":
         """Makes an optimizer, with the state to begin with.
@@ -164,7 +164,7 @@ class Optimizer(eqx.Module, Generic[Model, State]):
         state = whole.init(target, value_fn=value_fn, args=args, has_aux=has_aux)
         return Optimizer(transformation, state, target, selector)
 
-    def apply_gradient(self, grads: PyTree, **overrides: Any) -> "Optimizer[Model, State]":
+    def apply_gradient(self, grads: PyTree, **overrides: object) -> "Optimizer[Model, State]":
         """Takes a step with the gradients given.
 
         **Arguments:**
@@ -190,18 +190,18 @@ class Optimizer(eqx.Module, Generic[Model, State]):
 
     @overload
     def compute_gradient(
-        self, fn: Function, /, *args: Any, has_aux: Literal[False] = False, **kwargs: Any
+        self, fn: Function, /, *args: object, has_aux: Literal[False] = False, **kwargs: object
     ) -> tuple[Array, Model]: ...
     @overload
     def compute_gradient(
-        self, fn: Function, /, *args: Any, has_aux: Literal[True], **kwargs: Any
+        self, fn: Function, /, *args: object, has_aux: Literal[True], **kwargs: object
     ) -> tuple[Array, Any, Model]: ...
     @overload
     def compute_gradient(
-        self, fn: Function, /, *args: Any, has_aux: bool, **kwargs: Any
+        self, fn: Function, /, *args: object, has_aux: bool, **kwargs: object
     ) -> tuple[Any, ...]: ...
     def compute_gradient(
-        self, fn: Function, /, *args: Any, has_aux: bool = False, **kwargs: Any
+        self, fn: Function, /, *args: object, has_aux: bool = False, **kwargs: object
     ) -> tuple[Any, ...]:
         """Evaluates a loss and its gradient at `target`.
 
@@ -231,18 +231,18 @@ class Optimizer(eqx.Module, Generic[Model, State]):
 
     @overload
     def optimize(
-        self, fn: Function, /, *args: Any, has_aux: Literal[False] = False, **overrides: Any
+        self, fn: Function, /, *args: object, has_aux: Literal[False] = False, **overrides: object
     ) -> "tuple[Optimizer[Model, State], Array]": ...
     @overload
     def optimize(
-        self, fn: Function, /, *args: Any, has_aux: Literal[True], **overrides: Any
+        self, fn: Function, /, *args: object, has_aux: Literal[True], **overrides: object
     ) -> "tuple[Optimizer[Model, State], Array, Any]": ...
     @overload
     def optimize(
-        self, fn: Function, /, *args: Any, has_aux: bool, **overrides: Any
+        self, fn: Function, /, *args: object, has_aux: bool, **overrides: object
     ) -> tuple[Any, ...]: ...
     def optimize(
-        self, fn: Function, /, *args: Any, has_aux: bool = False, **overrides: Any
+        self, fn: Function, /, *args: object, has_aux: bool = False, **overrides: object
     ) -> tuple[Any, ...]:
         """Takes a step down a loss, with other hyper-parameters for this step only.
 
@@ -263,7 +263,7 @@ class Optimizer(eqx.Module, Generic[Model, State]):
         return optimizer, evaluation.value, *aux
 
     def step(
-        self, fn: Function, /, *args: Any, has_aux: bool = False, **kwargs: Any
+        self, fn: Function, /, *args: object, has_aux: bool = False, **kwargs: object
     ) -> "tuple[Optimizer[Model, State], AnyEvaluation]":
         """Evaluates a loss and its gradient, and takes a step, in one compiled program.
 
@@ -332,7 +332,7 @@ class Optimizer(eqx.Module, Generic[Model, State]):
         return eqx.tree_pformat(self, width=120)
 
 
-def _rule(optimizer: Optimizer[Any, Any], overrides: dict[str, Any]) -> Flat:
+def _rule(optimizer: Optimizer[Any, Any], overrides: dict[str, object]) -> Flat:
     if not overrides:
         return optimizer._rule
     transformation, focus = optimizer._rule.whole()
@@ -349,10 +349,10 @@ def _after(optimizer: Optimizer[Model, State], flat: Flat) -> Optimizer[Model, S
 
 def _stepped(
     optimizer: Optimizer[Model, State],
-    overrides: dict[str, Any],
+    overrides: dict[str, object],
     fn: Function,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    args: tuple[object, ...],
+    kwargs: dict[str, object],
     has_aux: bool,
 ) -> tuple[Optimizer[Model, State], AnyEvaluation]:
     flat, evaluation = compiled_call.advance(

@@ -16,7 +16,7 @@ from .._schedule.base import AbstractSchedule, Constant
 from .._transformation.base import AbstractTransformation, AnyTransformation
 from .._wrapper.scheduled import Scheduled
 
-_Path = tuple[Any, ...]
+_Path = tuple[object, ...]
 _Transformation = TypeVar("_Transformation", bound=AnyTransformation)
 _NUMERIC = {*typing.get_args(Scalar), *typing.get_args(Steps)}
 

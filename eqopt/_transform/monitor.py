@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Callable, Mapping
-from typing import Any, Generic
+from typing import Any, Generic, TypeAlias
 
 import equinox as eqx
 import jax
@@ -33,6 +33,9 @@ class AbstractMeasure(eqx.Module, Generic[State]):
         self, updates: Updates, state: State, params: Params | None, context: Context
     ) -> tuple[PyTree, State]:
         """What is measured, and the new state; the arguments are those of `transform`."""
+
+
+AnyMeasure: TypeAlias = AbstractMeasure[Any]
 
 
 class MeasureWithEMA(AbstractMeasure[EMAState]):
@@ -92,12 +95,12 @@ class _Plain(AbstractMeasure[EmptyState]):
 class _ByTransformation(AbstractMeasure[Any]):
     transformation: AnyTransformation
 
-    def init(self, updates: Updates) -> Any:
+    def init(self, updates: Updates) -> PyTree:
         return self.transformation.init_state(updates, Context())
 
     def take(
         self, updates: Updates, state: object, params: Params | None, context: Context
-    ) -> tuple[PyTree, Any]:
+    ) -> tuple[PyTree, PyTree]:
         return self.transformation.transform(updates, state, params, context)
 
 
@@ -149,7 +152,7 @@ class Monitor(AbstractTransformation[MonitorState]):
 
     measures: dict[str, Any]
 
-    def __init__(self, measures: Mapping[str, Any]) -> None:
+    def __init__(self, measures: Mapping[str, object]) -> None:
         self.measures = dict(measures)
         for name, measure in self.measures.items():
             if not isinstance(measure, AbstractMeasure | AbstractTransformation):
@@ -175,7 +178,7 @@ class Monitor(AbstractTransformation[MonitorState]):
             taken[name] = _like_before(name, found, state.measurements[name])
         return updates, MonitorState(taken, states)
 
-    def _measures(self) -> dict[str, AbstractMeasure[Any]]:
+    def _measures(self) -> dict[str, AnyMeasure]:
         return {name: _as_measure(measure) for name, measure in self.measures.items()}
 
 
@@ -232,7 +235,7 @@ def _is_monitor(x: object) -> bool:
     return isinstance(x, MonitorState)
 
 
-def _as_measure(measure: Any) -> AbstractMeasure[Any]:
+def _as_measure(measure: Any) -> AnyMeasure:
     if isinstance(measure, AbstractMeasure):
         return measure
     if isinstance(measure, AbstractTransformation):

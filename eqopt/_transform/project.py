@@ -1,7 +1,5 @@
 """Parameters that stay in a set."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +9,7 @@ from jaxtyping import Array, Float, Inexact
 from .._base import checks
 from .._base.arithmetic import cast, wider
 from .._base.trees import add, add_updates, mask_like, narrowed
-from .._base.types import Params, Updates
+from .._base.types import Leaves, Params, Updates
 from .._objective.objective import Context, require_params
 from .._transformation.base import EmptyState
 from .._transformation.nesting import AbstractConstrained, Requirement
@@ -108,7 +106,7 @@ class Project(AbstractConstrained[EmptyState]):
         if not isinstance(self.projection, AbstractBox):
             return jax.tree.map(_toward, params, target), state
         leaves, treedef = checks.flatten(params)
-        targets: list[Any] = treedef.flatten_up_to(target)
+        targets: Leaves = treedef.flatten_up_to(target)
         bounds = zip(*self.projection.bounds(params), strict=True)
         changes = [
             None if x is None else by_parts(_into, x, y, low, high)

@@ -1,7 +1,6 @@
 """SM3: sums of squares of which each axis keeps the largest."""
 
 import functools
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -13,7 +12,7 @@ from .._base import checks
 from .._base.arithmetic import abs_sq, cast, ema, plus, real_dtype, times, wider
 from .._base.converters import decay_factor, non_negative, real
 from .._base.trees import one_minus, zeros_like
-from .._base.types import Params, Scalar, Updates
+from .._base.types import Leaves, Params, Scalar, Updates
 from .._objective.objective import Context
 from .._transformation.base import AbstractTransformation
 
@@ -131,7 +130,7 @@ class ScaleBySM3(AbstractTransformation[ScaleBySM3State]):
         return treedef.unflatten(leaves), new
 
 
-def _leaves(tree: PyTree, name: str, updates: PyTree) -> list[Any]:
+def _leaves(tree: PyTree, name: str, updates: PyTree) -> Leaves:
     """The leaves of one of the state's trees, in the order of the updates' leaves."""
     leaves, own = checks.flatten(tree)
     if own != checks.flatten(updates)[1]:

@@ -15,7 +15,7 @@ from .._base.converters import float_dtype, real, steps as whole
 from .._base.models import refuse_numbers
 from .._base.trace_sharing import map_leaves
 from .._base.trees import narrowed
-from .._base.types import Model, ScalarLike, StepsLike
+from .._base.types import Leaves, Model, ScalarLike, StepsLike
 from .._jit import compiled_call, partition
 
 
@@ -132,7 +132,7 @@ def _increment(
     return narrowed(moved, np.dtype(old.dtype))
 
 
-def _replacements(new: list[Any], old: list[Any], steps: Array, period: Array) -> list[Any]:
+def _replacements(new: Leaves, old: Leaves, steps: Array, period: Array) -> Leaves:
     now = lax.rem(*(cast(jnp.asarray(x), np.dtype(np.int32)) for x in (steps, period))) == 0
     return [jnp.where(now, _in_dtype(x, y), y) for x, y in zip(new, old, strict=True)]
 

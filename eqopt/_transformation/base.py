@@ -15,11 +15,11 @@ from .._base.converters import canonicalize, float_dtype, module_pdoc
 from .._base.models import check_places, split
 from .._base.rebuilding import IdentityMap, rebuilding
 from .._base.trees import conj, round_like
-from .._base.types import Function, Model, Params, State, Tree, type_argument, Updates
+from .._base.types import Function, Kwargs, Model, Params, State, Tree, type_argument, Updates
 from .._jit import compiled_call, partition
 from .._objective.cache import evaluate
 from .._objective.from_state import ValueAndGradFromState
-from .._objective.objective import accepted, Context, Evaluation, FullProblem, Objective
+from .._objective.objective import accepted, AnyEvaluation, Context, FullProblem, Objective
 from . import leafwise
 from .apply import applied
 from .eval_params import LookaheadParams
@@ -43,7 +43,7 @@ class AbstractTransformation(eqx.Module, Generic[State]):
         params: PyTree,
         *,
         value_fn: Function | None = None,
-        args: tuple[Any, ...] = (),
+        args: tuple[object, ...] = (),
         has_aux: bool = False,
     ) -> State:
         """Gives the state to begin with.
@@ -126,10 +126,10 @@ class AbstractTransformation(eqx.Module, Generic[State]):
         params: Model,
         state: State,
         /,
-        *args: Any,
+        *args: object,
         has_aux: bool = False,
-        **kwargs: Any,
-    ) -> tuple[Model, State, Evaluation[Any]]:
+        **kwargs: object,
+    ) -> tuple[Model, State, AnyEvaluation]:
         """Evaluates the objective and its gradient, updates, and applies, in one compiled program.
 
         Data belong in the arguments. If something changes that `fn` names (a closure, a global),
@@ -160,7 +160,7 @@ class AbstractTransformation(eqx.Module, Generic[State]):
             has_aux,
         )
 
-    def replace(self, **changes: Any) -> Self:
+    def replace(self, **changes: object) -> Self:
         """Gives a copy with other hyper-parameters: `opt.replace(learning_rate=0.1)`."""
         names = [f.name for f in dataclasses.fields(self)]
         for name in changes:
@@ -197,7 +197,7 @@ class AbstractTransformation(eqx.Module, Generic[State]):
         - `context`: what else the user gave; see [`eqopt.writing.Context`][].
         """
 
-    def __pdoc__(self, **kwargs: Any) -> wl.AbstractDoc:
+    def __pdoc__(self, **kwargs: object) -> wl.AbstractDoc:
         return module_pdoc(self, **kwargs)
 
     def __repr__(self) -> str:
@@ -249,7 +249,7 @@ class AbstractSequence(AbstractTransformation[State]):
     """Transformations one after the other."""
 
     @abc.abstractmethod
-    def in_order(self) -> tuple[AbstractTransformation[Any], ...]:
+    def in_order(self) -> "tuple[AnyTransformation, ...]":
         """Gives the links, the first to be applied first."""
 
 
@@ -317,7 +317,7 @@ def _init(
     fn: Function | None,
     transformation: AbstractTransformation[State],
     params: PyTree,
-    args: tuple[Any, ...],
+    args: tuple[object, ...],
     has_aux: bool,
 ) -> State:
     trained, rest = split(params, "params")
@@ -335,7 +335,7 @@ def _update(
     value: Any,
     grad: PyTree,
     key: Any,
-    extra: dict[str, Any],
+    extra: Kwargs,
     argnums: int | tuple[int, ...],
 ) -> tuple[PyTree, State]:
     check_state(transformation, state, "state")
@@ -377,10 +377,10 @@ def step(
     transformation: AbstractTransformation[State],
     model: Model,
     state: State,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    args: tuple[object, ...],
+    kwargs: dict[str, object],
     has_aux: bool,
-) -> tuple[Model, State, Evaluation[Any]]:
+) -> tuple[Model, State, AnyEvaluation]:
     """The whole step, uncompiled: for loops that compile it as part of more."""
     check_state(transformation, state, "state")
     trained, rest = split(model, "params")

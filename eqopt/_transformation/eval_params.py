@@ -108,7 +108,7 @@ def eval_params(params: Model, state: PyTree) -> Model:
 def known(params: Params, state: PyTree) -> Params:
     """The parameters to evaluate with that a state knows of; `None` for all others."""
     leaves, treedef = checks.flatten(params)
-    merged: list[Any] = [None] * len(leaves)
+    merged: list[object] = [None] * len(leaves)
     for found in _outermost(state):
         own, _ = checks.flatten(checks.conform_to(found.eval_params(params), params, "state"))
         twice = [i for i, (a, b) in enumerate(zip(merged, own, strict=True)) if _both(a, b)]

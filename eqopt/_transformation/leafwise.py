@@ -9,7 +9,6 @@ dtype throughout, and is rounded once, at the front door.
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -20,7 +19,7 @@ from jaxtyping import Array, PyTree
 from .._base import checks
 from .._base.arithmetic import cast, is_complex, real_dtype, wider
 from .._base.trace_sharing import bundle_by_kind
-from .._base.types import TreeDef
+from .._base.types import Function, Leaves, TreeDef
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,24 +43,24 @@ class Rule:
         array that is not there; `None` if all have the parameter's shape.
     """
 
-    kernel: Callable[..., Any]
+    kernel: Function
     state: eqx.Module
     trees: tuple[str, ...] = ()
-    scalars: tuple[Any, ...] = ()
+    scalars: tuple[object, ...] = ()
     needs_params: bool = False
-    options: tuple[Any, ...] = ()
+    options: tuple[object, ...] = ()
     mask: PyTree | None = None
     shapes: Callable[[tuple[int, ...]], tuple[tuple[int, ...] | None, ...]] | None = None
 
     @property
-    def program(self) -> tuple[Callable[..., Any], tuple[Any, ...], bool, bool]:
+    def program(self) -> tuple[Function, tuple[object, ...], bool, bool]:
         """What of the rule is static."""
         return self.kernel, self.options, self.needs_params, bool(self.trees)
 
 
 # What is static of the rules that one leaf goes through: kernel, options, needs_params, and whether
 # there are trees.
-_Program = tuple[tuple[Callable[..., Any], tuple[Any, ...], bool, bool], ...]
+_Program = tuple[tuple[Function, tuple[object, ...], bool, bool], ...]
 # Of one leaf: the update, the parameter, and for each rule its trees' arrays; what becomes of them.
 _Leaf = tuple[Array, Array | None, tuple[tuple[Array | None, ...], ...]]
 _Result = tuple[Array, tuple[tuple[Array | None, ...], ...]]
@@ -78,7 +77,7 @@ class _Kind:
     spec: _Spec
 
 
-def run(rules: Sequence[Rule], updates: PyTree, params: PyTree | None) -> tuple[PyTree, list[Any]]:
+def run(rules: Sequence[Rule], updates: PyTree, params: PyTree | None) -> tuple[PyTree, Leaves]:
     """Applies the rules to each leaf, one after the other; gives the updates and the states.
 
     A leaf whose update is `None` is passed over: its update stays `None`, and its state as it was.
@@ -91,10 +90,10 @@ def run(rules: Sequence[Rule], updates: PyTree, params: PyTree | None) -> tuple[
     masks = [None if r.mask is None else treedef.flatten_up_to(r.mask) for r in rules]
 
     programs = [rule.program for rule in rules]
-    scalars: dict[Any, tuple[tuple[Array, ...], ...]] = {}
-    kinds: dict[Any, _Kind] = {}
+    scalars: dict[object, tuple[tuple[Array, ...], ...]] = {}
+    kinds: dict[object, _Kind] = {}
     places: list[int] = []
-    keys: list[Any] = []
+    keys: list[object] = []
     for i, leaf in enumerate(leaves):
         if leaf is None:
             continue
@@ -146,9 +145,7 @@ def run(rules: Sequence[Rule], updates: PyTree, params: PyTree | None) -> tuple[
     return treedef.unflatten(leaves), states
 
 
-def _column(
-    rule: Rule, name: str, updates: PyTree, leaves: list[Any], treedef: TreeDef
-) -> list[Any]:
+def _column(rule: Rule, name: str, updates: PyTree, leaves: Leaves, treedef: TreeDef) -> Leaves:
     """The leaves of one of the state's trees, in the order of the updates' leaves."""
     tree = getattr(rule.state, name)
     found, own_treedef = checks.flatten(tree)
@@ -180,7 +177,7 @@ def _compute_dtype(arrays: list[Array]) -> np.dtype:
     return wider(*[x.dtype for x in arrays if jnp.issubdtype(x.dtype, jnp.inexact)])
 
 
-def _cast_scalars(scalars: tuple[Any, ...], dtype: np.dtype) -> tuple[Array, ...]:
+def _cast_scalars(scalars: tuple[object, ...], dtype: np.dtype) -> tuple[Array, ...]:
     return tuple([jnp.asarray(x, dtype) for x in scalars])
 
 

@@ -46,11 +46,11 @@ def check_mask(
 
 
 def first_change(
-    before: tuple[Any, ...],
-    resolve: Callable[[PyTree], tuple[Any, ...]],
+    before: tuple[object, ...],
+    resolve: Callable[[PyTree], tuple[object, ...]],
     updates: Updates,
     params: Params | None,
-) -> tuple[str, Any, Any] | None:
+) -> tuple[str, object, object] | None:
     """The first parameter that is assigned otherwise than when the state was made, if there is one.
 
     Gives its path, and what it was assigned to then, and is now.
@@ -103,7 +103,7 @@ def hide(tree: PyTree, chosen: Chosen, *, name: str = "updates") -> PyTree:
 
 def narrow(context: Context, params: Params | None, chosen: Chosen) -> Context:
     """What of the context concerns the chosen parameters."""
-    grad: Any = None if context.grad is None else hide(context.grad, chosen, name="grad")
+    grad: object = None if context.grad is None else hide(context.grad, chosen, name="grad")
     objective = context.value_fn
     if objective is not None and params is not None:
         rest = eqx.combine(hide(params, others(chosen)), objective.rest)
@@ -120,7 +120,7 @@ def transform_part(
     context: Context,
     *,
     mask_extra: bool = False,
-) -> tuple[Updates, Any]:
+) -> tuple[Updates, PyTree]:
     """Applies a transformation to the chosen updates; the others pass unchanged."""
     hidden = hide(updates, chosen)
     if mask_extra:

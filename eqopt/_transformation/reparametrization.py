@@ -2,7 +2,6 @@
 
 import abc
 import dataclasses
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -34,7 +33,7 @@ def init_in(
     inner: AnyTransformation,
     params: Params,
     context: Context,
-) -> Any:
+) -> PyTree:
     """The state of a transformation of parameters in another form."""
     return inner.init_state(form.pack(params), context_in(form, params, params, context))
 
@@ -46,7 +45,7 @@ def transform_in(
     inner_state: object,
     params: Params | None,
     context: Context,
-) -> tuple[Updates, Any]:
+) -> tuple[Updates, PyTree]:
     """Applies a transformation to updates in another form."""
     packed_params = None if params is None else form.pack(params)
     inside = context_in(form, updates, params, context)
@@ -112,7 +111,7 @@ class _Formed(eqx.Module):
     shown: PyTree
     whole: PyTree
 
-    def __call__(self, packed: PyTree) -> Any:
+    def __call__(self, packed: PyTree) -> PyTree:
         value, aux = self.objective(self.model(packed))
         return value if self.objective.has_aux is False else (value, aux)
 

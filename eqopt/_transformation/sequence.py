@@ -1,7 +1,8 @@
 """Transformations one after the other."""
 
 from collections.abc import Sequence
-from typing import Any
+
+from jaxtyping import PyTree
 
 from .._base.types import Params, Updates
 from .._objective.objective import Context
@@ -22,17 +23,17 @@ def check_links(owner: AnyTransformation, links: Sequence[AnyTransformation]) ->
 
 def transform_links(
     links: Sequence[AnyTransformation],
-    states: Sequence[Any],
+    states: Sequence[object],
     names: Sequence[str],
     updates: Updates,
     params: Params | None,
     context: Context,
-) -> tuple[Updates, list[Any]]:
+) -> tuple[Updates, list[PyTree]]:
     """Applies links one after the other, those fused that treat each leaf alike.
 
     The states' names are for messages.
     """
-    after: list[Any] = []
+    after: list[object] = []
     rules: list[leafwise.Rule] = []
     for link, own, name in zip(links, states, names, strict=True):
         check_state(link, own, name)

@@ -4,7 +4,7 @@ from typing import Any, Generic
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, PyTree
 
 from .._base import checks
 from .._base.converters import flag
@@ -141,7 +141,7 @@ def _transform(
     context: Context,
     *,
     pass_on: bool,
-) -> tuple[Updates, Any]:
+) -> tuple[Updates, PyTree]:
     check_state(self.inner, state.inner_state, "state.inner_state")
     condition = _ask(self.should_transform_fn, state.step, context, self.forward_extra_args)
     return apply_when(
@@ -150,7 +150,7 @@ def _transform(
 
 
 def _ask(fn: Function, step: Count, context: Context, forward: bool) -> Bool[Array, ""]:
-    given: dict[str, Any] = {}
+    given: dict[str, object] = {}
     if forward:
         everything = {
             "value": context.value,

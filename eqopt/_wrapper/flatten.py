@@ -47,7 +47,7 @@ class _Layout(AbstractReparametrization):
 
     def pack(self, tree: PyTree) -> _Vectors:
         leaves, _ = checks.flatten(tree)
-        parts: list[list[Any]] = [[] for _ in range(self.num_vectors)]
+        parts: list[list[object]] = [[] for _ in range(self.num_vectors)]
         for x, shape, group in zip(leaves, self.shapes, self.groups, strict=True):
             if shape is not None:
                 # To move between shapes as it is, a sharded array would have to be gathered; in

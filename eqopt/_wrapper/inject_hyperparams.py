@@ -43,7 +43,7 @@ class CurrentHyperparams(dict[str, Any]):
         for name, value in dict(*others, **values).items():
             self[name] = value
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         # A copy of a dictionary is filled item by item; of this one, every name must be there.
         return CurrentHyperparams, (dict(self),)
 
@@ -193,7 +193,7 @@ class InjectedHyperparams(AbstractConstrained[InjectHyperparamsState[State]], Ge
                 later[name] = jax.ShapeDtypeStruct((), float_dtype())
         answers: list[_Answer] = []
 
-        def build(values: dict[str, Any]) -> None:
+        def build(values: dict[str, object]) -> None:
             answers.append(question(self._build({**numbers, **values})))
 
         jax.eval_shape(build, later)

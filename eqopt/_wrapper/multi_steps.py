@@ -260,7 +260,7 @@ class MultiSteps(AbstractConstrained[MultiStepsState[State]], Generic[State]):
         grad: PyTree = None,
         value_fn: Function | None = None,
         key: object = None,
-        **extra: Any,
+        **extra: object,
     ) -> tuple[PyTree, MultiStepsState[State]]:
         """Closes the window early, for when the data run out before the last one is full.
 

@@ -146,7 +146,7 @@ class Partition(AbstractTransformation[PartitionState]):
         label: Label,
         *,
         value_fn: Function | None = None,
-        args: tuple[Any, ...] = (),
+        args: tuple[object, ...] = (),
         has_aux: bool = False,
     ) -> PartitionState:
         """Gives the state in which one group begins anew, and the others are as they were.
@@ -251,7 +251,7 @@ class _TreeLabels(_AbstractLabels):
     labels: tuple[Label, ...] = eqx.field(static=True)
     structure: TreeDef = eqx.field(static=True)
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         # By the tree: the structures of Modules do not survive being copied by themselves.
         return _tree_labels, (self.structure.unflatten(self.labels),)
 

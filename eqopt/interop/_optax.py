@@ -53,12 +53,12 @@ def as_optax(
         return optax.with_extra_args_support(transformation.transformation)
 
     # Plain functions: a bound method of a Module is a PyTree, which `jax.jit` refuses.
-    def init(params: PyTree) -> Any:
+    def init(params: PyTree) -> PyTree:
         return transformation.init(params)
 
     def update(
         updates: PyTree, state: object, params: PyTree = None, *, grad: PyTree = None, **extra: Any
-    ) -> tuple[PyTree, Any]:
+    ) -> tuple[PyTree, PyTree]:
         # The front door takes gradients as `jax.grad` returns them.
         updates = _fitted(updates, params)
         if grad is not None:
@@ -164,7 +164,7 @@ class FromOptax(AbstractTransformation[FromOptaxState]):
 class _Value:
     """An objective as optax's line searches want it: a function to a scalar."""
 
-    def __init__(self, objective: Objective, params: Params, given: dict[str, Any]) -> None:
+    def __init__(self, objective: Objective, params: Params, given: dict[str, object]) -> None:
         self.objective = objective
         self.params = params
         self.dtype_promotion = jax.numpy_dtype_promotion.value
@@ -180,7 +180,7 @@ class _Value:
             ]
         )
 
-    def __call__(self, params: Params, /, **ignored: Any) -> Array:
+    def __call__(self, params: Params, /, **ignored: object) -> Array:
         # Where the model is in half precision, it is evaluated so.
         rounded = jax.tree.map(lambda x, p: x.astype(p.dtype), params, self.params)
         with (
@@ -301,14 +301,14 @@ def _settled(state: PyTree, before: PyTree) -> PyTree:
     )
 
 
-_Path: TypeAlias = tuple[Any, ...]
+_Path: TypeAlias = tuple[object, ...]
 
 
-def _paths(tree: PyTree) -> list[tuple[_Path, Any]]:
+def _paths(tree: PyTree) -> list[tuple[_Path, PyTree]]:
     return jax.tree_util.tree_flatten_with_path(tree)[0]
 
 
-def _parameter_of(path: _Path, lengths: list[int], known: dict[_Path, Any]) -> _Path | None:
+def _parameter_of(path: _Path, lengths: list[int], known: dict[_Path, object]) -> _Path | None:
     """The path of the parameter to which a leaf of the state belongs: the end of its own path."""
     ends = (path[len(path) - n :] for n in lengths if n <= len(path))
     return next((end for end in ends if end in known), None)
@@ -329,7 +329,7 @@ def _placed(state: PyTree, params: Params) -> PyTree:
     return jax.tree_util.tree_map_with_path(place, state)
 
 
-def _holes(leaves: list[Any], treedef: TreeDef, params: Params) -> list[_Path]:
+def _holes(leaves: list[object], treedef: TreeDef, params: Params) -> list[_Path]:
     """The paths of the parameters that have no gradient."""
     trained = treedef.flatten_up_to(params)
     marks = [
@@ -340,7 +340,7 @@ def _holes(leaves: list[Any], treedef: TreeDef, params: Params) -> list[_Path]:
 
 def _kept(state: PyTree, before: PyTree, missing: list[_Path]) -> PyTree:
     """Takes what the state holds for some parameters from the state before."""
-    known: dict[_Path, Any] = dict.fromkeys(missing)
+    known: dict[_Path, PyTree] = dict.fromkeys(missing)
     lengths = sorted({len(path) for path in missing}, reverse=True)
     if jax.tree.structure(state) != jax.tree.structure(before):
         return state

@@ -57,7 +57,7 @@ class LinesearchInfo(eqx.Module):
     curvature_error: Float[Array, ""]
     result: Any
 
-    def __pdoc__(self, **kwargs: Any) -> wl.AbstractDoc:
+    def __pdoc__(self, **kwargs: object) -> wl.AbstractDoc:
         return module_pdoc(self, **kwargs)
 
 

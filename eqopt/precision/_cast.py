@@ -5,6 +5,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from .._base import checks
 from .._base.arithmetic import cast
@@ -13,7 +14,7 @@ from .._base.types import Model
 from ..selectors._selector import AbstractSelector, as_selector
 
 
-def cast_floating(params: Model, dtype: object, where: AbstractSelector | Any = None) -> Model:
+def cast_floating(params: Model, dtype: object, where: AbstractSelector | PyTree = None) -> Model:
     """Casts the floating-point arrays of a model to another dtype.
 
     Complex arrays, integers, PRNG keys, functions and all else stay as they are. It can be

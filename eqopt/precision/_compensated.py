@@ -1,6 +1,6 @@
 """What rounding takes away, given back with the next update."""
 
-from typing import Any, Generic
+from typing import Generic
 
 import equinox as eqx
 import jax
@@ -110,7 +110,7 @@ class Compensated(AbstractConstrained[CompensatedState[State]], Generic[State]):
         out, inner_state = self.inner.transform(updates, state.inner_state, params, context)
         leaves, treedef = checks.flatten(params)
         kept, _ = checks.flatten(check_like(state.compensation, params, "state.compensation"))
-        changes: list[Any] = treedef.flatten_up_to(out)
+        changes: list[object] = treedef.flatten_up_to(out)
         for i, (x, c) in enumerate(zip(leaves, kept, strict=True)):
             if changes[i] is not None:
                 changes[i], kept[i] = _compensate(changes[i], x, c)

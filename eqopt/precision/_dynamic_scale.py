@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import wadler_lindig as wl
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, PyTree
 
 from .._base import checks
 from .._base.arithmetic import cast, divide, real_dtype, wider
-from .._base.converters import canonicalize, module_pdoc, optional, real, steps
+from .._base.converters import canonicalize, Converter, module_pdoc, optional, real, steps
 from .._base.trees import add_updates, all_finite, conj, increment, round_like
 from .._base.types import Function, Model, Scalar, State, Steps
 from .._jit import compiled_call, partition
@@ -32,7 +32,7 @@ _MAX = np.finfo(np.float32).max
 _TINY = np.finfo(np.float32).tiny
 
 
-def _float32(name: str) -> Callable[[Any], Any]:
+def _float32(name: str) -> Converter:
     # Whatever the width of hyper-parameters: a scale is a power of two, and is kept in a state.
     convert = real(name, above=0)
     return lambda value: convert(value).astype(np.float32)
@@ -120,13 +120,9 @@ class DynamicScale(eqx.Module):
         converter=real("backoff_factor", above=0, at_most=1), default=0.5
     )
     growth_interval: Steps = eqx.field(converter=steps("growth_interval"), default=2000)
-    fin_steps: Int[Array | np.ndarray | np.number[Any], ""] = eqx.field(
-        converter=steps("fin_steps"), default=0
-    )
-    scale: Float[Array | np.ndarray | np.number[Any], ""] = eqx.field(
-        converter=_float32("scale"), default=65536.0
-    )
-    minimum_scale: Float[Array | np.ndarray | np.number[Any], ""] | None = eqx.field(
+    fin_steps: Steps = eqx.field(converter=steps("fin_steps"), default=0)
+    scale: Scalar = eqx.field(converter=_float32("scale"), default=65536.0)
+    minimum_scale: Scalar | None = eqx.field(
         converter=optional(_float32("minimum_scale")), default=_TINY
     )
 
@@ -190,10 +186,10 @@ class DynamicScale(eqx.Module):
         params: Model,
         state: State,
         /,
-        *args: Any,
+        *args: object,
         has_aux: bool = False,
         axis_name: Hashable | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> ScaledStep[Model, State]:
         """Does a whole step of training in one compiled program, with the loss scaled.
 
@@ -251,7 +247,7 @@ class DynamicScale(eqx.Module):
         num_steps = jnp.where(grows | ~finite, 0, num_steps)
         return eqx.tree_at(lambda s: (s.scale, s.fin_steps), self, (new, num_steps))
 
-    def __pdoc__(self, **kwargs: Any) -> wl.AbstractDoc:
+    def __pdoc__(self, **kwargs: object) -> wl.AbstractDoc:
         return module_pdoc(self, **kwargs)
 
     def __repr__(self) -> str:
@@ -269,7 +265,7 @@ class _Scaled(eqx.Module):
     def __wrapped__(self) -> Function:
         return self.fun
 
-    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: object, **kwargs: object) -> Any:
         out = self.fun(*args, **kwargs)
         if not self.has_aux:
             return _times(out, self.scale)
@@ -298,7 +294,7 @@ class _ScaledValueAndGrad(eqx.Module):
     def __wrapped__(self) -> Function:
         return self.fun
 
-    def __call__(self, /, *args: Any, **kwargs: Any) -> DynamicScaleResult:
+    def __call__(self, /, *args: object, **kwargs: object) -> DynamicScaleResult:
         own = canonicalize(self.dynamic_scale)
         scaled = eqx.module_update_wrapper(_Scaled(self.fun, own.scale, self.has_aux))
         out, grads = value_and_grad(scaled, self.argnums, self.has_aux)(*args, **kwargs)
@@ -316,8 +312,8 @@ def _scaled_step(
     optimizer: AnyTransformation,
     model: PyTree,
     state: object,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    args: tuple[object, ...],
+    kwargs: dict[str, object],
     has_aux: bool,
     axis_name: Hashable | None,
 ) -> ScaledStep[Any, Any]:
@@ -325,7 +321,7 @@ def _scaled_step(
     trained, rest = eqx.partition(model, checks.is_inexact)
     objective = Objective(fn=fn, rest=rest, args=args, kwargs=accepted(fn, kwargs), has_aux=has_aux)
 
-    def scaled(trained: PyTree) -> tuple[Any, Any]:
+    def scaled(trained: PyTree) -> tuple[Any, PyTree]:
         value, aux = objective(trained)
         return _times(value, dynamic_scale.scale), (value, aux)
 
@@ -345,7 +341,7 @@ def _scaled_step(
         whole=FullProblem(trained, objective),
     )
 
-    def applied() -> tuple[PyTree, Any]:
+    def applied() -> tuple[PyTree, PyTree]:
         updates, new = optimizer.transform(conj(grads), state, trained, context)
         return add_updates(trained, round_like(updates, trained)), new
 

@@ -1,6 +1,6 @@
 """Float32 copies of half-precision parameters."""
 
-from typing import Any, Generic
+from typing import Generic
 
 import equinox as eqx
 import jax
@@ -139,7 +139,7 @@ class MasterWeights(AbstractConstrained[MasterWeightsState[State]], Generic[Stat
         wide = treedef.unflatten([x if m is None else m for x, m in pairs])
         inside = context_in(_Wide(), updates, params, context, wide)
         out, inner_state = self.inner.transform(widened(updates), state.inner_state, wide, inside)
-        changes: list[Any] = treedef.flatten_up_to(out)
+        changes: list[object] = treedef.flatten_up_to(out)
         for i, (x, m) in enumerate(zip(leaves, masters, strict=True)):
             if m is not None and changes[i] is not None:
                 changes[i], masters[i] = _move(changes[i], x, m)

@@ -113,7 +113,7 @@ class StochasticRounding(AbstractConstrained[StochasticRoundingState[State]], Ge
         params = require_params(params, self, context)
         out, inner_state = self.inner.transform(updates, state.inner_state, params, context)
         leaves, treedef = checks.flatten(params)
-        changes: list[Any] = treedef.flatten_up_to(out)
+        changes: list[object] = treedef.flatten_up_to(out)
         # The objective, and what is inside, may have made use of the key itself.
         keys = _Keys(context, self)
         for i, (x, u) in enumerate(zip(leaves, changes, strict=True)):

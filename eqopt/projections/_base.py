@@ -15,9 +15,9 @@ from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._base import checks
 from .._base.arithmetic import cast, is_complex, real_dtype, wider
-from .._base.converters import canonicalize, float_dtype, module_pdoc, real
+from .._base.converters import canonicalize, Converter, float_dtype, module_pdoc, real
 from .._base.trees import narrowed, placed_like
-from .._base.types import Model, Params
+from .._base.types import Leaves, Model, Params
 from .._jit import compiled_call
 
 
@@ -49,7 +49,7 @@ class AbstractProjection(eqx.Module):
         trained, rest = eqx.partition(tree, checks.is_inexact)
         return eqx.combine(compiled_call.call(nearest, canonicalize(self), trained), rest)
 
-    def __pdoc__(self, **kwargs: Any) -> wl.AbstractDoc:
+    def __pdoc__(self, **kwargs: object) -> wl.AbstractDoc:
         return module_pdoc(self, **kwargs)
 
 
@@ -132,7 +132,7 @@ def _(toward: float, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Arr
 # Numbers or trees
 
 
-def spreadable(name: str, *, finite: bool = True, real_only: bool = True) -> Callable[[Any], Any]:
+def spreadable(name: str, *, finite: bool = True, real_only: bool = True) -> Converter:
     """Makes the converter of a number, or of a tree of numbers and arrays.
 
     What in a tree is no number, such as a model's functions, becomes `None`.
@@ -174,7 +174,7 @@ def _is_number(x: object) -> bool:
     return isinstance(x, (*checks.ARRAYS, int, float)) and not isinstance(x, bool)
 
 
-def matched(value: Any, params: Params, name: str) -> list[Any]:
+def matched(value: Any, params: Params, name: str) -> Leaves:
     """Of a number or a tree, what belongs to each leaf of the parameters, `None` included."""
     leaves, treedef = checks.flatten(params)
     if checks.is_array(value):

@@ -1,7 +1,5 @@
 """Sets with bounds on each number."""
 
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -72,7 +70,7 @@ class Box(AbstractBox):
     upper: Scalar | PyTree = eqx.field(converter=spreadable("upper", finite=False))
 
     def __check_init__(self) -> None:
-        pairs: list[tuple[Any, Any]] = [(self.lower, self.upper)]
+        pairs: list[tuple[object, object]] = [(self.lower, self.upper)]
         if not checks.is_array(self.lower) and not checks.is_array(self.upper):
             low, structure = checks.flatten(self.lower)
             high, other = checks.flatten(self.upper)

@@ -1,7 +1,6 @@
 """Nonlinear conjugate gradients."""
 
 import abc
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -56,7 +55,7 @@ class AbstractConjugacy(eqx.Module):
     def beta(self, products: ConjugacyProducts) -> Float[Array, ""]:
         """Gives the factor. Where it is not finite, the direction is restarted."""
 
-    def __pdoc__(self, **kwargs: Any) -> wl.AbstractDoc:
+    def __pdoc__(self, **kwargs: object) -> wl.AbstractDoc:
         return module_pdoc(self, **kwargs)
 
 

@@ -40,7 +40,7 @@ class AbstractSelector(eqx.Module):
     def __invert__(self) -> "Not":
         return Not(self)
 
-    def __pdoc__(self, **kwargs: Any) -> wl.AbstractDoc:
+    def __pdoc__(self, **kwargs: object) -> wl.AbstractDoc:
         return module_pdoc(self, **kwargs)
 
 
@@ -320,7 +320,7 @@ class TreeSelector(AbstractSelector):
         leaves, self.structure = checks.flatten(tree)
         self.booleans = tuple(_boolean(tree, i, x) for i, x in enumerate(leaves))
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         # By the tree: the structures of Modules do not survive being copied by themselves.
         return TreeSelector, (self.structure.unflatten(self.booleans),)
 
