@@ -137,8 +137,9 @@ def map_params(
     ```
 
     A part is found by its structure: that of the parameters, with inexact arrays, or `None` for
-    what is masked out. The arrays may be of other shapes than the parameters, such as those of
-    Adafactor. Where the parameters are a single array, all inexact arrays of its shape are parts.
+    parameters that are masked out. The arrays may be of other shapes than the parameters, such as
+    those of Adafactor. Where the parameters are a single array, all inexact arrays of its shape are
+    parts.
 
     **Arguments:**
 

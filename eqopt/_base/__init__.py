@@ -1,1 +1,1 @@
-"""Arithmetic of one leaf, checks that name a leaf, trees, converters, what is private in JAX."""
+"""Arithmetic on one leaf, checks that name a leaf, trees, converters, JAX's private parts."""

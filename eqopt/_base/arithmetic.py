@@ -1,9 +1,9 @@
 """Arithmetic on one leaf, for kernels.
 
-A kernel is traced once for each shape of parameter, and waited for. The operators of JAX's arrays
-take three times as long to trace as the operations of `lax` that they end in, and refuse to mix
-real and complex under strict promotion. These functions do neither: a scalar goes with any shape
-(as in `lax`, without a broadcast of its own), and a real number with a complex array.
+A kernel is traced once for each shape of parameter, while the user waits. The operators of JAX
+arrays take three times as long to trace as the `lax` operations that they call, and they refuse to
+mix real and complex under strict promotion. These functions are fast to trace, take a scalar with
+any shape (as in `lax`, without a broadcast), and take a real number with a complex array.
 """
 
 from typing import Any
@@ -15,9 +15,10 @@ from jaxtyping import Array, Bool, Float, Inexact
 
 
 def wider(*dtypes: Any) -> np.dtype:
-    """The dtype to compute in: at least float32, and as wide as the widest; complex if one is.
+    """The dtype to compute in: at least float32 and as wide as the widest; complex if any is
+    complex.
 
-    Not `jnp.promote_types`, which refuses under strict promotion, and makes bfloat16 of bfloat16.
+    Not `jnp.promote_types`, which raises under strict promotion, and keeps bfloat16 as bfloat16.
     """
     bits, is_complex = 32, False
     for dtype in dtypes:
@@ -34,17 +35,17 @@ def real_dtype(dtype: object) -> np.dtype:
 
 
 def is_complex(x: Array) -> bool:
-    # Asked of every leaf at every trace: `jnp.iscomplexobj` takes ten times as long.
+    # Called for every leaf at every trace: `jnp.iscomplexobj` takes ten times as long.
     return x.dtype.kind == "c"
 
 
 def is_half(x: Array) -> bool:
-    """Whether it is kept in fewer bits than it is computed with."""
+    """Whether the array has fewer bits than the dtype that it is computed in."""
     return wider(x.dtype) != x.dtype
 
 
 def cast(x: Array, dtype: np.dtype) -> Array:
-    """Casts to `dtype`. (Asked of every leaf: `astype` takes its time even to do nothing.)"""
+    """Casts to `dtype`. (Called for every leaf: `astype` is slow even if it does nothing.)"""
     return x if x.dtype == dtype else x.astype(dtype)
 
 
@@ -65,7 +66,7 @@ def times(x: Array, y: Array) -> Array:
     """`x * y`."""
     if x.dtype == y.dtype:
         return lax.mul(x, y)
-    # By parts: of a real number made complex, the product with an infinity has a NaN.
+    # By parts: a real number cast to complex gives NaN when multiplied by infinity.
     z, real = (x, y) if is_complex(x) else (y, x)
     return lax.complex(lax.mul(lax.real(z), real), lax.mul(lax.imag(z), real))
 
@@ -92,7 +93,7 @@ def debiased(
     weight: Float[Array, ""],
     next_weight: Float[Array, ""] | None = None,
 ) -> Array:
-    """An exponential moving average over its weight; with the next weight too, a step ahead."""
+    """An exponential moving average divided by its weight; with the next weight, one step ahead."""
     if next_weight is None:
         return divide(average, weight)
     return ema(rest, divide(average, next_weight), divide(new, weight))
@@ -123,8 +124,8 @@ def over_root(
 
 
 def where_positive(number: Float[Array, ""], x: Array, y: Array) -> Array:
-    """All of `x` where the number is positive, else all of `y`; nothing of the other."""
-    # Not by `jnp.where`, which is a program in the program of each leaf.
+    """`x` if the number is positive, else `y`. NaN in the other array does not pass."""
+    # Not by `jnp.where`, which adds a nested program for each leaf.
     return lax.select(lax.gt(number, np.zeros((), number.dtype)), x, y)
 
 
@@ -132,17 +133,17 @@ def over_where(
     divides: Bool[Array, "*shape"], x: Float[Array, "*shape"], y: Float[Array, "*shape"]
 ) -> Float[Array, "*shape"]:
     """`x / y` where `y` divides, else `x`."""
-    # Ends in a division, which the compiler does once. What it takes to be cheap, such as a
-    # selection, it does again in the program of each leaf. Guarded, so that its derivative is
-    # finite where it is not used.
+    # Ends in a division, which the compiler computes once; it repeats cheap operations, such as a
+    # selection, for each leaf. Guarded, so that the derivative is finite where the quotient is not
+    # used.
     return x / lax.select(divides, y, lax.full_like(y, 1))
 
 
 def within(norm: Float[Array, "*shape"], limit: Float[Array, ""]) -> Float[Array, "*shape"]:
-    """What makes norms stay within a limit: at most 1; 0 for a norm that is not finite."""
+    """The factor, at most 1, that limits a norm; 0 for a norm that is not finite."""
     finite = jnp.isfinite(norm)
     exceeds = finite & (norm > limit)
-    # The limit where it is exceeded; else 1, or 0 if there is no direction.
+    # The limit if the norm exceeds it; else 1, or 0 if the norm is not finite.
     limits = jnp.broadcast_to(limit, norm.shape)
     return over_where(exceeds, lax.select(exceeds, limits, finite.astype(norm.dtype)), norm)
 
@@ -155,17 +156,17 @@ def safe_divide(
     **Arguments:**
 
     - `x`, `y`: the numerator and the denominator.
-    - `where_zero`: the quotient where nothing is divided.
-    - `zero`: where nothing is divided, if not where `y` is 0.
+    - `where_zero`: the value where there is no division. - `zero`: where there is no division; by
+        default where `y` is 0.
     """
     # Not `y > 0`, which takes a NaN for a zero.
     zero = y == 0 if zero is None else zero
-    # Guarded before the division too: the derivative of what is not selected must be finite.
+    # Guarded before the division too: the derivative must be finite where it is not selected.
     return jnp.where(zero, where_zero, divide(x, jnp.where(zero, 1, y)))
 
 
 def clipped(x: Inexact[Array, "*shape"], limit: Float[Array, ""]) -> Inexact[Array, "*shape"]:
-    """Each entry limited; of a complex one, the real and the imaginary part."""
+    """Limits each entry; for complex entries, the real and the imaginary part separately."""
     if is_complex(x):
         return lax.complex(clipped(lax.real(x), limit), clipped(lax.imag(x), limit))
     return jnp.clip(x, -limit, limit)
@@ -191,7 +192,7 @@ def norm(
 
 def rms(x: Inexact[Array, "*shape"]) -> Float[Array, ""]:
     """The root of the mean squared modulus, with a derivative of 0 at 0."""
-    # Not by `norm`: to look for the largest modulus of each leaf takes Adafactor more memory.
+    # Not by `norm`: finding the largest modulus of each leaf costs Adafactor more memory.
     return safe_sqrt(jnp.sum(abs_sq(x)) / max(x.size, 1))
 
 

@@ -1,8 +1,8 @@
 """Checks that name the leaf.
 
-Trees are checked at the front door, by one pass over structure, shapes and dtypes that costs
-well under a microsecond a leaf while all is well, and takes its time to explain once it is
-not. Kernels, states and schedules are checked by jaxtyping and beartype, through `typed`.
+Trees are checked at the front door, by one pass over structure, shapes and dtypes. It costs less
+than a microsecond per leaf if all is right; only explaining an error is slow. Kernels, states and
+schedules are checked by jaxtyping and beartype, through `typed`.
 """
 
 import dataclasses
@@ -27,8 +27,8 @@ Annotated = TypeVar("Annotated")
 def typed(annotated: Annotated) -> Annotated:
     """Has a function's or a dataclass's jaxtyping annotations checked by beartype at each call.
 
-    For kernels and states, which are called when tracing: in a step it costs nothing. With
-    `JAXTYPING_DISABLE=1` it does nothing at all.
+    For kernels and states, which are called only during tracing, so a step costs nothing. With
+    `JAXTYPING_DISABLE=1` nothing is checked.
 
     **Arguments:**
 
@@ -42,8 +42,8 @@ def typed(annotated: Annotated) -> Annotated:
 
 
 def _at_first_call(fn: Function) -> Any:
-    # Not when it is defined: to import beartype, and to have it write a check for each kernel,
-    # takes longer than to import all the rest.
+    # Not at definition: importing beartype and generating a check for each kernel takes longer than
+    # importing the rest of eqopt.
     @functools.wraps(fn)
     def checking(*args: object, **kwargs: object) -> Any:
         return _checked(fn)(*args, **kwargs)
@@ -61,12 +61,12 @@ def _checked(fn: Function) -> Function:
 def is_function(x: object) -> bool:
     """Whether it is a function, and not a class or a tree that can be called.
 
-    Never by `callable` alone: a mask for a model that can be called is a tree of that kind.
+    Not `callable` alone: a mask for a model that can be called is itself a callable tree.
     """
     if not callable(x) or isinstance(x, type):
         return False
-    # Functions that are trees too: `jax.tree_util.Partial`, a method of a Module, `eqx.filter_jit`
-    # of a function.
+    # Some functions are trees too: `jax.tree_util.Partial`, a Module's method, an `eqx.filter_jit`
+    # function.
     known = isinstance(x, functools.partial) or not {"__func__", "__wrapped__"}.isdisjoint(dir(x))
     return known or jax.tree_util.all_leaves([x])
 
@@ -77,7 +77,7 @@ def is_plain_function(x: object) -> TypeGuard[Function]:
 
 
 def call_traced(name: str, function: Function, *args: object, **kwargs: object) -> Any:
-    """Calls a user's function of traced arrays, and says so where it wants to see the numbers."""
+    """Calls a user's function with traced arrays; explains the error if it needs their values."""
     errors = jax.errors
     try:
         return function(*args, **kwargs)
@@ -93,8 +93,7 @@ def call_traced(name: str, function: Function, *args: object, **kwargs: object) 
         ) from error
 
 
-# Not a union, which would be put together anew for every leaf.
-# JAX's last: it is slow to tell.
+# Not a union, which would be built again for every leaf. JAX's last: it is slow to tell.
 ARRAYS = (np.ndarray, np.generic, jax.Array)
 
 _MAX_FAULTS = 4
@@ -105,7 +104,7 @@ def enabled() -> bool:
     return not jaxtyping.config.jaxtyping_disable
 
 
-is_none = functools.partial(operator.is_, None)  # asked of every leaf, without a call of Python's
+is_none = functools.partial(operator.is_, None)  # used for every leaf, without a Python call
 
 
 def flatten(tree: object) -> tuple[Leaves, TreeDef]:
@@ -114,7 +113,7 @@ def flatten(tree: object) -> tuple[Leaves, TreeDef]:
 
 
 def keystr(path: tuple[object, ...]) -> str:
-    """Writes a path as one would in Python: `.layers[0].weight`."""
+    """Writes a path as Python code: `.layers[0].weight`."""
     return jax.tree_util.keystr(path)
 
 
@@ -125,7 +124,7 @@ def paths(name: str, tree: object) -> list[str]:
 
 
 def describe(x: object) -> str:
-    """Says what `x` is in a few words: `float32[3,4]` for arrays, else its type."""
+    """Describes `x` briefly: `float32[3,4]` for arrays, else its type."""
     if x is None:
         return "None"
     if isinstance(x, ARRAYS):  # also PRNG keys, whose dtype is `key<fry>`
@@ -136,7 +135,7 @@ def describe(x: object) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Mark:
-    """Stands for a leaf of a model that is no array; see `partition.filter_arrays`."""
+    """Stands for a leaf of a model that is not an array; see `partition.filter_arrays`."""
 
     kind: type
 
@@ -151,7 +150,7 @@ def kind_of(x: object) -> type:
 
 
 def no_transformation(name: str, x: object) -> str:
-    """Says that an argument is no transformation, and how to make one of it."""
+    """Says that an argument is not a transformation, and how to make one from it."""
     got, way = describe(x), ""
     if isinstance(x, type):
         got, way = f"the class `{x.__name__}`", f". Build it: `{x.__name__}(...)`"
@@ -175,25 +174,25 @@ def is_inexact(x: object) -> bool:
 
 @functools.lru_cache(256)
 def _is_inexact_dtype(dtype: Any) -> bool:
-    # Asked of every leaf, several times a call: `issubdtype` takes ten times as long.
+    # Called several times for every leaf: `issubdtype` takes ten times as long.
     return jnp.issubdtype(dtype, jnp.inexact)
 
 
 def listed(faults: list[str]) -> str:
-    """Joins faults into a short message: the first few, and how many more there are."""
+    """Joins faults into a short message: the first few, and the number of the others."""
     shown = faults[:_MAX_FAULTS]
     more = len(faults) - len(shown)
     return "\n".join([*shown, *([f"... and {more} more"] if more else [])])
 
 
 def check_num_leaves(leaves: list[object], expected: int, name: str) -> None:
-    """Refuses a tree that has not as many leaves as that for which a state was made."""
+    """Refuses a tree whose number of leaves differs from the state's."""
     if len(leaves) != expected:
         raise ValueError(f"`state` was made for {expected} leaves; `{name}` has {len(leaves)}")
 
 
 def structure_error(tree: object, reference: object, name: str, reference_name: str) -> ValueError:
-    """Explains why `tree` has not the structure of `reference`."""
+    """Explains how the structure of `tree` differs from `reference`."""
     faults: list[str] = []
     _compare(tree, reference, name, reference_name, faults)
     return ValueError(listed(faults))
@@ -204,7 +203,7 @@ def spread_prefix(
 ) -> Leaves:
     """For each leaf of `tree`, the leaf of `prefix` at or above it; `None` is a leaf of both.
 
-    A `ValueError` names the leaf where it does not fit. `fits` tells whether a leaf of `prefix` may
+    A `ValueError` names the leaf that does not fit. `fits` tells whether a leaf of `prefix` may
     stand for a part of `tree`.
     """
     found: list[object] = []
@@ -272,13 +271,13 @@ def conform_to(
     any_shape: bool = False,
     reference_name: str = "params",
 ) -> Any:
-    """Makes a tree like `params` of the user's updates: an array or `None` for each parameter.
+    """Makes a tree like `params` from the user's updates: an array or `None` for each parameter.
 
-    Leaves that are not trained are dropped, a `None` stands for all that would be below it, and
-    whatever else does not fit is an error that names the leaf. Updates in a narrower dtype than
-    their parameter are widened, which loses nothing; those of half-precision parameters may be in
-    float32. Without `params`, the updates are taken at their word, but must be inexact arrays. With
-    `any_shape`, somebody else checks their shapes.
+    Leaves that are not trained are dropped, a `None` stands for everything below it, and any other
+    difference is an error that names the leaf. Updates in a narrower dtype than their parameter are
+    widened, without loss; updates of half-precision parameters may be in float32. Without `params`,
+    updates are only required to be inexact arrays. With `any_shape`, the caller checks their
+    shapes.
     """
     if params is None:
         leaves, treedef = flatten(updates)
@@ -314,8 +313,8 @@ def conform_to(
 
 
 def _may_be_dropped(u: object, params: object) -> bool:
-    # Where nothing is trained, whatever a model holds there, and the gradient of an integer, where
-    # JAX was asked for one. Without the parameters at hand, a number is a mistake.
+    # Where a leaf is not trained, the updates may hold any leaf of a model, or the float0 gradient
+    # of an integer. Without the parameters, a number is an error.
     if params is not None:
         return not is_inexact(u)
     return not is_array(u) and not isinstance(u, int | float | complex)
@@ -348,10 +347,10 @@ def _fault(name: str, u: Any, p: Any, against: str, any_shape: bool) -> str:
 
 
 def num_examples(updates: object, params: object, owner: object) -> int:
-    """How many examples there is a gradient of, in updates with one more axis than the parameters.
+    """The number of examples in updates that have one more axis than the parameters; 0 if empty.
 
-    Checked also where checks are turned off: the gradient of a whole batch, taken for that of one
-    example, would be no mistake that is ever seen. It is 0 if there is no gradient at all.
+    Checked even if checks are turned off: nobody would notice that the gradient of a whole batch
+    was taken for the gradient of one example.
     """
     leaves, treedef = flatten(updates)
     shapes = [() if x is None else x.shape for x in treedef.flatten_up_to(params)]
@@ -378,7 +377,7 @@ def num_examples(updates: object, params: object, owner: object) -> int:
 
 
 def _extend(updates: object, params: object) -> Any:
-    """Puts `None` for each parameter below a `None` that stands for a whole branch."""
+    """Expands a `None` that stands for a whole branch to a `None` for each parameter below it."""
     try:
         return jax.tree.map(
             lambda u, part: jax.tree.map(lambda _: None, part) if u is None else u,

@@ -1,8 +1,8 @@
-"""What eqopt uses of JAX that is private or experimental, or that differs between versions.
+"""The parts of JAX that eqopt uses and that are private, experimental or differ between versions.
 
-No other file imports such a part; a test holds that. Beside each part stands in which versions it
-was seen (0.7.2 is the oldest that is supported, 0.12.0 the newest that was tried), and what would
-be done without it.
+No other file imports such a part; a test checks that. A comment at each part names the versions
+that have it (0.7.2 is the oldest supported, 0.12.0 the newest tried), and what eqopt would do
+without it.
 """
 
 import operator
@@ -12,8 +12,8 @@ from typing import Any
 import jax
 from jax import lax
 
-# 0.7.2 to 0.12.0. Without it: a function that has kept a tracer of an earlier trace would be given
-# it as data, which JAX refuses.
+# 0.7.2 to 0.12.0. Without it: a function that has kept a tracer of an earlier trace would get it as
+# data, which JAX refuses.
 from jax._src.core import trace_state_clean as trace_state_clean
 
 # 0.7.2 to 0.12.0. Most of `jax.core` is deprecated. Without it: there is no public way to ask
@@ -25,7 +25,7 @@ from jax.core import Tracer as Tracer
 from jax.extend.core import ClosedJaxpr, Jaxpr, Primitive as Primitive
 from jax.interpreters import ad, batching, mlir
 
-# 0.7.2 to 0.12.0: the type of what a program is given while `jax.jit` or `scan` traces it. Without
+# 0.7.2 to 0.12.0: the type of a program's arguments while `jax.jit` or `scan` traces it. Without
 # it: any `Tracer` counts, and an eager call under `vmap` or `grad` is not one compiled program.
 from jax.interpreters.partial_eval import DynamicJaxprTracer
 
@@ -39,12 +39,12 @@ _trace = operator.attrgetter("_trace")
 
 
 def of_one_trace(x: Tracer, y: Tracer) -> bool:
-    """Whether two tracers belong to one trace."""
+    """Whether two tracers belong to the same trace."""
     return _trace(x) is _trace(y)
 
 
 # 0.7.2 to 0.12.0, for libraries that extend JAX. Without it: callbacks are not found, and an
-# objective that logs is compiled anew whenever its log has changed.
+# objective that logs is compiled again whenever its log has changed.
 JAXPRS = Jaxpr, ClosedJaxpr
 
 
@@ -84,7 +84,7 @@ def register_rules(
     jvp: Function,
     transpose: Function,
 ) -> None:
-    """Gives a primitive its rules; `batch` is told the axis too."""
+    """Gives a primitive its rules; `batch` also gets the axis."""
     mlir.register_lowering(primitive, lower)
     batching.fancy_primitive_batchers[primitive] = batch
     ad.primitive_jvps[primitive] = jvp
@@ -92,5 +92,5 @@ def register_rules(
 
 
 def instantiate_zeros(tangent: object) -> Any:
-    """Makes an array of a tangent that is known to be zero."""
+    """Makes an array from a tangent that is known to be zero."""
     return ad.instantiate_zeros(tangent)

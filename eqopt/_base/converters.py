@@ -1,10 +1,10 @@
-"""Converters: what a user may write for a hyper-parameter, and what is stored.
+"""Converters: from what a user may write for a hyper-parameter to what is stored.
 
 A numeric hyper-parameter is stored as a NumPy scalar (`np.float32(0.1)`): a leaf, so that a new
-value never recompiles, but no JAX array, so that building an optimizer starts no backend. Its
-dtype is JAX's own default (float64 under x64, else float32). Equinox loads a NumPy scalar from a
-file that holds any number, so what was saved as a Python number, put there by `eqx.tree_at`, or as
-an array, handed back by a compiled program, loads into an optimizer that was just built.
+value never recompiles, but not a JAX array, so that building an optimizer starts no backend. Its
+dtype is JAX's default (float64 under x64, else float32). Equinox loads a NumPy scalar from a file
+that holds any number. So an optimizer that was just built loads a number that was saved as a Python
+number (put there by `eqx.tree_at`) or as an array (returned by a compiled program).
 """
 
 import dataclasses
@@ -46,8 +46,8 @@ def real(
 ) -> Callable[[ScalarLike], Scalar]:
     """Makes the converter of a real number within bounds, for `eqx.field(converter=...)`.
 
-    What it gives is a leaf: a NumPy scalar, or a tracer. Numbers that are traced are not held
-    against the bounds.
+    The converter returns a leaf: a NumPy scalar, or a tracer. Traced numbers are not compared with
+    the bounds.
 
     **Arguments:**
 
@@ -106,7 +106,7 @@ def steps(name: str, *, at_least: int | None = 0) -> Callable[[StepsLike], Steps
     **Arguments:**
 
     - `name`: the field's name, for messages.
-    - `at_least`: the smallest number allowed; `None` is that of int32.
+    - `at_least`: the smallest number allowed; `None` is the smallest int32.
     """
     limits = np.iinfo(np.int32)
     least = limits.min if at_least is None else at_least
@@ -145,7 +145,7 @@ def size(name: str, *, at_least: int = 1) -> Callable[[int], int]:
 
 
 def optional(convert: Converter) -> Converter:
-    """Lets `None` through, and converts everything else."""
+    """Keeps `None`, and converts everything else."""
     return lambda value: None if value is None else convert(value)
 
 
@@ -172,7 +172,7 @@ def to_dtype(name: str) -> Callable[[Any], np.dtype | None]:
             raise TypeError(f"`{name}` must be a floating-point dtype; got {value!r}") from None
         if not jnp.issubdtype(dtype, jnp.inexact):
             raise TypeError(f"`{name}` must be a floating-point dtype; got {dtype}")
-        # Under 32 bits a float64 is a float32, as it is for every array of JAX's.
+        # Without x64, float64 becomes float32, as in every JAX array.
         return jnp.dtype(jax.dtypes.canonicalize_dtype(dtype))
 
     return convert
@@ -205,7 +205,7 @@ def prng_key(name: str) -> Converter:
 
 
 def _number(name: str, value: object) -> Any:
-    """Refuses what is not one real number; gives a NumPy scalar array, or a tracer."""
+    """Refuses anything but one real number; returns a NumPy scalar array, or a tracer."""
     numeric = isinstance(value, int | float | np.ndarray | np.generic | jax.Array)
     if isinstance(value, bool) or not numeric:
         raise TypeError(
@@ -234,10 +234,10 @@ def _brief(value: object) -> str:
 def canonicalize(module: _Module) -> _Module:
     """Puts every hyper-parameter back into the form that its converter gives it.
 
-    `eqx.tree_at` with a Python number, and arithmetic on an optimizer, leave other kinds of
-    numbers in the leaves; a compiled program would take them for other types and compile anew.
+    `eqx.tree_at` with a Python number, and arithmetic on an optimizer, leave numbers of other types
+    in the leaves. For other types, a compiled program would be compiled again.
     """
-    # Only the rare leaf costs: the common optimizer is looked through and returned as it is.
+    # Only such leaves cost time: an optimizer without them is returned unchanged.
     if _are_settled(jax.tree.leaves(module)):
         return module
     return jax.tree.map(
@@ -282,7 +282,7 @@ def _settle_module(module: _Module) -> _Module:
 
 
 def _is_number(x: object) -> bool:
-    # Or a pair of numbers, say. What is within a Module is its own affair.
+    # A field may also be a pair of numbers. A Module inside converts its own fields.
     return not _are_settled(jax.tree.leaves(x, is_leaf=lambda y: isinstance(y, eqx.Module)))
 
 
@@ -304,7 +304,7 @@ def module_pdoc(module: eqx.Module, **kwargs: Any) -> wl.AbstractDoc:
 
 
 def _is_default(field: Any, value: Any) -> bool:
-    # Numbers are always shown; what is off or not given is not.
+    # Numbers are always shown; `False` and `None` are not.
     return value is None or (isinstance(value, bool) and value is field.default)
 
 
@@ -321,5 +321,5 @@ def _print_number(x: object) -> wl.AbstractDoc | None:
 
 
 def _shortest(x: Any) -> str:
-    # The shortest digits that make this float32, and not those of the float64 that it is in Python.
+    # The shortest digits of this float32, not the digits of the same number in float64.
     return repr(float(str(x))) if np.issubdtype(x.dtype, np.floating) else str(x)

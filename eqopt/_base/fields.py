@@ -11,8 +11,8 @@ _Module = TypeVar("_Module", bound=eqx.Module)
 def from_fields(cls: type[_Module], source: eqx.Module, **others: object) -> _Module:
     """Builds a link from an optimizer: every field is the optimizer's field of the same name.
 
-    No field of the link is left at its default, so a field that the optimizer lacks, and that is
-    not among `others`, is an error.
+    No field of the link keeps its default: if the optimizer lacks a field, and `others` too, that
+    is an error.
 
     **Arguments:**
 

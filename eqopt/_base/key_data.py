@@ -1,4 +1,4 @@
-"""PRNG keys as they are kept: as their words, which can be written to a file."""
+"""PRNG keys, kept as their words, which can be written to a file."""
 
 from collections.abc import Hashable
 from typing import Any
@@ -16,9 +16,9 @@ from . import checks
 class KeyData(eqx.Module):
     """A PRNG key, kept as its words.
 
-    Equinox writes arrays of numbers to files, and not what `jax.random.key` makes. Where such a key
-    is given to an optimizer or to [`eqopt.fit`][], this is what the optimizer keeps, and what
-    [`eqopt.Fit`][] returns. Both take it in place of a key, and `wrap` gives the key again:
+    Equinox writes arrays of numbers to files, but not the keys that `jax.random.key` makes. An
+    optimizer that is given such a key keeps a `KeyData`, and [`eqopt.Fit`][] returns one.
+    Optimizers and [`eqopt.fit`][] take a `KeyData` in place of a key, and `wrap` returns the key:
 
     ```python
     import eqopt, jax
@@ -47,7 +47,7 @@ class KeyData(eqx.Module):
         self.words, self.impl = jax.random.key_data(key), jax.random.key_impl(key)
 
     def wrap(self) -> Key[Array, "*keys"]:
-        """Gives the key, for the functions of `jax.random`."""
+        """Returns the key, for the functions of `jax.random`."""
         return jax.random.wrap_key_data(jnp.asarray(self.words), impl=self.impl)
 
     def __pdoc__(self, **kwargs: object) -> wl.AbstractDoc:
@@ -55,7 +55,7 @@ class KeyData(eqx.Module):
 
 
 def is_key(x: object) -> bool:
-    """Whether it is an array of PRNG keys, or of the words of a key of the old kind."""
+    """Whether it is an array of typed PRNG keys, or the words of an old-style key."""
     is_array = isinstance(x, np.ndarray | jax.Array)
     return is_array and (is_typed_key(x) or x.dtype == np.uint32)
 
@@ -66,14 +66,14 @@ def is_typed_key(x: Any) -> bool:
 
 
 def kept(tree: object) -> PyTree:
-    """A tree, or a key alone, as it is kept: with the words of typed keys in their place."""
+    """A tree, or a single key, with its typed keys replaced by their words."""
     return jax.tree.map(
         lambda x: KeyData(x) if isinstance(x, jax.Array) and is_typed_key(x) else x, tree
     )
 
 
 def unkept(tree: object) -> PyTree:
-    """The tree, or the key, that was kept."""
+    """Undoes `kept`."""
     return jax.tree.map(lambda x: x.wrap() if is_kept(x) else x, tree, is_leaf=is_kept)
 
 

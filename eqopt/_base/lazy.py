@@ -2,8 +2,8 @@
 
 A namespace lists its names in a stub, `x.pyi` beside `x.py`: relative imports and nothing else.
 Type checkers, editors and the docs read the stub. At run time `attach` reads it too, and imports
-the file that defines a name when somebody asks for the name. So `import eqopt` makes no class, and
-a program loads only the files that it uses.
+the file that defines a name when the name is first used. So `import eqopt` makes no class, and a
+program loads only the files that it uses.
 """
 
 import ast

@@ -1,4 +1,4 @@
-"""What may be given as a model, and as updates of it."""
+"""Checks of models, and of updates against models."""
 
 import equinox as eqx
 import jax
@@ -8,7 +8,7 @@ from .checks import ARRAYS, is_inexact, keystr, kind_of, listed
 
 
 def split(model: object, name: str) -> tuple[PyTree, PyTree]:
-    """Splits a model into the arrays that are trained, and the rest; refuses Python numbers."""
+    """Splits a model into the trained arrays and the rest; refuses Python numbers."""
     trained, rest = eqx.partition(model, is_inexact)
     also = () if jax.tree.leaves(trained) else (int,)
     refuse_numbers(rest, name, (float, complex, *also))
@@ -16,10 +16,10 @@ def split(model: object, name: str) -> tuple[PyTree, PyTree]:
 
 
 def refuse_numbers(model: object, name: str, kinds: tuple[type, ...] = (float, complex)) -> None:
-    """Refuses Python numbers in a model, by their path.
+    """Refuses Python numbers in a model, and names their paths.
 
-    Somebody who puts one among the parameters wants it trained. Within a Module it may be anything,
-    such as the rate of a dropout.
+    A user who puts a number among the parameters wants it trained. Within a Module a number may be
+    a setting, such as a dropout rate.
     """
     found, _ = jax.tree_util.tree_flatten_with_path(
         model, is_leaf=lambda x: isinstance(x, eqx.Module)
@@ -35,7 +35,7 @@ def refuse_numbers(model: object, name: str, kinds: tuple[type, ...] = (float, c
 
 
 def check_places(updates: object, model: object, name: str) -> None:
-    """Refuses a model in the place of the updates, and updates in the place of the model.
+    """Raises if the updates and the model are in each other's place.
 
     Only a model has leaves that are neither arrays nor numbers, such as its activation functions.
     """

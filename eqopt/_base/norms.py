@@ -21,7 +21,7 @@ def global_norm(tree: PyTree) -> Float[Array, ""]:
 
     **Arguments:**
 
-    - `tree`: any PyTree of arrays; `None` and everything that is not an inexact array is left out.
+    - `tree`: any PyTree of arrays; leaves that are not inexact arrays are ignored.
 
     **Returns:**
 
@@ -33,10 +33,10 @@ def global_norm(tree: PyTree) -> Float[Array, ""]:
 
 @jax.custom_jvp
 def _norm(leaves: list[Array]) -> Float[Array, ""]:
-    """The norm of some leaves, none of them empty.
+    """The norm of a list of leaves, none of them empty.
 
-    If the sum of the squares overflows, or is so small that it loses digits, it is computed once
-    more from scaled leaves. A loop does it, and not `lax.cond`, so the program has one sum only.
+    If the sum of the squares overflows, or is so small that it loses digits, it is computed again
+    from scaled leaves. This is a loop and not `lax.cond`, so the program has only one sum.
     """
     dtype = real_dtype(wider(*{x.dtype for x in leaves}))
     bits = jnp.finfo(dtype)
@@ -65,7 +65,7 @@ def _(
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     (leaves,), (changes,) = primals, tangents
     norm = _norm(leaves)
-    # Of a norm of 0, and of one that is not finite, the derivative is 0.
+    # The derivative is 0 where the norm is 0 or not finite.
     some = (norm > 0) & jnp.isfinite(norm)
     size = jnp.where(some, norm, 1)
 
@@ -79,7 +79,7 @@ def _(
 
 
 def _varying_like(leaves: list[Array], x: np.ndarray) -> Array:
-    """A number that varies over the axes of `shard_map` over which some of the leaves vary."""
+    """A number that varies over all `shard_map` axes over which any leaf varies."""
     names = frozenset().union(*map(varying, leaves))
     return pcast(jnp.asarray(x), tuple(names)) if names else jnp.asarray(x)
 
@@ -98,12 +98,13 @@ def _sum_of_squares(leaves: list[Array], scale: Float[Array, ""]) -> Float[Array
     return sum_of(cast(x, scale.dtype) for x in sums)
 
 
-# A sum is a program of its own to the compiler. Small leaves are copied into one vector first.
+# The compiler makes a separate kernel for each sum. So small leaves are first copied into one
+# vector.
 _MAX_SMALL = 1024
 
 
 def _is_small(x: Array) -> bool:
-    # Where leaves are divided between devices, none is copied to all of them.
+    # Leaves that are divided between devices must not be copied to all devices.
     kind = jax.typeof(x)
     return x.size <= _MAX_SMALL and not (kind.sharding.mesh.manual_axes or any(kind.sharding.spec))
 

@@ -10,25 +10,25 @@ from jaxtyping import Array, Float, Key, UInt32
 from .key_data import KeyData, unkept
 from .trees import placed_like
 
-# A key as a transformation stores it. What `eqx.tree_at` has put there may be typed.
+# A key as a transformation stores it. A key that `eqx.tree_at` has put there may be typed.
 PRNGKey: TypeAlias = KeyData | Key[Array, ""] | UInt32[Array | np.ndarray, "_"]
 # A key as a state keeps it: its words, which are saved, selected and donated as other arrays are.
 KeyWords: TypeAlias = UInt32[Array, "_"]
 
 
 def words_of(key: PRNGKey | None) -> KeyWords:
-    """What a state keeps of a key to begin with, in a buffer of its own; `None` is key 0."""
+    """The words of a key for a new state, in their own buffer; `None` is key 0."""
     first = jax.random.key(0) if key is None else unkept(key)
     return jnp.copy(jax.random.key_data(first))
 
 
 def advance(words: KeyWords, first: PRNGKey | None) -> tuple[KeyWords, Key[Array, ""]]:
-    """What a state keeps next, and a key for the draws of one step.
+    """Splits a state's key: the words to keep next, and a key for the draws of one step.
 
     **Arguments:**
 
-    - `words`: what the state keeps.
-    - `first`: the key that it began with, for there are several kinds of keys.
+    - `words`: the words in the state. - `first`: the key that the state began with, which has the
+        key's type.
     """
     impl = None if first is None else jax.random.key_impl(unkept(first))
     key = jax.random.wrap_key_data(words, impl=impl)

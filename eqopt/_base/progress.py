@@ -12,15 +12,15 @@ class AbstractProgress(abc.ABC):
 
     @abc.abstractmethod
     def start(self, total: int | None) -> None:
-        """Is called once, with the number of steps to come if it is known."""
+        """Is called once at the start, with the number of steps if it is known."""
 
     @abc.abstractmethod
     def update(self, steps: int, message: str) -> None:
-        """Is called now and then with the number of steps taken so far, and what to show."""
+        """Is called from time to time with the number of steps taken so far and a message."""
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Is called once at the end, however the loop ends."""
+        """Is called once at the end, also after an error."""
 
 
 class NoProgress(AbstractProgress):
@@ -110,7 +110,7 @@ class RichProgress(AbstractProgress):
 
 
 def as_progress(progress: bool | AbstractProgress) -> AbstractProgress:
-    """Takes a bar, or chooses one."""
+    """Returns the given bar, or chooses one."""
     if isinstance(progress, AbstractProgress):
         return progress
     if not isinstance(progress, bool):

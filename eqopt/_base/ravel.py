@@ -47,13 +47,14 @@ def _cut(vector: Array, starts: list[Array], shapes: tuple[Shape, ...]) -> list[
 
 
 class Raveled(eqx.Module):
-    """The arrays of a tree, those of one dtype in one vector, by the dtypes' names."""
+    """The arrays of a tree, concatenated into one vector per dtype; maps the dtype's name to the
+    vector."""
 
     vectors: dict[str, Array]
 
 
 class Ravel(eqx.Module):
-    """How a tree becomes a bundle, and the way back: a loop over few long vectors compiles fast.
+    """Converts a tree to a bundle and back: a loop over few long vectors compiles fast.
 
     **Arguments:**
 
@@ -75,13 +76,13 @@ class Ravel(eqx.Module):
         self.starts = {name: starts_of(own, leaves[0]) for name, own in shapes.items()}
 
     def pack(self, tree: PyTree) -> Raveled:
-        """The bundle of a tree like the one that this was made from."""
+        """The bundle of a tree with the layout's structure and shapes."""
         leaves = [lax.reshape(x, (x.size,)) for x in self.treedef.flatten_up_to(tree)]
         parts = self._by_dtype(leaves)
         return Raveled({name: lax.concatenate(xs, 0) for name, xs in parts.items()})
 
     def unpack(self, bundle: Raveled) -> PyTree:
-        """The tree; what axes there are before the last become the first of every leaf."""
+        """The tree. Axes before a vector's last axis become the first axes of every leaf."""
         leaves = {
             name: iter(_cut(bundle.vectors[name], self.starts[name], tuple(shapes)))
             for name, shapes in self._by_dtype(self.shapes).items()
@@ -118,10 +119,10 @@ def real_vector(tree: PyTree) -> Float[Array, " n"]:
 
 
 def from_real_vector(vector: Float[Array, " n"], like: PyTree) -> PyTree:
-    """The tree of which these are the real and imaginary parts."""
+    """The tree with these real and imaginary parts."""
     leaves, treedef = jax.tree.flatten(like)
     sizes = [x.size for x in leaves for _ in range(1 + is_complex(x))]
-    # At known places, for this is differentiated, also within a linear solver.
+    # At constant places, because this is differentiated, also within a linear solver.
     parts = iter(jnp.split(vector, np.cumsum(sizes)[:-1]))
 
     def part(x: Array) -> Array:

@@ -1,4 +1,4 @@
-"""What is built again and again: it is remembered, and its checks are made the first time only."""
+"""Modules that eqopt builds again: they are remembered, and checked only the first time."""
 
 import contextlib
 import weakref

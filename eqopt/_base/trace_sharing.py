@@ -1,7 +1,9 @@
-"""Sharing traces between leaves that are alike.
+"""Groups leaves of equal shape and dtype, so that a model's layers share one trace.
 
-A call is dear, to trace and to lower. One for several leaves is itself traced only once, if there
-are others for several leaves of the same kinds.
+In: the kind of each leaf. Out: bundles of leaves, each with the same kinds in the same order, such
+as one bundle for each layer. A jitted function that takes a whole bundle is traced once for all.
+It exists because each call inside a traced function costs time to trace and to lower: one call for
+a bundle costs less than one call for each of its leaves.
 """
 
 import functools
@@ -12,9 +14,9 @@ from jaxtyping import Array
 
 
 def bundle_by_kind(kinds: Sequence[Hashable]) -> tuple[list[list[int]], list[int]]:
-    """Bundles leaves, given the kind of each: the bundles' indices, and those left over.
+    """Bundles leaves by their kinds; returns each bundle's indices, and the indices left over.
 
-    Each bundle (perhaps one layer's leaves) has as many of each kind, in the same order.
+    All bundles have the same number of leaves of each kind, in the same order.
     """
     members: dict[Hashable, list[int]] = {}
     for i, kind in enumerate(kinds):
@@ -29,17 +31,17 @@ def bundle_by_kind(kinds: Sequence[Hashable]) -> tuple[list[list[int]], list[int
 
 @functools.cache
 def _num_bundles(counts: tuple[int, ...]) -> int:
-    """How many bundles to make, given how many leaves there are of each kind.
+    """The number of bundles with the fewest calls, given the number of leaves of each kind.
 
-    Of `b` bundles each is given `1 / b` of each kind. That makes `b` calls, one within them for
-    each leaf of a bundle, and one for each leaf left over; with no bundle, one for each leaf.
+    Each of `b` bundles gets `1 / b` of each kind. That makes `b` calls, one call within them for
+    each leaf of a bundle, and one for each leaf left over; without bundles, one for each leaf.
     """
     calls = {b: b + sum([n // b + n % b for n in counts]) for b in range(2, max(counts, default=0))}
     return min({0: sum(counts), **calls}.items(), key=lambda item: item[1])[0]
 
 
 def map_leaves(function: Callable[..., Array], *columns: Sequence[Array]) -> list[Array]:
-    """`function` of each leaf, which is one array of each column.
+    """Applies `function` to each leaf: one array of each column.
 
     **Arguments:**
 

@@ -20,7 +20,7 @@ _INT32_MAX = np.int32(np.iinfo(np.int32).max)
 def accumulator_dtype(dtype: Any, asked: Any = None) -> np.dtype:
     """The dtype of a moment or an average of leaves of `dtype`.
 
-    At least float32, unless another is asked for; complex leaves keep complex averages.
+    At least float32, unless another dtype is given; complex leaves have complex averages.
     """
     if asked is None:
         return wider(dtype)
@@ -48,7 +48,7 @@ def zeros_like(tree: PyTree, dtype: object = None, *, real: bool = False) -> PyT
 
     **Arguments:**
 
-    - `tree`: the parameters: arrays, and `None` for what is not trained.
+    - `tree`: the parameters: arrays, and `None` for leaves that are not trained.
     - `dtype`: the dtype of the zeros; `None` is the parameter's, and float32 for half precision.
     - `real`: whether zeros for complex parameters are real, as their squared moduli are.
 
@@ -68,7 +68,8 @@ def copies(tree: PyTree, dtype: object = None) -> PyTree:
     """A copy of each leaf that shares no buffer with it; `dtype` as in `accumulator_dtype`."""
 
     def copy(x: Array) -> Array:
-        # Strongly typed, and made by an operation: a compiled program passes on what it was given.
+        # Strongly typed, and the result of an operation: a compiled program may return its input
+        # buffer.
         return jnp.copy(lax.convert_element_type(x, accumulator_dtype(x.dtype, dtype)))
 
     return jax.tree.map(copy, tree)
@@ -85,12 +86,12 @@ def narrowed(x: Array, dtype: np.dtype) -> Array:
     if x.dtype == dtype:
         return x
     if not is_complex(x):
-        # The cast alone may be left out by the compiler where it computes in the wide dtype next.
+        # The compiler may drop a cast alone if the next operation is in the wide dtype.
         bits = jnp.finfo(dtype)
         rounded = lax.reduce_precision(x, bits.nexp, bits.nmant)
         if bits.nexp < jnp.finfo(x.dtype).nexp:
-            # It makes zero of what is below the smallest normal number: in float16 of 6e-5, where
-            # weights that began at zero are at first.
+            # It rounds numbers below the smallest normal number to zero: in float16 below 6e-5,
+            # which is the size of weights that began at zero.
             unit = np.asarray(bits.smallest_subnormal, x.dtype)
             small = lax.round(lax.div(x, unit), lax.RoundingMethod.TO_NEAREST_EVEN)
             tiny = lax.lt(lax.abs(x), np.asarray(bits.tiny, x.dtype))
@@ -100,7 +101,8 @@ def narrowed(x: Array, dtype: np.dtype) -> Array:
 
 
 def sums(leaves: Leaves, updates: Leaves) -> Leaves:
-    """Each leaf plus its update, if there is one: `add`, traced once for leaves that are alike."""
+    """Adds to each leaf its update, if there is one; traced once for leaves of equal shape and
+    dtype."""
     places = [i for i, u in enumerate(updates) if u is not None]
     added = list(leaves)
     found = map_leaves(add, [leaves[i] for i in places], [updates[i] for i in places])
@@ -110,7 +112,7 @@ def sums(leaves: Leaves, updates: Leaves) -> Leaves:
 
 
 def add_updates(params: PyTree, updates: PyTree) -> PyTree:
-    """The parameters after the updates, which may be of some of them only."""
+    """The parameters after the updates, which may be missing for some parameters."""
     return jax.tree.map(
         lambda x, u: x if x is None or u is None else add(x, u),
         params,
@@ -135,21 +137,21 @@ def widened(tree: PyTree) -> PyTree:
 
 
 def mask_like(updates: PyTree, tree: PyTree) -> PyTree:
-    """The tree, without what has no gradient."""
+    """The tree, with `None` where there is no gradient."""
     return jax.tree.map(
         lambda u, x: None if u is None else x, updates, tree, is_leaf=checks.is_none
     )
 
 
 def fill_missing(updates: PyTree, other: PyTree) -> PyTree:
-    """The updates, in the dtypes of `other`, which stands in for those that are missing."""
+    """The updates, in the dtypes of `other`; leaves of `other` replace missing updates."""
     return jax.tree.map(
         lambda u, x: x if u is None else cast(u, x.dtype), updates, other, is_leaf=checks.is_none
     )
 
 
 def replicated(x: Array) -> Array:
-    """A copy of all of `x` on every device, in explicit sharding mode; else `x` itself."""
+    """In explicit sharding mode, a copy of `x` that is whole on every device; else `x` itself."""
     sharding = jax.typeof(x).sharding
     if not any(sharding.spec):
         return x
@@ -157,11 +159,11 @@ def replicated(x: Array) -> Array:
 
 
 def placed_like(x: Array, reference: Array) -> Array:
-    """`x`, sharded as `reference` is, which has the same shape.
+    """`x`, sharded like `reference`, which has the same shape.
 
     In automatic sharding mode a compiled constant depends on no array, and the compiler puts it on
-    one device. So the constant is made to depend on the reference. A reference of integers or
-    booleans does not help: the compiler simplifies what can be made of it.
+    one device. So the constant is made to depend on the reference. This does not work with integers
+    or booleans: the compiler would simplify the expression.
     """
     if not jnp.issubdtype(reference.dtype, jnp.inexact):
         return x
@@ -169,8 +171,8 @@ def placed_like(x: Array, reference: Array) -> Array:
     if any(sharding.spec):
         x = jax.sharding.reshard(x, sharding)
     real = jnp.real(lax.stop_gradient(reference))
-    # Always false, also for infinities and NaN; the compiler does not simplify it. What is selected
-    # depends on the reference too, for a choice between two constants is another constant.
+    # Always false, also for infinities and NaN; the compiler does not simplify it. The selected
+    # value depends on the reference too, because a choice between two constants is a constant.
     never = real - real > 0
     return lax.select(never, lax.convert_element_type(real, x.dtype), x)
 
@@ -240,13 +242,13 @@ def all_finite(tree: PyTree) -> Bool[Array, ""]:
 
 @jax.jit
 def _is_finite(x: Inexact[Array, "*shape"]) -> Bool[Array, ""]:
-    # `x - x` is zero, or NaN. A sum, for a CPU makes `all(isfinite(x))` one boolean at a time: that
-    # takes three times as long, and memory. (Nor the largest modulus, which may pass over a NaN.)
+    # `x - x` is zero or NaN. A sum, because a CPU computes `all(isfinite(x))` one boolean at a
+    # time, which takes three times as long, and memory. (The largest modulus may miss a NaN.)
     return lax.eq(jnp.sum(lax.sub(x, x)), np.zeros((), x.dtype))
 
 
 def select(condition: Bool[Array, ""], true: PyTree, false: PyTree) -> PyTree:
-    """Picks one of two trees, without letting a NaN of the other through."""
+    """Picks one of two trees. A NaN in the other tree has no effect."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), true, false)
 
 
@@ -267,7 +269,7 @@ def zero_count() -> Count:
 def one_minus(decay: object) -> Float[Array, ""]:
     r"""The weight $1 - \beta$ that an exponential moving average gives to its newest term.
 
-    Computed where the decay is kept: of the decay 0.999 in float32, it would be off by 1.3e-5.
+    Computed in the dtype of the stored decay: from 0.999 in float32, the error would be 1.3e-5.
     """
     decay = jnp.asarray(decay)
     return lax.sub(np.ones((), decay.dtype), decay)
@@ -290,7 +292,7 @@ def bias_correction(decay: object, count: Count) -> Float[Array, ""]:
 def moment_weights(
     b1: object, b2: object, count: Count, *, nesterov: bool = False
 ) -> tuple[Float[Array, ""], ...]:
-    """The bias corrections of two averages, and of a step ahead the first one's next."""
+    """The bias corrections of two averages, and the first average's correction one step ahead."""
     weights = (bias_correction(b1, count), bias_correction(b2, count))
     return (*weights, bias_correction(b1, increment(count))) if nesterov else weights
 
@@ -298,7 +300,7 @@ def moment_weights(
 def owned(x: object) -> Any:
     """A leaf that nobody else writes to: a NumPy array is copied.
 
-    A program may run after the call has returned, when the array's owner fills it anew, and JAX
-    reads the very memory of some.
+    JAX may read the memory of a NumPy array itself, and a program may still run after the call has
+    returned, when the array's owner changes it.
     """
     return x.copy() if isinstance(x, np.ndarray) else x

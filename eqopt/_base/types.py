@@ -1,4 +1,4 @@
-"""The words that every signature in eqopt is written in."""
+"""The types in eqopt's signatures."""
 
 import typing
 from collections.abc import Callable
@@ -42,7 +42,7 @@ State = TypeVar("State", bound=eqx.Module)
 
 
 class RecompilationWarning(UserWarning):
-    """A function is compiled again and again."""
+    """A function is compiled many times for arguments of the same shapes."""
 
 
 def type_argument(cls: type, generic: type, parameter: TypeVar) -> type:

@@ -1,7 +1,7 @@
-"""Programs in the form in which the compiler does them well.
+"""Forms of programs that the compiler handles well.
 
-Each function hides something from the compiler, or makes one value depend on another. None of
-them changes a number. What they gain was measured on a CPU and is written beside each.
+Each function hides something from the compiler, or makes one value depend on another. None of them
+changes a number. The gain, measured on a CPU, is stated in each function.
 """
 
 from collections.abc import Sequence
@@ -18,9 +18,9 @@ from .checks import is_inexact
 def hidden_from_compiler(numbers: Sequence[int], near: Array) -> list[Array]:
     """The numbers, such as places in `near`, as values that the compiler does not know.
 
-    A slice from a place that it knows is a kernel of its own, and takes longer to compile than a
-    layer of a network (measured: 200 slices 5 seconds, these 0.2); slices of one size from places
-    that it does not know are one.
+    A slice at a known place is a separate kernel, and takes longer to compile than a layer of a
+    network (measured: 200 slices take 5 seconds, these 0.2). Slices of one size at unknown places
+    share one kernel.
     """
     known = [np.int32(x) for x in numbers]
     first = lax.slice(near, (0,) * near.ndim, (1,) * near.ndim) if near.size else near
@@ -31,18 +31,18 @@ def hidden_from_compiler(numbers: Sequence[int], near: Array) -> list[Array]:
 def going_on(condition: Bool[Array, ""], count: Int[Array, ""]) -> Bool[Array, ""]:
     """The condition, for a `while_loop` that holds this count, which is never negative.
 
-    A loop that ends by one variable is taken for one that counts: the compiler looks through the
-    whole body, an objective say, for how often it goes round, more than twenty times. This one
+    If a loop's condition has one variable, the compiler assumes a counter and searches the whole
+    body, such as an objective, for the number of trips, more than twenty times. This condition
     depends on two variables.
     """
     return condition & (count >= 0)
 
 
 def changing(point: PyTree, value: Float[Array, ""]) -> PyTree:
-    """The point after a trip of a loop, which seems to depend on the value computed in it.
+    """The point after a trip of a loop, made to depend on the value computed in the trip.
 
-    An evaluation at a point that does not change would be taken out of the loop, and be computed
-    where the loop makes no trip.
+    If the point did not change, the compiler would move the evaluation out of the loop, and compute
+    it even if the loop makes no trip.
     """
     return _unless(value > np.inf, point)
 

@@ -1,4 +1,10 @@
-"""One compiled call around a whole composition: arrays are data, the rest is static."""
+"""Runs a function in one compiled program, which is reused from call to call.
+
+In: a function and its arguments, any PyTrees. Out: what the function returns. Arrays are the
+program's data; everything else is static, and the program is reused while it is equal.
+It exists because `jax.jit` and `eqx.filter_jit` compile again for a lambda that is made anew at
+each call, and take longer to flatten the arguments than a small step takes to run.
+"""
 
 import functools
 from collections.abc import Callable, Hashable
@@ -34,15 +40,14 @@ def call(function: Function, *args: object) -> PyTree:
 def call_objective(
     function: Function, fn: Function | None, *args: object, reuse: bool = True
 ) -> PyTree:
-    """Calls `function(fn, *args)` likewise.
+    """Calls `function(fn, *args)` as `call` does.
 
     **Arguments:**
 
-    - `function`: what is compiled.
+    - `function`: the function to compile.
     - `fn`: the user's function, which is static and known by its key, or `None`.
-    - `*args`: all else.
-    - `reuse`: whether the program may serve again. It serves once anyway if `fn` reads something
-        that cannot be compared.
+    - `*args`: all other arguments. - `reuse`: whether later calls may use the program. They never
+        do if `fn` reads something that cannot be compared.
     """
     if fn is None:
         return _call(function, None, (None, *args))
@@ -69,10 +74,10 @@ def advance(
     *args: object,
     fn: Function | None = None,
 ) -> tuple[Flat, PyTree]:
-    """Calls `function(*kept, *args)`, or with `fn` `function(*kept, fn, *args)`, likewise.
+    """Calls `function(*kept, *args)`, or with `fn` `function(*kept, fn, *args)`, as `call` does.
 
-    It gives something to keep, and a tree. From one call to the next, what is kept is neither
-    flattened nor built.
+    The function returns a tree to keep and another tree. The kept tree stays flat between calls: it
+    is neither flattened nor built.
     """
     keyed = None if fn is None else key_function(fn)
     call = _Call.of(keyed, args)
@@ -84,7 +89,7 @@ def advance(
 
 
 class _Call(NamedTuple):
-    """The arguments of a call, flattened; of the user's function only its data are among them."""
+    """The arguments of a call, flattened. The leaves include the data of the user's function."""
 
     leaves: Leaves
     structure: TreeDef
@@ -96,7 +101,8 @@ class _Call(NamedTuple):
 
 
 class CapturedTracerError(Exception):
-    """A program reads a tracer that is not one of its arguments, and so must not be kept."""
+    """A program reads a tracer that is not one of its arguments, so the program must not be
+    kept."""
 
 
 def captures(tree: object, argument: object) -> bool:
@@ -118,7 +124,7 @@ def _inline(function: Function, args: tuple[object, ...]) -> PyTree:
 
 
 def _inside(x: object) -> Any:
-    """What a leaf is on its way into a program of our own: NumPy's arrays become JAX's."""
+    """Prepares a leaf for a direct call: NumPy arrays become JAX arrays."""
     array = data(x)
     if array is None:
         return static(x)
@@ -135,8 +141,8 @@ def _run(
     program = _program if reuse else _new_program()
     if reuse and fn is not None and fn.has_arrays:
         program = _program_with_arrays(fn)
-    # The function is an argument of its own. It must be the one of this call that is traced, and
-    # not an equal one of an earlier call, which may have changed since.
+    # The function is a separate argument: JAX must trace the function of this call, not an equal
+    # one of an earlier call, which may have changed since.
     results = program(function, specs, fn, arrays)
     if fn is not None and fn.after is not None:
         static = function, *[(x.structure, repr(x.statics)) for x in specs]
@@ -153,7 +159,7 @@ def learn(
 ) -> None:
     """Lets the function learn from a call of a program, if the call has traced it.
 
-    With `static`, all that is static beside the function, it warns of one trace after the other.
+    `static` holds everything static except the function; with it, repeated traces give a warning.
     """
     if fn.after is not None and not jit_is_disabled():
         jaxpr = program.trace(*args).jaxpr  # JAX has kept the trace
@@ -172,8 +178,8 @@ def _body(
         args = (KeyedFunction(fn, *args[0]), *args[1:])
     result = function(*map(Flat.from_partitioned, kept), *args)
     results = (pack(result),) if not kept else (result[0].packed, pack(result[1]))
-    # What is small and passed on is copied. JAX would give back the very array that was put in, and
-    # one array serves all equal hyper-parameters.
+    # Small arrays that are returned unchanged are copied: JAX would return the input array itself,
+    # and equal hyper-parameters share one array.
     small = {id(x) for xs in arrays for x in xs if x is not None and np.size(x) <= MAX_SHARED}
     return tuple(
         Partitioned([jnp.copy(x) if id(x) in small else x for x in own.arrays], own.spec)
@@ -185,12 +191,12 @@ _program = jax.jit(_body, static_argnums=(0, 1, 2))
 
 
 def _new_program() -> Any:
-    # A new function, for JAX keeps the programs of one that it knows.
+    # A new function each time, because JAX keeps the programs of a function that it has seen.
     return jax.jit(lambda *x: _body(*x), static_argnums=(0, 1, 2))
 
 
 @functools.lru_cache(maxsize=8)
 def _program_with_arrays(fn: StaticFunction) -> Any:
-    """The program for a function that reads arrays: few are kept, for the arrays are in them."""
+    """The program for a function that reads arrays. Few are kept, because they hold the arrays."""
     del fn
     return _new_program()

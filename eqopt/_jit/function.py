@@ -1,8 +1,9 @@
 """A user's function as an argument of a compiled call.
 
-In: any function. Out: a `KeyedFunction`, which is called as the function is, and is static: a
-program that was compiled for one serves for all with an equal key (see `function_key.py`). What a
-trace and a run show is learned: what the function itself changes, and what its callbacks change.
+In: any function. Out: a `KeyedFunction`, which is called like the function and is static: a program
+compiled for one serves all with an equal key (see `function_key.py`). A trace and a run show what
+the function and its callbacks change; this is remembered, so that such changes do not compile the
+program again.
 """
 
 import functools
@@ -25,11 +26,12 @@ _MAX_TRACES, _MAX_REMEMBERED = 4, 256
 
 
 class _Learned:
-    """What is known of all functions with one code.
+    """What is known about all functions with the same code.
 
     - `calls_back`, `written`: as in `Reader`.
-    - `aliases`: the key of the program, for the key that its trace has left by adding to what the
-        function reads: a memo, a counter. The program serves until something else changes.
+    - `aliases`: tracing a function may add to what it reads (a memo, a counter), which gives it
+        another key. Maps that key to the key of the program, which serves until something else
+        changes.
     - `traces`: how often it was traced for one signature because the key had changed, and the key
         of the latest trace.
     """
@@ -49,7 +51,7 @@ class StaticFunction:
 
     - `own`: the key before the call.
     - `after`: the key after the trace, if the function was traced; empty, if it cannot be read.
-    - `key`: that of the program which serves for this function.
+    - `key`: the key of the program that serves this function.
     """
 
     def __init__(self, fn: Function) -> None:
@@ -91,14 +93,14 @@ class StaticFunction:
         return self.hash
 
     def learn(self, jaxpr: object, results: object, signature: Hashable | None) -> None:
-        """Notes what the trace of a program with this function, and its first run, have shown.
+        """Remembers what the trace and the first run of a program with this function have shown.
 
         **Arguments:**
 
-        - `jaxpr`: that of the program. That it has callbacks is read off it.
-        - `results`: those of the run.
-        - `signature`: all that is a good reason to trace anew: shapes, dtypes, what else is static;
-            `None` if the traces are not to be counted.
+        - `jaxpr`: the program's jaxpr, which shows whether it has callbacks. - `results`: the
+            results of the run.
+        - `signature`: everything that is a good reason to trace again: shapes, dtypes, the other
+            static parts. `None` does not count the trace.
         """
         learned, after, self.after = self.learned, self.after, None
         if signature is not None:
@@ -118,14 +120,14 @@ class StaticFunction:
             left = self.read()
         if left is not None:
             old = dict(left) | {name: token for name, (token, _) in grown.items()}
-            # The key before the trace too, for callbacks are known only now.
+            # The key before the trace is recomputed too, because callbacks are known only now.
             learned.aliases[tuple(x for x in old.items() if x[1] is not None)] = self.key
             learned.aliases[left] = self.key
 
     def _count(self, signature: Hashable) -> None:
         num, before = self.learned.traces.get(signature, (0, None))
         if self.own is not None and self.own == before and not self.captured:
-            return  # it was not the function that has changed
+            return  # something other than the function has changed
         self.learned.traces[signature] = num + 1, self.own
         if num + 1 == _MAX_TRACES:
             self._warn(before)
@@ -135,8 +137,8 @@ class StaticFunction:
         if not why:
             (changed, *_) = changes(before or (), self.own or ())
             why = f"{described(changed)} changes"
-        # At the function, and not at the call, which is somewhere within eqopt. A class written in
-        # C has no code.
+        # The warning points at the function, because the call is inside eqopt. A class written in C
+        # has no code.
         where = getattr(code, "co_filename", ""), getattr(code, "co_firstlineno", 0)
         name = getattr(code, "co_name", code)
         warnings.warn_explicit(
@@ -153,8 +155,9 @@ class KeyedFunction(NamedTuple):
 
     - `static`: the function and its key, which are one leaf.
     - `captured`: the tracers that the function reads.
-    - `process`: a number that no other process has: a saved state must not take the function for
-        another process's. It is a leaf because a constant would be another in each process.
+    - `process`: a number that is unique to this process: a state saved by another process must not
+        match this function. It is a leaf, because as a constant it would make a different program
+        in each process.
     """
 
     static: StaticFunction
@@ -166,18 +169,18 @@ class KeyedFunction(NamedTuple):
         return self.static.ref()  # used by `inspect.signature`
 
     def __call__(self, /, *args: object, **kwargs: object) -> Any:
-        """Calls the function, when tracing only."""
+        """Calls the function. This happens only during tracing."""
         out = self.static.ref()(*args, **kwargs)
         self.static.after = self.static.read() or ()  # tracing may have changed what it reads
         return out
 
     @property
     def data(self) -> tuple[object, ...]:
-        """All but `static`."""
+        """All fields except `static`."""
         return self[1:]
 
     def is_reusable(self) -> bool:
-        """Whether a program that was compiled for the function may serve again."""
+        """Whether later calls may use the program that was compiled for the function."""
         return self.static.key is not None and not self.captured
 
 
@@ -202,10 +205,11 @@ def is_unknown(fn: Function) -> bool:
 
 
 def _root(fn: Any) -> Any:
-    """The code of a function, or of what it is made of; its class, if it has no code."""
+    """The code of a function, below partials, methods and wrappers; its class, if it has no
+    code."""
     while isinstance(fn, functools.partial):
         fn = fn.func
-    fn = inspect.unwrap(getattr(fn, "__func__", fn))  # most callable objects are no methods
+    fn = inspect.unwrap(getattr(fn, "__func__", fn))  # most callable objects are not methods
     fn = fn if isinstance(fn, types.FunctionType) else type(fn).__call__
     return getattr(fn, "__code__", type(fn))  # a class that is written in C has no code
 

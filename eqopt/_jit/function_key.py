@@ -1,9 +1,9 @@
 """Builds a hashable key of all that a function reads: functions with equal keys do the same.
 
 In: a function. Out: its code and everything that the code names: globals, closure, defaults, and
-the same of every function, class, module and object found there. Packages are not read.
-The key exists because identity does not tell: a lambda that is made anew at each call is new and
-does the same; a function whose global has been rebound is old and does not.
+the same of every function, class, module and object found there. Packages are not read. The key
+exists because identity is not enough: a lambda made at each call is a new object that does the
+same; a function whose global was rebound is the same object and does something else.
 """
 
 import argparse
@@ -82,7 +82,7 @@ def changes(before: Key, after: Key) -> dict[str, tuple[Any, Any]]:
 
 
 def _is_count(token: Any) -> bool:
-    """Whether it is that of an integer, or of a container with its length."""
+    """Whether the token is an integer's, or a container's with its length."""
     return type(token) is tuple and type(token[1]) is int
 
 
@@ -113,21 +113,21 @@ def _is_users(x: Any) -> bool:
 
 
 def _is_known(x: Any) -> bool:
-    """Whether a package has it under its own name."""
+    """Whether a package has the function under the function's own name."""
     if isinstance(x, types.ModuleType):
         return _is_package(x.__name__)
     if not callable(x) or not _is_package(type(x).__module__):
         return False
-    # Not every callable object says how it is called and where it is from.
+    # Not every callable object has a name and a module.
     module, name = getattr(x, "__module__", ""), getattr(x, "__name__", "")
     return _is_package(module) and vars(sys.modules[module]).get(name) is x
 
 
 @functools.lru_cache(4096)
 def _names(code: types.CodeType) -> tuple[tuple[str, ...], set[str]]:
-    """All names in a code and the codes within it, and those of them that may read anything."""
+    """All names in a code and in the codes within it, and the names that may read anything."""
     inner = [_names(x) for x in code.co_consts if isinstance(x, types.CodeType)]
-    # Strings too, for they may be given to `getattr` or `attrgetter`.
+    # Strings too, because they may be arguments of `getattr` or `attrgetter`.
     strings = [x.split(".") for x in code.co_consts if isinstance(x, str)]
     found = {*code.co_names}.union(*strings)
     blind = _BLIND.intersection(code.co_names).union(*[x for _, x in inner])
@@ -137,10 +137,10 @@ def _names(code: types.CodeType) -> tuple[tuple[str, ...], set[str]]:
 class Reader:
     """Finds a token for each thing that a function reads.
 
-    - `calls_back`: whether a program of the function calls back into Python. What can change is
-        then compared by identity too, for the program calls back into those very objects.
+    - `calls_back`: whether a program of the function calls back into Python. Objects that can
+        change are then compared by identity too, because the program uses those objects themselves.
     - `written`: the names of things that callbacks were seen to change. Their content is not read.
-    - `captured`: the tracers that the function reads, which are data of another program.
+    - `captured`: the tracers that the function reads: data of another program.
     - `has_arrays`: whether it reads arrays, which are constants of its program.
     """
 
@@ -150,9 +150,9 @@ class Reader:
         self.has_arrays = False
         self.tokens: dict[str, Any] = {}
         self.seen: dict[Any, str] = {}
-        self.alive: list[object] = []  # whatever has been read, so that no `id` is used twice
+        self.alive: list[object] = []  # all objects that were read, so that no `id` is used twice
         self.named: set[str] = set()
-        # Modules, classes and objects, of which only attributes are read that some code names.
+        # Modules, classes and objects. Only the attributes that some code names are read.
         self.owners: list[tuple[Mapping[str, object], str, set[str], bool]] = []
 
     def key(self, fn: Any) -> Key:
@@ -196,7 +196,7 @@ class Reader:
         elif isinstance(x, types.FunctionType):
             self.read_function(x, name)
         elif isinstance(x, Tracer):
-            if not trace_state_clean():  # else an earlier trace has left it
+            if not trace_state_clean():  # else an earlier trace left it behind
                 self.captured.append(x)
             self.tokens[name] = x.shape, x.dtype
         elif isinstance(x, jax.Array):
@@ -257,7 +257,7 @@ class Reader:
             raise UnreadableError(f"`{fn.__name__}` calls `{name}`, which may read anything")
         self.named.update(names)
         for name in names:
-            # What is no global may be a module that is imported within the function.
+            # A name that is not a global may be a module that the function imports.
             within = f"{scope.get('__package__') or ''}.{name}"
             x = scope[name] if name in scope else sys.modules.get(name, sys.modules.get(within))
             if (name in scope or x is not None) and (id(scope), name) not in self.seen:
@@ -277,7 +277,7 @@ class Reader:
         if len(x) > _MAX_LENGTH:
             self.tokens[f"the identity of {name}"] = Identity(x)
             return
-        # Not by `x[key]`, which may be the user's.
+        # Not by `x[key]`: the user's class may define it.
         for i, (key, value) in enumerate(list(x.items() if has_keys else enumerate(x))):
             where = f"{name}[{key!r}]" if type(key) in _ATOMS else f"{name}[{i}]"
             if has_keys:
@@ -299,12 +299,12 @@ class Reader:
         for part in state if isinstance(state, tuple) else (state,):
             self.owners.append((part or {}, name, set(), not foreign))
             for attribute, value in sorted((part or {}).items(), key=lambda x: x[0]):
-                # What it may call is not named by any code that is read.
+                # The functions that it may call are not named by any code that is read.
                 if is_open or (foreign and _is_users(value)):
                     self.read(value, f"{name}.{attribute}")
 
 
 def described(name: str) -> str:
-    """The name of a thing, in a sentence."""
+    """The name, in words for a message."""
     where, _, expression = name.rpartition(": ")
     return f"`{expression}`, which `{where}` reads," if where else f"`{expression}`"

@@ -1,4 +1,10 @@
-"""Trees taken apart into what a compiled program is given, and what it is compiled for."""
+"""Splits a tree into arrays, which a compiled program takes, and a static part.
+
+In: any PyTree. Out: a `Partitioned`: a list of arrays, and a `StaticPart` (the structure and the
+leaves that are not arrays), which is one object for all equal trees, so that comparing is cheap.
+`Flat` keeps a tree in this form between calls. The file exists for speed: a step calls it for
+each tree, and Equinox's `partition` and `combine` take several times as long.
+"""
 
 import dataclasses
 import functools
@@ -17,17 +23,17 @@ from .._base.trees import owned
 from .._base.types import Leaves, TreeDef
 
 _FLOAT0 = jax.dtypes.float0
-# Types of arrays, but for tracers, and of what is none: of the rest, `isinstance` is slow to tell.
+# Known types: arrays (tracers excepted), NumPy scalars, static leaves. `isinstance` is slow.
 _CONCRETE: set[type] = set()
 _SCALARS: set[type] = {np.float32, np.float64, np.int32, np.bool_}
 _NUMBERS: set[type] = {int, float, complex}
-# The most numbers in an array of `on_device_once`: the words of a PRNG key.
+# The largest size of an array for `on_device_once`: the words of a PRNG key.
 MAX_SHARED = 4
 _STATIC: set[type] = {bool, int, float, complex, str, types.FunctionType}
 
 
 class StaticPart:
-    """All of a tree that is static. There is one object for all that are equal: see `pack`."""
+    """The static part of a tree. Equal parts are one object: see `pack`."""
 
     __slots__ = ("__weakref__", "statics", "structure")
 
@@ -40,16 +46,16 @@ class StaticPart:
 def _spec(
     structure: TreeDef, statics: tuple[object, ...], kinds: tuple[type | str, ...]
 ) -> StaticPart:
-    # By what equality does not tell apart: `1 == 1.0 == True`, and `0.0 == -0.0`.
+    # A part of the cache's key, because `1 == 1.0 == True` and `0.0 == -0.0`.
     del kinds
     return StaticPart(structure, statics)
 
 
-# Not a Module: Equinox takes its time to make one, and one is made at each step.
+# Not a Module: one is made at each step, and Equinox is slow to make a Module.
 @functools.partial(jax.tree_util.register_dataclass, data_fields=("arrays",), meta_fields=("spec",))
 @dataclasses.dataclass
 class Partitioned:
-    """A tree, taken apart into its arrays, with `None` for what is none, and all else."""
+    """A tree, split into its arrays (`None` for other leaves) and the static part."""
 
     arrays: Leaves
     spec: StaticPart
@@ -63,16 +69,16 @@ class Partitioned:
 
 
 def pack(tree: object, *, remember: bool = True) -> Partitioned:
-    """Takes a tree apart. The gradient of an integer, of dtype float0, counts as none.
+    """Splits a tree. The gradient of an integer, of dtype float0, does not count as an array.
 
-    What is static of it is remembered, unless `remember=False`; a `TypeError` names the leaf that
-    is neither data nor hashable.
+    The static part is remembered, unless `remember=False`. A `TypeError` names a leaf that is
+    neither data nor hashable.
     """
     return pack_leaves(*jax.tree.flatten(tree), remember=remember)
 
 
 def pack_leaves(leaves: Leaves, structure: TreeDef, *, remember: bool = True) -> Partitioned:
-    """The same of a tree that has been flattened."""
+    """Does the same with a tree that is already flattened."""
     arrays, statics = [], []
     for x in leaves:
         kind = type(x)
@@ -112,10 +118,9 @@ class _Number:
 
 
 def mark_numbers_dynamic(tree: object) -> PyTree:
-    """Marks the Python numbers in a tree as data, but for those within a Module.
+    """Marks the Python numbers in a tree as data, except those within a Module.
 
-    `True` and `False` stay static, and so does what makes a model what it is, such as the rate of
-    its dropout.
+    `True` and `False` stay static, and so do settings of a model, such as its dropout rate.
     """
     if _NUMBERS.isdisjoint(map(type, jax.tree.leaves(tree))):
         return tree
@@ -131,7 +136,7 @@ def is_array(x: object) -> bool:
 
 
 def data(x: object) -> Any:
-    """What of a leaf is data, or `None`."""
+    """The data of a leaf, or `None` if it is static."""
     if isinstance(x, checks.ARRAYS):
         if isinstance(x, jax.Array) and not isinstance(x, Tracer):
             _CONCRETE.add(type(x))
@@ -140,14 +145,15 @@ def data(x: object) -> Any:
 
 
 def on_device_once(x: np.generic | np.ndarray) -> Array:
-    """A NumPy scalar, or a few words of a PRNG key, on the device, to which it is brought once.
+    """A NumPy scalar or the words of a PRNG key, as an array on the device, copied there only once.
 
-    The hyper-parameters and keys of an optimizer are NumPy's. They would be brought at each step.
+    An optimizer keeps its hyper-parameters and keys in NumPy: they would be copied at each step.
     """
-    # By its bytes, for `0.0 == -0.0`. The last decides what becomes of a float64.
+    # The bytes, because `0.0 == -0.0`. The last entry decides to which dtype a float64 is
+    # converted.
     key = x.dtype, x.shape, x.tobytes(), jax.dtypes.canonicalize_dtype(np.float64)
     found = _kept_on_device(*key)
-    if found.is_deleted():  # by somebody who donated it
+    if found.is_deleted():  # a user has donated it
         _kept_on_device.cache_clear()
         found = _kept_on_device(*key)
     return found
@@ -156,7 +162,7 @@ def on_device_once(x: np.generic | np.ndarray) -> Array:
 @functools.lru_cache(maxsize=4096)
 def _kept_on_device(dtype: Any, shape: tuple[int, ...], data: bytes, wide: Any) -> Array:
     del wide
-    # An array, also where somebody else is tracing.
+    # A concrete array, also within a trace.
     with jax.ensure_compile_time_eval():
         return jax.device_put(np.frombuffer(data, dtype).reshape(shape))
 
@@ -166,12 +172,12 @@ def _are_words(x: np.ndarray) -> bool:
 
 
 def static(x: object) -> Any:
-    """What of a leaf is static, or `None`."""
+    """The static part of a leaf, or `None` if it is data."""
     return None if is_array(x) or type(x) is _Number else x
 
 
 def filter_arrays(tree: object) -> PyTree:
-    """Replaces each leaf that is no array by a mark, which tells no more than its type.
+    """Replaces each leaf that is not an array by a mark of its type.
 
     A program that has no use for these leaves need not be compiled for them.
     """
@@ -179,7 +185,7 @@ def filter_arrays(tree: object) -> PyTree:
 
 
 def on_device(tree: object) -> PyTree:
-    """Brings what is NumPy's to the device: a program that is given it does so at each call."""
+    """Copies NumPy arrays to the device. Otherwise a program copies them at each call."""
     kinds = np.ndarray | np.generic
     return jax.tree.map(
         lambda x: jax.device_put(owned(x)) if isinstance(x, kinds) and x.dtype != _FLOAT0 else x,
@@ -189,7 +195,7 @@ def on_device(tree: object) -> PyTree:
 
 @jax.tree_util.register_pytree_with_keys_class
 class Flat:
-    """A tree that is kept as its leaves, for a program to be given, and built when it is asked for.
+    """A tree kept as its leaves, ready for a program, and built only on request.
 
     It is a PyTree with the leaves of the tree, under their paths.
     """
@@ -256,7 +262,7 @@ class _Path:
 
 
 def _check_hashable(tree: object) -> None:
-    """Refuses, by its path, what is neither data nor fit to be static."""
+    """Refuses a leaf that is neither data nor hashable, and names its path."""
     found, _ = jax.tree_util.tree_flatten_with_path(tree)
     for path, x in found:
         try:

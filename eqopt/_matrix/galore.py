@@ -214,7 +214,7 @@ class ScaleByGaLore(AbstractTransformation[ScaleByGaLoreState]):
     - `scale`: the factor of the updates of matrices, $\alpha \ge 0$.
     - `base_optimizer`: the rule, any transformation whose updates point uphill; `None` is
         [`eqopt.ScaleByAdam`][].
-    - `weight_dimension_numbers`: what of a parameter is a matrix: a tree of
+    - `weight_dimension_numbers`: which axes of a parameter form a matrix: a tree of
         [`eqopt.options.MuonDimensionNumbers`][] and `None`, possibly a prefix, or a function from
         the parameters to one. `None` is for parameters with two axes. Each index of the batch axes
         has a projector of its own.

@@ -105,7 +105,7 @@ class _TreeDimensions(AbstractDimensions):
         self.entries = tuple(map(_entry, leaves))
 
     def __reduce__(self) -> tuple[object, ...]:
-        # By the tree: the structures of Modules do not survive being copied by themselves.
+        # Through the tree: the structure of a Module cannot be copied on its own.
         entries = [None if x is None else MuonDimensionNumbers(*x) for x in self.entries]
         return _TreeDimensions, (self.structure.unflatten(entries),)
 

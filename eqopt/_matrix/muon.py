@@ -97,13 +97,13 @@ class ScaleByMuon(AbstractTransformation[ScaleByMuonState]):
         [`eqopt.options.muon_frobenius`][], [`eqopt.options.muon_spectral`][],
         [`eqopt.options.muon_aol`][], [`eqopt.options.muon_schatten`][], or a function
         `preconditioning(x, eps)` of a stack of matrices, `(batch, m, n)` with $m \le n$.
-        (`"frobenius"` and so on are understood too.)
-    - `weight_dimension_numbers`: what of a parameter is a matrix: a tree of
+        (`"frobenius"` and so on are accepted too.)
+    - `weight_dimension_numbers`: which axes of a parameter form a matrix: a tree of
         [`eqopt.options.MuonDimensionNumbers`][], possibly a prefix, or a function from the
         parameters to one. `None` is for parameters with two axes.
 
-    Raises a `ValueError` that names the parameter that is no matrix; [`eqopt.Muon`][] has something
-    for those.
+    Raises a `ValueError` that names a parameter that is not a matrix; [`eqopt.Muon`][] has
+    something for those.
 
     !!! note
         It computes in float32 for half precision, and in the parameter's dtype else; torch's `Muon`
@@ -182,11 +182,12 @@ class ScaleByShape(AbstractTransformation[EmptyState]):
 
     **Arguments:**
 
-    - `weight_dimension_numbers`: what of a parameter is a matrix, as for [`eqopt.ScaleByMuon`][].
+    - `weight_dimension_numbers`: which axes of a parameter form a matrix, as for
+        [`eqopt.ScaleByMuon`][].
     - `consistent_rms`: the root mean square $\rho \ge 0$, or `None`. Of Adam's updates, it is about
         0.2.
 
-    Raises a `ValueError` that names the parameter that is no matrix.
+    Raises a `ValueError` that names a parameter that is not a matrix.
 
     ??? cite "Reference"
         Liu et al., *Muon is Scalable for LLM Training*, 2025, section 2.2 (arXiv 2502.16982), for

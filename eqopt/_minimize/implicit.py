@@ -66,8 +66,8 @@ def _attach_jvp(primals: Any, tangents: Any) -> PyTree:
 
     right = -_as_vector(derivative(no_move, change).grad)
     solve = _dense if right.size <= MAX_DENSE else _conjugate_gradients
-    # Not `solve` alone, which would be differentiated itself for a second derivative. That of
-    # eigenvectors is not finite where two eigenvalues are equal.
+    # Not `solve` alone: a second derivative would differentiate `solve` itself, and the derivative
+    # of eigenvectors is not finite where two eigenvalues are equal.
     move = lax.custom_linear_solve(product, right, solve, symmetric=True)
     move = from_real_vector(move, params)
     moved = derivative(move, change)

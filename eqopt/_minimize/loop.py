@@ -1,4 +1,8 @@
-"""The loop of `minimize`: one evaluation of the objective in each round, whoever asks for it."""
+"""The loop of `minimize`, which evaluates the objective once in each round.
+
+In: objective, optimizer, first parameters, tolerances. Out: the best point, and how it ended. Each
+trial of a line search is a round: under `vmap`, nested loops would wait for the longest search.
+"""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -81,18 +85,16 @@ class Tolerances(NamedTuple):
 
 
 class MinimizeCarry(eqx.Module):
-    """How far it has come.
+    """The state of the loop.
 
     **Arguments:**
 
     - `params`, `evaluation`: the best point, and the objective there.
     - `state`: the optimizer's state.
-    - `search`: the search under way from there, or `None`.
-    - `num_steps`, `num_evals`, `num_failures`: the steps taken, the evaluations made, and how many
-        searches have failed since one succeeded.
-    - `lowest`, `best_grad_norm`, `num_idle`: the lowest value so far, the least magnitude of a
-        gradient, and how many steps there were since either.
-    - `result`, `done`: how it ended, if it has.
+    - `search`: the line search that runs from there, or `None`.
+    - `num_steps`, `num_evals`, `num_failures`: steps, evaluations, and failed searches in a row.
+    - `lowest`, `best_grad_norm`, `num_idle`: the lowest value and gradient, and steps since either.
+    - `result`, `done`: how the loop ended, if it has.
     - `values`: the value after each step, or `None`.
     """
 
@@ -114,7 +116,7 @@ class MinimizeCarry(eqx.Module):
 class _Search(eqx.Module):
     line: Line[Any]
     direction: Updates
-    # Without its cache, which is filled once, in the end.
+    # Without its cache, which is filled once, at the end.
     state: LinesearchState[LinesearchInfo]
 
 
@@ -126,7 +128,7 @@ def descend(
     show: object,
     history: int | None,
 ) -> MinimizeCarry:
-    """Runs the optimizer until it has converged or may not go on."""
+    """Runs the optimizer until it has converged, has failed or has reached a limit."""
     if not commutes_with_ravel(optimizer):
         return _descend(objective, optimizer, params, tolerances, show, history)
     ravel = Ravel(params)
@@ -184,7 +186,7 @@ def _going(d: MinimizeCarry) -> Bool[Array, ""]:
 
 
 class Problem(eqx.Module):
-    """What is to be done; see `minimize`."""
+    """The task of the loop; see `minimize`."""
 
     objective: Objective
     optimizer: AnyTransformation
@@ -206,7 +208,7 @@ class Problem(eqx.Module):
 
 
 def _step(task: Problem, d: MinimizeCarry) -> MinimizeCarry:
-    """One step of an optimizer whose searches, if it has any, are its own affair."""
+    """One step of an optimizer that does not end in a line search."""
     found, _, num_evals = evaluate(task.objective, d.params, d.state)
     found = Evaluation(found.value.astype(float_dtype()), found.grad, found.aux)
     d = eqx.tree_at(lambda d: d.num_evals, d, d.num_evals + num_evals)
@@ -231,8 +233,8 @@ def _descend_by_search(
 ) -> MinimizeCarry:
     """Descends by an optimizer that ends in a line search.
 
-    Each round evaluates the objective once, at the search's next trial. When the search has ended,
-    the round goes on to the next direction. The first trial is the first point itself.
+    Each round evaluates the next trial of the search, and computes the next direction if the search
+    has ended. The first trial is the first point itself.
     """
     own = own_state(task.optimizer, d.state)
     state = LinesearchState(own.learning_rate, own.scale, None, own.info)
@@ -324,13 +326,12 @@ def _accept_and_check(
     still = moved_on & (length <= t.xtol * jnp.maximum(whole_length, 1)) & (t.xtol > 0)
     finite = jnp.isfinite(found.value) & all_finite(found.grad)
     stuck = num_failures >= MAX_FAILURES
-    # A search goes downhill, up to rounding: where it has not come lower for long, there is no more
-    # to be had. What has no search may well climb for a while.
+    # A line search goes downhill, up to rounding. An optimizer without one may climb for a while.
     improved = (found.value < d.lowest) | (grad_norm < d.best_grad_norm)
     lowest = jnp.minimum(d.lowest, found.value)
     num_idle = jnp.where(improved | (d.search is None), 0, d.num_idle + 1)
     idle = num_idle >= MAX_IDLE
-    # What the value may change by its own rounding, and by that of the parameters.
+    # The change of the value that rounding of the value and of the parameters can cause.
     noise = 100 * jnp.maximum(eps * size, _precision(params) * grad_length * whole_length)
     hopeless = (stuck & (jnp.abs(_predicted(d)) <= noise)) | (
         idle & (found.value - lowest <= noise)
@@ -369,12 +370,12 @@ def _accept_and_check(
     )
 
 
-# After so many failed searches in a row, or steps without progress, there is none to be hoped for.
+# The loop stops after this many failed searches in a row, or steps without progress.
 MAX_FAILURES, MAX_IDLE = 3, 50
 
 
 def _predicted(d: MinimizeCarry) -> Float[Array, ""]:
-    """The decrease that the slope promises for the step that was tried first."""
+    """The decrease that the slope predicts for the first step tried."""
     return jnp.zeros(()) if d.search is None else d.search.line.origin.slope
 
 
@@ -388,7 +389,7 @@ def _gtol(task: Problem) -> Any:
 
 
 def _typed(found: AnyEvaluation, task: Problem) -> AnyEvaluation:
-    """The evaluation with the value in the objective's own dtype, whose precision counts."""
+    """The evaluation, with the value in the objective's own dtype, which sets the precision."""
     return Evaluation(found.value.astype(task.dtype), found.grad, found.aux)
 
 

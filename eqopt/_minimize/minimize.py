@@ -25,18 +25,18 @@ from .loop import CONVERGED, descend, largest, MinimizeResult, Tolerances
 
 
 class Solution(eqx.Module, Generic[Model, State, Aux]):
-    """What [`eqopt.minimize`][] returns.
+    """The result of [`eqopt.minimize`][].
 
     **Arguments:**
 
     - `params`: the model with the best parameters found.
     - `value`, `grad`, `aux`: the objective there.
-    - `state`: the optimizer's state, to go on from.
+    - `state`: the optimizer's state, to continue from.
     - `num_steps`, `num_evals`: how many steps were taken, and how many times the objective was
         evaluated with its gradient.
     - `result`: an [`eqopt.MinimizeResult`][], with a message.
     - `stats`: `"grad_norm"`, the largest magnitude in `grad`; with `history`, also `"values"`, the
-        objective's value at the start and after each step, infinite beyond the last.
+        objective's value at the start and after each step, infinite after the last step.
     """
 
     params: Model
@@ -72,32 +72,32 @@ def minimize(
     r"""Minimizes a deterministic objective until it has converged, in one compiled loop.
 
     It ends when the largest magnitude in the gradient is at most `gtol`. Line search and outer
-    steps advance together: under `vmap` no lane waits for another's search.
+    steps advance together: under `vmap` no lane waits for the search of another lane.
 
     `params`, `value` and `aux` of the solution are differentiable, any number of times, with
     respect to everything that the objective reads: `args`, leaves of `params` that are not trained,
     and arrays in the closure of `fn`, in its defaults, in objects, containers and globals. The
-    derivative is that of the minimizer, by the implicit function theorem, and not that of the steps
-    taken. With respect to the first parameters and the optimizer it is zero.
+    derivative is the minimizer's, by the implicit function theorem; the steps are not
+    differentiated. With respect to the first parameters and the optimizer it is zero.
 
     **Arguments:**
 
     - `fn`: the objective, called `fn(params, *args)`; it returns a real number, or with `has_aux`
         a pair of it and anything made of arrays and numbers.
-    - `optimizer`: such as [`eqopt.LBFGS`][]: any transformation, with or without a line search.
+    - `optimizer`: any transformation, with or without a line search, such as [`eqopt.LBFGS`][].
     - `params`: the model to begin with; its inexact arrays are changed.
     - `args`: the other arguments of `fn`.
     - `has_aux`: whether `fn` returns `(value, aux)`.
-    - `max_steps`: the most steps; at least 0.
-    - `max_evals`: about the most evaluations of the objective; `None` sets no limit.
+    - `max_steps`: the largest number of steps; at least 0. - `max_evals`: about the largest number
+        of evaluations of the objective; `None` sets no limit.
     - `gtol`: the largest magnitude allowed in the gradient; `None` is the cube root of the
         precision: 6e-6 in float64, 5e-3 in float32.
-    - `ftol`: stop too when a step decreases the objective by at most `ftol` times the larger of 1
-        and its magnitude; 0 never does.
-    - `xtol`: stop too when the 2-norm of a step is at most `xtol` times the larger of 1 and that of
-        the parameters; 0 never does.
-    - `throw`: whether to raise if it has not converged. Within somebody else's `jit` the error is
-        raised at run time.
+    - `ftol`: also stop when a step decreases the objective by at most `ftol` times the larger of 1
+        and the objective's magnitude; 0 turns this off.
+    - `xtol`: also stop when the 2-norm of a step is at most `xtol` times the larger of 1 and the
+        parameters' norm; 0 turns this off.
+    - `throw`: whether to raise an error if it has not converged. Inside `jit` the error is raised
+        at run time.
     - `progress`: whether to show a progress bar, or an [`eqopt.writing.AbstractProgress`][].
     - `history`: whether to keep the objective's value after each step, in `stats["values"]`.
 
@@ -146,7 +146,7 @@ def minimize(
             solution = run(keep=shown is None and keyed.is_reusable())
         except compiled_call.CapturedTracerError:
             solution = None
-        # Not within `except`: an error in the objective would be told as one of two.
+        # Not within `except`: an error in the objective would be reported together with this one.
         if solution is None:
             solution = run(keep=False)
         if shown is not None:
@@ -173,7 +173,7 @@ def _checked(solution: Solution[Any, Any, Any]) -> Solution[Any, Any, Any]:
     converged = [result == item for item in CONVERGED]
     failed = ~jnp.any(jnp.stack(converged), axis=0)
     if isinstance(failed, Tracer):
-        # Not with PRNG keys, which cannot be handed to the callback that raises.
+        # Without PRNG keys, which the callback that raises cannot take.
         arrays, rest = eqx.partition(solution, checks.is_array)
         return eqx.combine(result.error_if(arrays, failed), rest)
     if not failed:
@@ -204,7 +204,7 @@ def _minimize(
     if not jax.tree.leaves(trained):
         raise ValueError("`params` has no inexact array, so there is nothing to minimize over")
     # Traced, so that every array that `fn` reads is a leaf: also one in a dictionary, an object, a
-    # global or a jitted function, which is a tracer if somebody differentiates or maps over it.
+    # global or a jitted function, which is a tracer under `grad` or `vmap`.
     objective, _ = Objective(fn=fn, rest=rest, args=args, kwargs={}, has_aux=has_aux).traced(
         trained
     )

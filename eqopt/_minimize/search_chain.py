@@ -23,12 +23,12 @@ from ..quasi_newton._lbfgs import ScaleByLBFGS
 
 
 def commutes_with_ravel(optimizer: AnyTransformation) -> bool:
-    """Whether an optimizer does the same to one long vector as to the leaves in it."""
+    """Whether an optimizer treats one long vector exactly as it treats the leaves in it."""
     optimizer = composed(optimizer)
     if isinstance(optimizer, Chain):
         return all(map(commutes_with_ravel, optimizer.links))
     if isinstance(optimizer, AbstractLinesearch):
-        return optimizer.keeps_grad  # else it evaluates in a way of its own
+        return optimizer.keeps_grad  # other transformations evaluate in their own way
     return isinstance(optimizer, _VECTORWISE)
 
 
@@ -36,7 +36,8 @@ def raveled(objective: Objective, ravel: Ravel) -> Objective:
     """The objective as a function of bundles."""
 
     def evaluate(bundle: Raveled) -> AnyEvaluation:
-        # Not differentiated through: the transpose of a slice is as long as the whole vector.
+        # The gradient is not taken through the slices: the transpose of each is as long as the
+        # vector.
         found = objective.evaluate(ravel.unpack(bundle))
         return Evaluation(found.value, ravel.pack(found.grad), found.aux)
 
@@ -55,7 +56,7 @@ _VECTORWISE = (
 
 
 def last_search(optimizer: AnyTransformation) -> AbstractLinesearch[Any] | None:
-    """The line search in which an optimizer ends, if it does."""
+    """The line search at the end of an optimizer, or `None`."""
     optimizer = composed(optimizer)
     if isinstance(optimizer, Chain) and optimizer.links:
         return last_search(optimizer.links[-1])
@@ -79,7 +80,7 @@ def transform_until_search(
     params: Params,
     context: Context,
 ) -> tuple[Updates, PyTree]:
-    """What all links but that line search do."""
+    """The step of all links except that line search."""
     optimizer = composed(optimizer)
     if isinstance(optimizer, Chain):
         *links, last = optimizer.links

@@ -1,4 +1,10 @@
-"""What a line search remembers of the objective, and when that may be used again."""
+"""The evaluation that a line search keeps in its state, and when it may be used again.
+
+In: an objective, parameters, and a state that may hold the evaluation at those parameters. Out:
+value, gradient and aux, evaluated only if the state does not hold them.
+It exists because a line search ends at a point where it has evaluated already, and the next step
+begins there. `fingerprint.py` tells whether the objective is still the same.
+"""
 
 from typing import Any, Generic, TypeVar
 
@@ -20,12 +26,12 @@ _Info = TypeVar("_Info", bound=eqx.Module)
 
 
 class Cache(eqx.Module):
-    """The objective at one point, and what it was computed for.
+    """The objective's evaluation at one point, and a key of the objective.
 
     **Arguments:**
 
     - `valid`: whether it holds anything that may be used.
-    - `key`: what the objective is, and its other arguments, in a few words.
+    - `key`: the fingerprint of the objective and of its other arguments.
     - `point`: the parameters.
     - `evaluation`: value, gradient and aux there. The value is in JAX's default float dtype.
     - `has_aux`: whether aux is kept. Static.
@@ -43,7 +49,7 @@ class LinesearchState(eqx.Module, Generic[_Info]):
 
     **Arguments:**
 
-    - `learning_rate`: the step that was taken last; after a failed search the last one tried.
+    - `learning_rate`: the last step taken; after a failed search, the last step tried.
     - `scale`: the largest magnitude of the objective's values at the points visited.
     - `cache`: the objective at the point that the search has chosen, or `None` if the search keeps
         no gradient.
@@ -78,7 +84,8 @@ def empty_cache(whole: FullProblem) -> Cache:
 def filled(
     cache: Cache, objective: Objective, point: PyTree, evaluation: AnyEvaluation, known: Any
 ) -> Cache:
-    """The cache that holds `evaluation`, if it is `known` for certain, and finite."""
+    """A cache with `evaluation`; it is valid if the evaluation is `known` for certain and is
+    finite."""
     finite = jnp.isfinite(evaluation.value) & all_finite(evaluation.grad)
     value = evaluation.value.astype(float_dtype())
     evaluation = Evaluation(value, evaluation.grad, evaluation.aux)
@@ -96,7 +103,7 @@ def key_of(objective: Objective) -> Key:
 
 
 def searches(state: PyTree) -> list[LinesearchState[Any]]:
-    """Every line search's state that is somewhere in a state."""
+    """The states of all line searches within a state."""
     found = jax.tree.leaves(state, is_leaf=_is_search)
     return [x for x in found if _is_search(x)]
 
@@ -108,10 +115,10 @@ def _is_search(x: object) -> bool:
 def evaluate(
     objective: Objective, params: PyTree, state: PyTree
 ) -> tuple[AnyEvaluation, Objective, Int[Array, ""]]:
-    """The objective at `params`, from the one cache in `state` if it holds just that.
+    """The objective at `params`, from the one cache in `state` if it holds that evaluation.
 
-    It also gives the objective in a form that has been traced already, where it was, and how many
-    evaluations it took: one or none.
+    It also returns the objective, already traced where possible, and the number of evaluations: 1
+    or 0.
     """
     found = searches(state)
     cache = found[0].cache if len(found) == 1 else None
@@ -133,8 +140,8 @@ def recall(
     kept = cache.evaluation
     kept = Evaluation(kept.value.astype(shapes.value.dtype), kept.grad, kept.aux)
 
-    # A loop of no more than one trip, and not a `cond`, both branches of which `vmap` would run.
-    # It ends by two variables; see `going_on`.
+    # A loop of at most one trip, and not a `cond`: `vmap` would run both branches of a `cond`. The
+    # condition has two variables; see `going_on`.
     def going(carry: tuple[Any, Any, AnyEvaluation, PyTree]) -> Any:
         hit, trips, _, _ = carry
         return ~hit & (trips < 1)
@@ -158,7 +165,7 @@ _NO_PLACE = (
 
 
 def check_aux(objective: Objective, cache: Cache) -> None:
-    """Refuses an objective with aux for a state that has no place for it, and the reverse."""
+    """Refuses an objective with aux if the state has no place for aux, and the reverse."""
     if objective.has_aux and not cache.has_aux:
         raise ValueError(_NO_PLACE)
     if objective.has_aux is False and cache.has_aux:
@@ -169,7 +176,7 @@ def check_aux(objective: Objective, cache: Cache) -> None:
 
 
 def check_aux_fits(aux: PyTree, cache: Cache) -> None:
-    """Refuses aux that is not like that of `init`."""
+    """Refuses aux whose structure, shapes or dtypes differ from the aux in `init`."""
     if not cache.has_aux and jax.tree.leaves(aux):
         raise ValueError(_NO_PLACE)
     if not _alike(aux, cache.evaluation.aux):
@@ -184,7 +191,7 @@ def _kinds(tree: PyTree) -> str:
 
 
 def _alike(a: PyTree, b: PyTree) -> bool:
-    """Whether two trees have one structure, and leaf by leaf one shape and dtype."""
+    """Whether two trees have the same structure, and leaf by leaf the same shape and dtype."""
     leaves, treedef = jax.tree.flatten(a)
     others, other_treedef = jax.tree.flatten(b)
     return treedef == other_treedef and all(

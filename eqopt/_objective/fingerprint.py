@@ -1,8 +1,9 @@
-"""What a call depends on, in a few words that fit into a state.
+"""A fingerprint of everything that a call depends on: 64 words of uint32, which a state can hold.
 
-Two calls are the same if they are of the same function, and their data are equal, bit for bit.
-What is static has a number, given to it when it is first seen; data are compared whole up to 252
-bytes, and by a fingerprint of 64 bits above.
+In: a PyTree of arrays and hashable objects. Out: equal words if the static parts are equal and the
+arrays are equal, bit for bit. The static part gets a number when it is first seen; arrays are
+compared whole up to 252 bytes, and by a 64-bit hash above.
+It exists because a state holds arrays only, and must tell whether its evaluation is still valid.
 """
 
 import itertools
@@ -23,12 +24,12 @@ Key = UInt32[Array, f"{WORDS}"]
 
 
 def fingerprint(tree: PyTree, *, fresh: bool = False) -> Key:
-    """Gives the words that tell `tree` from others.
+    """Returns the words that distinguish `tree` from others.
 
     **Arguments:**
 
-    - `tree`: any PyTree; what in it is no array is hashable.
-    - `fresh`: whether it is to differ from all that has been seen, itself included.
+    - `tree`: any PyTree; leaves that are not arrays must be hashable. - `fresh`: whether the words
+        must differ from all earlier ones, even those of the same tree.
     """
     leaves, treedef = jax.tree.flatten(tree)
     arrays = [jnp.asarray(x) for x in leaves if _is_data(x)]
@@ -59,7 +60,7 @@ _SEEDS = (0x9E3779B9, 0x7FEB352D)
 
 def _number_of(static: Hashable) -> int:
     if static not in _known:
-        if len(_known) >= 4096:  # numbers are never given twice, so to forget is to miss
+        if len(_known) >= 4096:  # numbers are never reused, so clearing only causes misses
             _known.clear()
         _known[static] = next(_numbers)
     return _known[static]
@@ -81,7 +82,7 @@ def _words(x: Array) -> list[Array]:
         return _words(x.real) + _words(x.imag)
     if x.dtype == np.bool_:
         return [x.astype(np.uint32)]
-    if x.dtype.itemsize >= 4:  # of eight bytes there are two words, along a new last axis
+    if x.dtype.itemsize >= 4:  # eight bytes give two words, along a new last axis
         return [lax.bitcast_convert_type(x, np.uint32)]
     if jnp.issubdtype(x.dtype, jnp.integer):
         return [x.astype(np.uint32)]
@@ -90,7 +91,8 @@ def _words(x: Array) -> list[Array]:
 
 
 def _hash(parts: list[Array], seed: int) -> Array:
-    # A sum over all words, each mixed with its place: in any order, so on any devices, the same.
+    # A sum over all words, each mixed with its place. The order does not matter, nor do the
+    # devices.
     return sum_of([_hash_one(x, seed + 0x85EBCA6B * i) for i, x in enumerate(parts)])
 
 

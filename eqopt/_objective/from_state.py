@@ -1,4 +1,4 @@
-"""Value and gradient, from a line search's state if it has them."""
+"""Value and gradient, read from a line search's state if it holds them."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from .objective import Objective
 
 
 class ValueAndGradFromState(eqx.Module):
-    """What [`eqopt.value_and_grad_from_state`][] returns.
+    """A function that [`eqopt.value_and_grad_from_state`][] makes.
 
     It may also be passed as `value_fn` to `update`, in place of `fun`: then `argnums` are
     understood there too.
@@ -54,12 +54,13 @@ class ValueAndGradFromState(eqx.Module):
 def value_and_grad_from_state(
     fun: Function, argnums: int | tuple[int, ...] = 0, has_aux: bool = False
 ) -> ValueAndGradFromState:
-    """Makes a function that gives value and gradient, from a line search's state if it can.
+    """Makes a function that returns value and gradient, read from a line search's state if
+    possible.
 
-    A line search leaves the objective's value, gradient and aux at the point that it has chosen.
-    They are used if the objective, the parameters and every other argument are the same as then,
-    bit for bit, and evaluated afresh if there is any doubt: another batch, parameters that were
-    changed since, another function.
+    A line search keeps the objective's value, gradient and aux at the point that it has chosen.
+    They are used if the objective, the parameters and every other argument are still the same, bit
+    for bit. In any other case (another batch, changed parameters, another function) the objective
+    is evaluated again.
 
     ```python
     def fun(x, y):
@@ -75,9 +76,9 @@ def value_and_grad_from_state(
 
     **Arguments:**
 
-    - `fun`: the objective, a function of models and anything else to a real number.
-    - `argnums`: which positional arguments to differentiate with respect to: an int, or several.
-        The parameters of the optimizer are that argument, or the tuple of them.
+    - `fun`: the objective, a function of models and other arguments that returns a real number.
+    - `argnums`: the positional arguments to differentiate with respect to: an int, or several. The
+        optimizer's parameters are that argument, or the tuple of these arguments.
     - `has_aux`: whether `fun` returns `(value, aux)`. The state must have been made by
         `init(params, value_fn=fun, args=args, has_aux=True)`.
 

@@ -1,4 +1,4 @@
-"""The gradient of a loss over a batch, a slice of it at a time."""
+"""The gradient of a loss over a batch, computed slice by slice."""
 
 import abc
 from collections.abc import Sequence
@@ -22,11 +22,11 @@ from .value_and_grad import value_and_grad
 
 
 class AbstractAccumulator(eqx.Module):
-    """How [`eqopt.micro_grad`][] makes one result of those of all slices."""
+    """How [`eqopt.micro_grad`][] combines the results of all slices into one."""
 
     @abc.abstractmethod
     def init(self, like: PyTree, num_slices: int) -> PyTree:
-        """What to begin with.
+        """Gives the initial total.
 
         **Arguments:**
 
@@ -36,28 +36,28 @@ class AbstractAccumulator(eqx.Module):
 
     @abc.abstractmethod
     def update(self, total: PyTree, result: PyTree, index: Int[Array, ""]) -> PyTree:
-        """What is accumulated after one more slice.
+        """Gives the total after one more slice.
 
         **Arguments:**
 
-        - `total`: what was accumulated before.
+        - `total`: the total before.
         - `result`: the result of the slice.
         - `index`: the number of slices before it, int32.
         """
 
     @abc.abstractmethod
     def finalize(self, total: PyTree, num_slices: int) -> PyTree:
-        """What comes of it in the end.
+        """Gives the result of all slices.
 
         **Arguments:**
 
-        - `total`: what was accumulated.
+        - `total`: the total after the last slice.
         - `num_slices`: the number of slices.
         """
 
 
 def _zeros(like: PyTree) -> PyTree:
-    """Zeros to add numbers of some kinds to: floating-point ones in float32 at least."""
+    """Zeros to add numbers to: floating-point zeros in float32 at least."""
 
     def zeros(x: Any) -> Array:
         if jnp.issubdtype(x.dtype, np.bool_):
@@ -83,7 +83,7 @@ def _only_inexact(like: PyTree) -> None:
 
 
 class SumAccumulator(AbstractAccumulator):
-    """Adds up the results of all slices: of a loss that is a sum over the batch.
+    """Adds up the results of all slices, for a loss that is a sum over the batch.
 
     Half precision is added up in float32.
     """
@@ -99,7 +99,7 @@ class SumAccumulator(AbstractAccumulator):
 
 
 class MeanAccumulator(AbstractAccumulator):
-    """Adds up the results of all slices, and divides by their number: of a loss that is a mean.
+    """Averages the results of all slices, for a loss that is a mean over the batch.
 
     Half precision is added up in float32.
     """
@@ -118,9 +118,9 @@ class MeanAccumulator(AbstractAccumulator):
 
 
 class RunningMeanAccumulator(AbstractAccumulator):
-    r"""Averages the results of all slices as they come: $m_i = m_{i-1} + (x_i - m_{i-1}) / i$.
+    r"""Averages the results of all slices by a running mean: $m_i = m_{i-1} + (x_i - m_{i-1}) / i$.
 
-    It is a mean that never grows beyond the largest of the results, where a sum might overflow.
+    The mean never exceeds the largest result, while a sum might overflow.
     """
 
     def init(self, like: PyTree, num_slices: int) -> PyTree:
@@ -167,10 +167,10 @@ def micro_grad(
     accumulator: AbstractAccumulator = _MEAN,
     aux_accumulator: AbstractAccumulator = _STACK,
 ) -> Function:
-    """Gives a function that computes the value and the gradient of `fun`, a slice at a time.
+    """Makes a function that computes the value and the gradient of `fun`, slice by slice.
 
-    It returns what [`eqopt.value_and_grad`][] does, to rounding, with the memory that a slice of
-    the batch needs instead of all of it. `fun` is traced once.
+    It returns what [`eqopt.value_and_grad`][] returns, up to rounding, but needs the memory of one
+    slice instead of the whole batch. `fun` is traced once.
 
     ```python
     def loss_fn(model, x, y):  # a mean over the batch
@@ -184,27 +184,28 @@ def micro_grad(
     ```
 
     !!! note
-        Of 6 examples in 3 slices, the first slice has numbers 0 and 3: every third. So a batch that
-        is divided between devices stays so: each slice is divided between all of them.
+        With 6 examples in 3 slices, the first slice has the examples 0 and 3: every third. So if a
+        batch is divided between devices, each slice is divided between all of them too.
 
     **Arguments:**
 
-    - `fun`: a function of a batch, whatever its size. It returns a real scalar, or a pair of that
-        and anything else with `has_aux`.
-    - `argnums`: which positional argument to differentiate, or which several.
+    - `fun`: a function of a batch of any size. It returns a real scalar, or with `has_aux` a pair
+        `(value, aux)`.
+    - `argnums`: the positional argument to differentiate, or a sequence of several.
     - `has_aux`: whether `fun` returns `(value, aux)`. Its aux consists of arrays and numbers.
     - `microbatch_size`: the number of examples in a slice, at least 1. It must divide their number.
-    - `in_axes`: the axis of examples, of all positional arguments that are not differentiated; or
-        a sequence with one for each positional argument, and `None` for what is no batch.
-    - `accumulator`: what becomes of the slices' values and gradients:
-        [`eqopt.options.MeanAccumulator`][] for a loss that is a mean over the batch,
-        [`eqopt.options.SumAccumulator`][] for a sum, [`eqopt.options.RunningMeanAccumulator`][], or
-        an [`eqopt.writing.AbstractAccumulator`][] of your own.
-    - `aux_accumulator`: what becomes of their aux; by default [`eqopt.options.StackAccumulator`][],
+    - `in_axes`: the axis of examples in all positional arguments that are not differentiated; or a
+        sequence with an axis for each positional argument, and `None` for an argument that is not a
+        batch.
+    - `accumulator`: combines the slices' values and gradients: [`eqopt.options.MeanAccumulator`][]
+        for a loss that is a mean over the batch, [`eqopt.options.SumAccumulator`][] for a sum,
+        [`eqopt.options.RunningMeanAccumulator`][], or an [`eqopt.writing.AbstractAccumulator`][] of
+        your own.
+    - `aux_accumulator`: combines the slices' aux; by default [`eqopt.options.StackAccumulator`][],
         with an axis of slices in front.
 
-    Keyword arguments are the same for all slices, a PRNG key too; for a key for each example, pass
-    as many by position.
+    Keyword arguments are the same for all slices, also a PRNG key. For one key per example, pass an
+    array of keys by position.
 
     **Raises:**
 
@@ -294,7 +295,7 @@ def _fold(batch: PyTree, axis: int, num: int) -> PyTree:
 
 
 def _take(batch: PyTree, axis: int, index: Array) -> PyTree:
-    """One slice of what is folded."""
+    """One slice of a folded batch."""
 
     def take(x: Any) -> Any:
         if not eqx.is_array(x):

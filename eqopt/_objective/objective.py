@@ -1,4 +1,4 @@
-"""What a transformation may be told about the objective."""
+"""The objective, as transformations see it: its evaluation, the function, and the context."""
 
 import dataclasses
 import inspect
@@ -23,9 +23,9 @@ class Evaluation(eqx.Module, Generic[Aux]):
     **Arguments:**
 
     - `value`: the objective's value, of shape `()`.
-    - `grad`: its gradient, as `jax.grad` gives it: like the parameters, and `None` for what is not
-        trained.
-    - `aux`: what else the objective returned; `None` without `has_aux`.
+    - `grad`: its gradient, as `jax.grad` gives it: like the parameters, and `None` for leaves that
+        are not trained. - `aux`: the second value that the objective returned; `None` without
+        `has_aux`.
     """
 
     value: jax.Array
@@ -37,9 +37,10 @@ AnyEvaluation: TypeAlias = Evaluation[Any]
 
 
 class Context(eqx.Module):
-    """What `update` and `step` were given besides updates, state and parameters.
+    """The arguments of `update` and `step` besides updates, state and parameters.
 
-    Each transformation takes what it needs, by `need`, and passes all of it on to those inside it.
+    Each transformation reads the arguments that it needs, by `need`, and passes the whole context
+    on to the transformations inside it.
 
     **Arguments:**
 
@@ -50,8 +51,9 @@ class Context(eqx.Module):
         aux (see [`eqopt.writing.Objective`][]), or `None`.
     - `key`: a PRNG key, or `None`.
     - `extra`: every other keyword argument, by name.
-    - `whole`: all parameters and the objective as a function of all of them (see
-        [`eqopt.writing.FullProblem`][]), also where a wrapper shows a part of them only; or `None`.
+    - `whole`: all parameters, and the objective as a function of all of them (see
+        [`eqopt.writing.FullProblem`][]), also inside a wrapper that shows only some parameters; or
+        `None`.
     """
 
     value: Any = None
@@ -80,7 +82,7 @@ class Context(eqx.Module):
 
 
 class Objective(eqx.Module):
-    """An objective and everything that it is called with but the trained parameters.
+    """An objective and all its arguments except the trained parameters.
 
     It is called with the parameters alone, a tree of arrays and `None`, and returns the value and
     aux (`None` without `has_aux`).
@@ -88,13 +90,12 @@ class Objective(eqx.Module):
     **Arguments:**
 
     - `fn`: the user's function, called `fn(model, *args, **kwargs)`.
-    - `rest`: what of the model is not trained.
+    - `rest`: the leaves of the model that are not trained.
     - `args`, `kwargs`: the other arguments.
-    - `has_aux`: whether `fn` returns `(value, aux)`; `None` if that is to be seen from what it
-        returns.
-    - `argnums`: where among the positional arguments the model stands; of several, the model is
-        the tuple of them.
-    - `replay`: its evaluation, if that has been traced already; see `traced`.
+    - `has_aux`: whether `fn` returns `(value, aux)`; `None` decides by the value that it returns. -
+        `argnums`: the position of the model among the positional arguments; with several positions,
+        the model is the tuple of these arguments. - `replay`: the objective's evaluation, if it has
+        been traced already; see `traced`.
     """
 
     fn: Function
@@ -162,10 +163,10 @@ class Objective(eqx.Module):
         return args, kwargs
 
     def arguments(self) -> PyTree:
-        """Everything that the value depends on but the parameters.
+        """Everything that the value depends on, except the parameters.
 
-        Arguments are by their names in the signature: one that was given by position is the same
-        as one that was given by keyword.
+        Arguments are listed by their names in the signature: passing an argument by position or by
+        keyword makes no difference.
         """
         hole = None if isinstance(self.argnums, int) else (None,) * len(self.argnums)
         args, kwargs = self._arguments(hole)
@@ -177,7 +178,8 @@ class Objective(eqx.Module):
 
 
 class FullProblem(eqx.Module):
-    """What a line search moves: all parameters, however few of them its direction changes.
+    """The problem that a line search works on: all parameters, even if its direction changes only a
+    few.
 
     **Arguments:**
 
@@ -192,7 +194,7 @@ class FullProblem(eqx.Module):
 
 
 def at(context: Context, params: PyTree) -> Context:
-    """The context at other parameters than those of the call; it may be of some of them only."""
+    """The context at other parameters than the call's, possibly at only some of them."""
     whole = context.whole
     if whole is not None:
         whole = FullProblem(eqx.combine(params, whole.params), whole.objective)
@@ -205,7 +207,8 @@ def _strong(x: jax.Array) -> jax.Array:
 
 
 def as_arrays(tree: PyTree, name: str = "aux") -> PyTree:
-    """What a function returns as a state can hold it; a `TypeError` names what is no number."""
+    """Converts a function's result to arrays, for a state; a `TypeError` names a leaf that is no
+    number."""
     leaves, treedef = jax.tree.flatten(tree)
     arrays: list[jax.Array] = []
     for i, x in enumerate(leaves):
@@ -224,7 +227,7 @@ def _is_pair(x: object) -> bool:
 
 
 def accepted(fn: Function, kwargs: Kwargs) -> Kwargs:
-    """Those of the keyword arguments that `fn` takes by name."""
+    """The keyword arguments that `fn` takes by name."""
     try:
         parameters = inspect.signature(fn).parameters.values()
     except (TypeError, ValueError):

@@ -20,8 +20,8 @@ from .._base.trees import zero_count
 from .._base.types import Function, ScalarLike
 from .value_and_grad import value_and_grad
 
-# Of each positional argument, the axis of its arrays that counts examples; `None` for an argument
-# that all examples share.
+# For each positional argument, the axis of examples in its arrays; `None` for an argument that all
+# examples share.
 Axes: TypeAlias = tuple[int | None, ...]
 
 
@@ -87,11 +87,11 @@ def per_example_value_and_grad(
     has_aux: bool = False,
     in_axes: int | Sequence[int | None] = 0,
 ) -> Function:
-    """Gives a function that computes the value and the gradient of `fun` for each example.
+    """Makes a function that computes the value and the gradient of `fun` for each example.
 
-    It is `jax.vmap` of [`eqopt.value_and_grad`][], for models: what is differentiated is shared by
-    all examples, and may be any PyTree. What it returns has an axis of examples in front, also each
-    leaf of the gradient, which is what [`eqopt.DPSGD`][] takes.
+    It is `jax.vmap` of [`eqopt.value_and_grad`][], for models: the differentiated argument is
+    shared by all examples, and may be any PyTree. Everything it returns has an axis of examples in
+    front, also each leaf of the gradient. [`eqopt.DPSGD`][] takes such gradients.
 
     ```python
     def loss_fn(model, x, y):  # of one example
@@ -105,25 +105,26 @@ def per_example_value_and_grad(
     assert grads.layers[0].weight.shape == (4, *model.layers[0].weight.shape)
     ```
 
-    Memory is needed for as many gradients as there are examples.
+    It needs memory for one gradient per example.
 
     **Arguments:**
 
-    - `fun`: a function of one example, which returns a real scalar, or a pair of that and anything
-        else with `has_aux`. Of a loss of batches, `lambda model, x: loss(model, x[None])` is one.
-    - `argnums`: which positional argument to differentiate, or which several.
+    - `fun`: a function of one example that returns a real scalar, or with `has_aux` a pair `(value,
+        aux)`. For a loss of a batch, use `lambda model, x: loss(model, x[None])`. - `argnums`: the
+        positional argument to differentiate, or a sequence of several.
     - `has_aux`: whether `fun` returns `(value, aux)`.
-    - `in_axes`: the axis of examples, of all positional arguments that are not differentiated; or
-        a sequence with one for each positional argument, and `None` for what is no batch.
+    - `in_axes`: the axis of examples in all positional arguments that are not differentiated; or a
+        sequence with an axis for each positional argument, and `None` for an argument that is not a
+        batch.
 
     !!! warning
-        Keyword arguments are the same for all examples: a batch that is passed by keyword is seen
-        whole by each of them, and shows in each gradient.
+        Keyword arguments are the same for all examples: if a batch is passed by keyword, each
+        example sees the whole batch, and each gradient depends on all of it.
 
     **Raises:**
 
-    A `ValueError` that names the array that has no such axis, or not as many examples as the
-    others.
+    A `ValueError` that names an array without that axis, or with another number of examples than
+    the others.
     """
     places = argnums if isinstance(argnums, int) else tuple(argnums)
     wrapper = _PerExample(value_and_grad(fun, argnums, has_aux), places, _axes(in_axes))
@@ -174,7 +175,7 @@ def per_example_global_norm_clip(
     **Arguments:**
 
     - `grads`: the gradients, with an axis of examples in front of each leaf, as
-        [`eqopt.per_example_value_and_grad`][] gives them; `None` for what has none.
+        [`eqopt.per_example_value_and_grad`][] gives them; `None` for a leaf without a gradient.
     - `l2_norm_clip`: the limit $C \ge 0$.
 
     **Returns:**
@@ -249,7 +250,7 @@ def _check_examples(grads: PyTree) -> None:
 def _factors(
     grads: PyTree, limit: Float[Array, ""]
 ) -> tuple[Float[Array, "num_examples"], Int[Array, ""]]:
-    """What to multiply each gradient by, and how many are not kept as they are."""
+    """The factor for each gradient, and the number of gradients that are changed."""
     norms = jax.vmap(global_norm)(grads)
     limit = cast(limit, norms.dtype)
     kept = jnp.isfinite(norms) & (norms <= limit)
@@ -263,6 +264,6 @@ def _sum_scaled(
     dtype = wider(x.dtype)
     wide, factors = cast(x, dtype), cast(factors, real_dtype(dtype))
     scaled = jax.vmap(times)(factors, wide)
-    # Selected, for `0 * inf` is NaN.
+    # Selected, because `0 * inf` is NaN.
     some = lax.expand_dims(factors > 0, range(1, x.ndim))
     return jnp.sum(jnp.where(some, scaled, 0), 0)

@@ -25,12 +25,12 @@ def value_and_grad(
     allow_int: bool = False,
     reduce_axes: Hashable | Sequence[Hashable] = (),
 ) -> Function:
-    """Gives a function that computes both the value and the gradient of `fun`.
+    """Makes a function that computes both the value and the gradient of `fun`.
 
     It is `jax.value_and_grad` for models. A differentiated argument may be any PyTree: its inexact
     arrays are differentiated, and everything else in it (functions, integers, PRNG keys, Python
-    numbers, ...) is handed on to `fun` as it is and has `None` for its gradient. An argument that
-    is nothing but a Python number is differentiated.
+    numbers, ...) is passed to `fun` unchanged, and its gradient is `None`. An argument that is a
+    single Python number is differentiated.
 
     ```python
     def loss_fn(model, x, y):
@@ -42,13 +42,13 @@ def value_and_grad(
     loss, grads = eqopt.value_and_grad(loss_fn)(model, x, y)
     ```
 
-    Keyword arguments are handed on, and never differentiated.
+    Keyword arguments are passed on, and never differentiated.
 
     !!! info "Per-example gradients, and their sum"
 
-        Under `jax.vmap` and `jax.shard_map` the gradient is that of each example (each device),
-        also for an argument that all of them share. To have it summed, name the axis and list it in
-        `reduce_axes`. The sum is not mapped: `out_axes=None` does for it.
+        Under `jax.vmap` and `jax.shard_map` there is a gradient for each example (each device),
+        also for an argument that all examples share. To sum the gradients, name the axis and list
+        it in `reduce_axes`. The sum is not mapped: use `out_axes=None` for it.
 
         ```python
         loss_and_grad = eqopt.value_and_grad(
@@ -59,36 +59,36 @@ def value_and_grad(
         )(jnp.ones(3), jnp.ones((5, 3)))
         ```
 
-        This goes leaf by leaf: a leaf that varies over the axis keeps a gradient for each example.
-        And if the value is one and the same for all examples, because nothing varies or because
-        `fun` itself averages over the axis (`jax.lax.pmean`), it is the gradient of that one value.
+        The rule holds leaf by leaf: a leaf that varies over the axis keeps a gradient for each
+        example. If the value is the same for all examples, because nothing varies or because `fun`
+        itself averages over the axis (`jax.lax.pmean`), the result is the gradient of that value.
 
-        Within `jax.shard_map`, listing all axes is what `jax.value_and_grad` does. With some not
-        listed, `fun` is traced twice, and aux varies over what the arguments are made to vary over.
+        Within `jax.shard_map`, `jax.value_and_grad` sums over all axes. If some axes are not
+        listed, `fun` is traced twice, and aux varies over the axes that the arguments are made to
+        vary over.
 
     **Arguments:**
 
     - `fun`: a function of positional arguments, `argnums` among them. It returns a real scalar, or
         a pair of that and anything else with `has_aux`.
-    - `argnums`: which positional argument to differentiate, or which several; negative ones count
-        from the last.
-    - `has_aux`: whether `fun` returns `(value, aux)`. What aux consists of need not be arrays.
-    - `holomorphic`: whether `fun` is holomorphic: all that is differentiated, and the value, are
-        complex then.
+    - `argnums`: the positional argument to differentiate, or a sequence of several; negative
+        numbers count from the last. - `has_aux`: whether `fun` returns `(value, aux)`. Leaves of
+        aux need not be arrays. - `holomorphic`: whether `fun` is holomorphic: the differentiated
+        arrays and the value must then be complex.
     - `allow_int`: whether to differentiate integers and Booleans too. Their gradients have the
         dtype `jax.dtypes.float0`.
-    - `reduce_axes`: the names of `vmap` and `shard_map` axes to sum the gradient over, for what
-        does not vary over them. (`shard_map` needs `check_vma=True`, its default, to tell.)
+    - `reduce_axes`: the names of `vmap` and `shard_map` axes over which to sum the gradients of
+        leaves that do not vary over them. (`shard_map` must have `check_vma=True`, its default.)
 
     **Returns:**
 
     A function with the arguments of `fun` that returns `(value, grad)`, or `((value, aux), grad)`
-    with `has_aux`. `grad` is like the argument, and a tuple if `argnums` is several.
+    with `has_aux`. `grad` is like the argument, or a tuple if there are several `argnums`.
 
     **Raises:**
 
-    A `TypeError` if there is nothing to differentiate in an argument, or if `fun` returns something
-    else than promised; a `ValueError` if `argnums` or `reduce_axes` do not fit.
+    A `TypeError` if an argument has nothing to differentiate, or if `fun` does not return what is
+    described above; a `ValueError` if `argnums` or `reduce_axes` do not fit.
     """
     if not isinstance(argnums, Sequence | np.ndarray):
         argnums = operator.index(argnums)
@@ -243,7 +243,7 @@ def _name(fun: Function, i: int) -> str:
     """The name of a positional argument, for messages."""
     try:
         parameters = list(inspect.signature(fun).parameters.values())
-    except (TypeError, ValueError):  # not every callable can be looked into
+    except (TypeError, ValueError):  # not every callable has a signature
         return f"args[{i}]"
     positional = [x for x in parameters if x.kind in (x.POSITIONAL_ONLY, x.POSITIONAL_OR_KEYWORD)]
     if i < len(positional):
@@ -252,7 +252,7 @@ def _name(fun: Function, i: int) -> str:
     return f"{names[0]}[{i - len(positional)}]" if names else f"args[{i}]"
 
 
-# Axes of `shard_map`. What varies over them is written in the types of the arrays.
+# Axes of `shard_map`. An array's type says over which axes it varies.
 
 
 def _manual_axes() -> tuple[Hashable, ...]:
@@ -260,7 +260,7 @@ def _manual_axes() -> tuple[Hashable, ...]:
 
 
 def _check_axes(names: tuple[Hashable, ...]) -> tuple[Hashable, ...]:
-    """Gives those of some axes that belong to a `vmap`."""
+    """Returns the axes in a list that belong to a `vmap`."""
     mapped = []
     for name in names:
         try:
@@ -286,7 +286,7 @@ def _unseen(name: Hashable) -> str:
 
 
 def _makevarying(fun: Function, trained: PyTree, reduce_axes: tuple[Hashable, ...]) -> PyTree:
-    """Has each device's gradient come out, where JAX would sum it over the devices."""
+    """Returns each device's own gradient, where JAX would sum it over the devices."""
     names = [x for x in _manual_axes() if x not in reduce_axes]
     if not any(name in varying(lax.axis_index(name)) for name in names):
         return trained
@@ -297,8 +297,8 @@ def _makevarying(fun: Function, trained: PyTree, reduce_axes: tuple[Hashable, ..
         seen.append(varying(value))
         return value
 
-    # Over other axes than its value's there is one value, and not one a device. To make the
-    # arguments vary over these too would make the value, too.
+    # Over axes where the value does not vary, there is one value and not one for each device.
+    # Making the arguments vary over these axes would make the value vary too.
     jax.eval_shape(look, trained)
 
     def cast(x: object) -> object:
@@ -308,8 +308,8 @@ def _makevarying(fun: Function, trained: PyTree, reduce_axes: tuple[Hashable, ..
     return jax.tree.map(cast, trained)
 
 
-# Axes of `vmap`. Within `jit` nobody knows what varies over them, until the compiled function as a
-# whole is batched. So it is the batching rule of a primitive that decides.
+# Axes of `vmap`. Within `jit`, what varies over them is unknown until the whole compiled function
+# is batched. So the batching rule of a primitive decides.
 
 
 def _sum_over(
@@ -322,9 +322,9 @@ def _sum_over(
     return _sum_p.bind(grad, *seen, *indices, names=names)
 
 
-# Operands: what is summed, the argument, the value, and the indices of all axes, so that no axis is
-# passed over. It is linear in the first, and its own transpose, as `psum` and `pmean` over an axis
-# of `vmap` are.
+# Operands: the array to sum, the argument, the value, and the indices of all axes, so that no axis
+# is missed. It is linear in the first operand, and its own transpose, like `psum` and `pmean` over
+# an axis of `vmap`.
 _sum_p = Primitive("eqopt_sum_over")
 
 
@@ -354,8 +354,8 @@ def _batch(
             size = jnp.asarray(axis.size, total.dtype)
             total, dim = (total * size if dim is None else jnp.sum(total, dim)), None
         elif argument is None and dim is not None:
-            # One value: of `psum` within a `vmap`, JAX gives the derivative of all examples' values
-            # together, which is too large by their number.
+            # One value: for `psum` within a `vmap`, JAX gives the derivative of the sum of all
+            # examples' values, which is too large by the number of examples.
             total, dim = jnp.mean(total, dim), None
     return (_sum_p.bind(total, *seen, names=names) if names else total), dim
 

@@ -34,8 +34,8 @@ class Adadelta(AbstractOptimizer[_State]):
         allows: without it there would be none.
     - `weight_decay`: the decay, not negative. It comes before the averages, as the gradient of a
         penalty.
-    - `weight_decay_mask`: what decays: a selector, a function from the parameters to booleans, or a
-        tree of booleans; `None` is everything.
+    - `weight_decay_mask`: the parameters that decay: a selector, a function from the parameters to
+        booleans, or a tree of booleans; `None` is everything.
     """
 
     learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate, default=1.0)

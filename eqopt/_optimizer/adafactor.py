@@ -46,8 +46,8 @@ class Adafactor(AbstractOptimizer[_State]):
     **Arguments:**
 
     - `learning_rate`: the rate, a number or a schedule, not negative; `None` is 1.
-    - `min_dim_size_to_factor`: the least size, at least 1, of the second largest axis of what is
-        factored.
+    - `min_dim_size_to_factor`: a parameter is factored if its second largest axis has at least this
+        size; at least 1.
     - `decay_rate`: the exponent of the average's decay, not negative.
     - `decay_offset`: the number of steps after which that decay begins anew, not negative.
     - `multiply_by_parameter_scale`: whether to multiply by the root mean square of each parameter,
@@ -61,8 +61,8 @@ class Adafactor(AbstractOptimizer[_State]):
         rate.
     - `eps`: added to the squares, positive.
     - `factored`: whether to factor at all.
-    - `weight_decay_mask`: what decays: a selector, a function from the parameters to booleans, or a
-        tree of booleans; `None` is everything.
+    - `weight_decay_mask`: the parameters that decay: a selector, a function from the parameters to
+        booleans, or a tree of booleans; `None` is everything.
 
     ??? cite "Reference"
         Shazeer and Stern, *Adafactor: Adaptive Learning Rates with Sublinear Memory Cost*, ICML

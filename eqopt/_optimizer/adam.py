@@ -48,7 +48,7 @@ class Adam(AbstractOptimizer[_AdamState]):
 
 
 class AdamW(AbstractOptimizer[_AdamWState]):
-    """Steps as [`eqopt.Adam`][] does, and lets the weights decay apart from that.
+    """Steps as [`eqopt.Adam`][] does, with decoupled weight decay.
 
     It is a chain of [`eqopt.ScaleByAdam`][], [`eqopt.AddDecayedWeights`][] and
     [`eqopt.ScaleByLearningRate`][].
@@ -63,8 +63,8 @@ class AdamW(AbstractOptimizer[_AdamWState]):
     - `mu_dtype`: the dtype of the average gradient; `None` is the parameter's, and float32 for half
         precision.
     - `weight_decay`: the decay, in proportion to the learning rate, not negative.
-    - `mask`: what decays: a selector, a function from the parameters to booleans, or a tree of
-        booleans, possibly a prefix; `None` is everything.
+    - `mask`: the parameters that decay: a selector, a function from the parameters to booleans, or
+        a tree of booleans, possibly a prefix; `None` is everything.
     - `nesterov`: whether to look ahead, as Nesterov's momentum does.
     """
 
@@ -131,8 +131,8 @@ class NAdamW(AbstractOptimizer[_AdamWState]):
     - `mu_dtype`: the dtype of the average gradient; `None` is the parameter's, and float32 for half
         precision.
     - `weight_decay`: the decay, in proportion to the learning rate, not negative.
-    - `mask`: what decays: a selector, a function from the parameters to booleans, or a tree of
-        booleans, possibly a prefix; `None` is everything.
+    - `mask`: the parameters that decay: a selector, a function from the parameters to booleans, or
+        a tree of booleans, possibly a prefix; `None` is everything.
     - `nesterov`: whether to look ahead, as Nesterov's momentum does.
     """
 

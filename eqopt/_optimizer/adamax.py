@@ -41,7 +41,7 @@ class Adamax(AbstractOptimizer[_AdamaxState]):
 
 
 class AdamaxW(AbstractOptimizer[_AdamaxWState]):
-    """Steps as [`eqopt.Adamax`][] does, and lets the weights decay apart from that.
+    """Steps as [`eqopt.Adamax`][] does, with decoupled weight decay.
 
     It is a chain of [`eqopt.ScaleByAdamax`][], [`eqopt.AddDecayedWeights`][] and
     [`eqopt.ScaleByLearningRate`][].
@@ -53,8 +53,8 @@ class AdamaxW(AbstractOptimizer[_AdamaxWState]):
     - `b2`: the decay of the largest gradient, in $[0, 1)$.
     - `eps`: added to the modulus of each gradient, not negative, as in torch; the paper has none.
     - `weight_decay`: the decay, in proportion to the learning rate, not negative.
-    - `mask`: what decays: a selector, a function from the parameters to booleans, or a tree of
-        booleans, possibly a prefix; `None` is everything.
+    - `mask`: the parameters that decay: a selector, a function from the parameters to booleans, or
+        a tree of booleans, possibly a prefix; `None` is everything.
     """
 
     learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)

@@ -35,8 +35,8 @@ class Adan(AbstractOptimizer[_State]):
     - `eps`: added to the root of that average, not negative.
     - `eps_root`: added under that root, not negative.
     - `weight_decay`: the decay, in proportion to the learning rate, not negative.
-    - `mask`: what decays: a selector, a function from the parameters to booleans, or a tree of
-        booleans, possibly a prefix; `None` is everything.
+    - `mask`: the parameters that decay: a selector, a function from the parameters to booleans, or
+        a tree of booleans, possibly a prefix; `None` is everything.
     """
 
     learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)

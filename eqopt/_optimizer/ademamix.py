@@ -37,15 +37,15 @@ class AdEMAMix(AbstractOptimizer[_State]):
     - `b1`: the decay of the fast average, in $[0, 1)$.
     - `b2`: the decay of the average squared gradient, in $[0, 1)$.
     - `b3`: the decay of the slow average, a number in $[0, 1)$ or a schedule.
-    - `alpha`: the weight of the slow average, a number or a schedule, not negative. (By default 5,
-        and not 6 as in the link, for so it is in optax.)
+    - `alpha`: the weight of the slow average, a number or a schedule, not negative. (The default is
+        5, as in optax, and not 6 as in the link.)
     - `eps`: added to the root of the average square, not negative.
     - `eps_root`: added under that root, not negative.
     - `mu_dtype`: the dtype of both averages; `None` is the parameter's, and float32 for half
         precision.
     - `weight_decay`: the decay, in proportion to the learning rate, not negative.
-    - `mask`: what decays: a selector, a function from the parameters to booleans, or a tree of
-        booleans, possibly a prefix; `None` is everything.
+    - `mask`: the parameters that decay: a selector, a function from the parameters to booleans, or
+        a tree of booleans, possibly a prefix; `None` is everything.
     """
 
     learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)
@@ -87,8 +87,8 @@ class SimplifiedAdEMAMix(AbstractOptimizer[_SimplifiedState]):
     - `eps`: added to the root of the average square, not negative.
     - `eps_root`: added under that root, not negative.
     - `weight_decay`: the decay, in proportion to the learning rate, not negative.
-    - `mask`: what decays: a selector, a function from the parameters to booleans, or a tree of
-        booleans, possibly a prefix; `None` is everything.
+    - `mask`: the parameters that decay: a selector, a function from the parameters to booleans, or
+        a tree of booleans, possibly a prefix; `None` is everything.
     """
 
     learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)

@@ -29,8 +29,8 @@ class COCOB(AbstractOptimizer[_State]):
         alpha` a step.
     - `eps`: the least scale of the gradients, positive.
     - `weight_decay`: the factor of an added l2 penalty, not negative.
-    - `mask`: what decays: a selector, a function from the parameters to booleans, or a tree of
-        booleans, possibly a prefix; `None` is everything.
+    - `mask`: the parameters that decay: a selector, a function from the parameters to booleans, or
+        a tree of booleans, possibly a prefix; `None` is everything.
     """
 
     learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate, default=1.0)

@@ -33,7 +33,7 @@ class DAdaptAdamW(AbstractOptimizer[_DAdaptState]):
     - `betas`: the decays of the average gradient and of the average squared gradient, a pair, each
         in $[0, 1)$.
     - `eps`: added to the root of the average square, positive.
-    - `estim_lr0`: the rate to begin with, positive, and rather too small.
+    - `estim_lr0`: the rate to begin with, positive, better too small than too large.
     - `weight_decay`: the decay, in proportion to the rate that is found, not negative.
     """
 
@@ -60,11 +60,11 @@ class Prodigy(AbstractOptimizer[_ProdigyState]):
         schedule should have its peak at 1.
     - `betas`: the decays of the average gradient and of the average squared gradient, a pair, each
         in $[0, 1)$.
-    - `beta3`: the decay of what the estimate is made of, in $[0, 1)$; `None` is the root of the
-        second of `betas`.
+    - `beta3`: the decay of the sums in the estimate, in $[0, 1)$; `None` is the root of the second
+        of `betas`.
     - `eps`: added to the root of the average square, times the estimate; positive.
-    - `estim_lr0`: the rate to begin with, positive, and rather too small.
-    - `estim_lr_coef`: a factor of the estimates, positive. If anything is to be tuned, it is this.
+    - `estim_lr0`: the rate to begin with, positive, better too small than too large.
+    - `estim_lr_coef`: a factor of the estimates, positive. If you tune anything, tune this.
     - `weight_decay`: the decay, in proportion to the rate that is found, not negative.
     - `safeguard_warmup`: whether a long warm-up is kept from making the estimate too large.
     """

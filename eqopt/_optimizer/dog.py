@@ -42,12 +42,12 @@ class DoG(AbstractOptimizer[_DoGState]):
     - `learning_rate`: a factor of the steps, a number or a schedule, not negative.
     - `init_step`: how to begin: an [`eqopt.options.InitialDistance`][], an
         [`eqopt.options.InitialDistanceHeuristic`][] or an [`eqopt.options.InitialLearningRate`][].
-        (The pairs `("distance", x)`, `("heuristic", x)` and `("learning_rate", x)` are understood
+        (The pairs `("distance", x)`, `("heuristic", x)` and `("learning_rate", x)` are accepted
         too.)
     - `eps`: added to the sum of the squared norms, not negative.
     - `weight_decay`: the factor of an added l2 penalty, not negative; `None` is none.
-    - `mask`: what decays: a selector, a function from the parameters to booleans, or a tree of
-        booleans, possibly a prefix; `None` is everything.
+    - `mask`: the parameters that decay: a selector, a function from the parameters to booleans, or
+        a tree of booleans, possibly a prefix; `None` is everything.
     """
 
     learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate, default=1.0)
@@ -78,8 +78,8 @@ class DoWG(AbstractOptimizer[_DoWGState]):
     - `init_estim_sq_dist`: the squared distance to begin with, positive; `None` is `eps`.
     - `eps`: added to the root of the weighted sum, positive.
     - `weight_decay`: the factor of an added l2 penalty, not negative; `None` is none.
-    - `mask`: what decays: a selector, a function from the parameters to booleans, or a tree of
-        booleans, possibly a prefix; `None` is everything.
+    - `mask`: the parameters that decay: a selector, a function from the parameters to booleans, or
+        a tree of booleans, possibly a prefix; `None` is everything.
     """
 
     learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate, default=1.0)

@@ -22,8 +22,8 @@ class Fromage(AbstractOptimizer[_State]):
 
     **Arguments:**
 
-    - `learning_rate`: the length of a step over that of the parameter, a number or a schedule, not
-        negative. A hundredth is a good beginning.
+    - `learning_rate`: the ratio of a step's length to the parameter's length, a number or a
+        schedule, not negative. A hundredth is a good beginning.
     - `min_norm`: the least norm, of gradient and parameter, that the ratio is taken of; not
         negative. Parameters that are zero begin to move by it.
     """

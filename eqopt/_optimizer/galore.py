@@ -39,9 +39,9 @@ class GaLore(AbstractOptimizer[_State]):
     - `base_optimizer`: the rule, any transformation whose updates point uphill; `None` is
         [`eqopt.ScaleByAdam`][].
     - `weight_decay`: the decay, in proportion to the learning rate, not negative.
-    - `mask`: what decays: a selector, a function from the parameters to booleans, or a tree of
-        booleans, possibly a prefix; `None` is everything.
-    - `weight_dimension_numbers`: what of a parameter is a matrix: a tree of
+    - `mask`: the parameters that decay: a selector, a function from the parameters to booleans, or
+        a tree of booleans, possibly a prefix; `None` is everything.
+    - `weight_dimension_numbers`: which axes of a parameter form a matrix: a tree of
         [`eqopt.options.MuonDimensionNumbers`][] and `None`, possibly a prefix, or a function from
         the parameters to one. `None` is for parameters with two axes. Each index of the batch axes
         has a projector of its own.

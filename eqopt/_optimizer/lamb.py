@@ -17,7 +17,7 @@ _State = ChainState[tuple[ScaleByAdamState, EmptyState, EmptyState, ScaleByLearn
 
 
 class LAMB(AbstractOptimizer[_State]):
-    """Steps as [`eqopt.AdamW`][] does, by a length in proportion to that of each parameter.
+    """Steps as [`eqopt.AdamW`][] does, with a length in proportion to each parameter's length.
 
     It is a chain of [`eqopt.ScaleByAdam`][], [`eqopt.AddDecayedWeights`][],
     [`eqopt.ScaleByTrustRatio`][] and [`eqopt.ScaleByLearningRate`][]. It is meant for large
@@ -30,9 +30,10 @@ class LAMB(AbstractOptimizer[_State]):
     - `b2`: the decay of the average squared gradient, in $[0, 1)$.
     - `eps`: added to the root of the average square, not negative.
     - `eps_root`: added under that root, not negative.
-    - `weight_decay`: the decay, not negative; part of what is made as long as the parameter.
-    - `mask`: what decays: a selector, a function from the parameters to booleans, or a tree of
-        booleans, possibly a prefix; `None` is everything.
+    - `weight_decay`: the decay, not negative; the decayed weights are scaled together with the
+        update.
+    - `mask`: the parameters that decay: a selector, a function from the parameters to booleans, or
+        a tree of booleans, possibly a prefix; `None` is everything.
 
     ??? cite "Reference"
         You, Li, Reddi, Hseu, Kumar, Bhojanapalli, Song, Demmel, Keutzer and Hsieh, *Large Batch

@@ -24,7 +24,7 @@ _State = ChainState[tuple[EmptyState, _Ratio, ScaleByLearningRateState, TraceSta
 
 
 class LARS(AbstractOptimizer[_State]):
-    """Steps by the gradient, by a length in proportion to that of each parameter, with momentum.
+    """Steps by the gradient, with a length in proportion to each parameter's length, with momentum.
 
     It is a chain of [`eqopt.AddDecayedWeights`][], [`eqopt.ScaleByTrustRatio`][] (in
     [`eqopt.Masked`][], if there is a mask), [`eqopt.ScaleByLearningRate`][] and [`eqopt.Trace`][].
@@ -37,13 +37,14 @@ class LARS(AbstractOptimizer[_State]):
 
     - `learning_rate`: the rate, a number or a schedule, not negative.
     - `weight_decay`: the decay, not negative. It is added to the gradient.
-    - `weight_decay_mask`: what decays: a selector, a function from the parameters to booleans, or a
-        tree of booleans; `None` is everything.
-    - `trust_coefficient`: the length of a step, over that of the parameter, at a rate of 1; not
-        negative.
+    - `weight_decay_mask`: the parameters that decay: a selector, a function from the parameters to
+        booleans, or a tree of booleans; `None` is everything.
+    - `trust_coefficient`: the ratio of a step's length to the parameter's length at a rate of 1;
+        not negative.
     - `eps`: added to the norm of the update, not negative.
-    - `trust_ratio_mask`: whose steps are scaled so, as for `weight_decay_mask`. The rest, often
-        biases and the weights of normalization, steps by the plain gradient.
+    - `trust_ratio_mask`: the parameters whose steps are scaled in this way, as for
+        `weight_decay_mask`. The others, often biases and the weights of normalization, step by the
+        plain gradient.
     - `momentum`: the momentum's factor, in $[0, 1]$.
     - `nesterov`: whether to look ahead, as Nesterov's momentum does.
 

@@ -31,8 +31,8 @@ class Lion(AbstractOptimizer[_State]):
     - `mu_dtype`: the dtype of the average; `None` is the parameter's, and float32 for half
         precision.
     - `weight_decay`: the decay, in proportion to the learning rate, not negative.
-    - `mask`: what decays: a selector, a function from the parameters to booleans, or a tree of
-        booleans, possibly a prefix; `None` is everything.
+    - `mask`: the parameters that decay: a selector, a function from the parameters to booleans, or
+        a tree of booleans, possibly a prefix; `None` is everything.
     """
 
     learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)

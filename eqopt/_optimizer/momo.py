@@ -22,8 +22,8 @@ class MoMo(AbstractOptimizer[_MoMoState]):
 
     **Arguments:**
 
-    - `learning_rate`: the largest step size, a number or a schedule, not negative; rather too
-        large.
+    - `learning_rate`: the largest step size, a number or a schedule, not negative; better too large
+        than too small.
     - `beta`: the decay of the averages, in $[0, 1)$.
     - `lower_bound`: the least value that the objective can have, or a bound below it. Where the
         objective goes below it, the steps end.
@@ -53,8 +53,8 @@ class MoMoAdam(AbstractOptimizer[_MoMoAdamState]):
 
     **Arguments:**
 
-    - `learning_rate`: the largest step size, a number or a schedule, not negative; rather too
-        large.
+    - `learning_rate`: the largest step size, a number or a schedule, not negative; better too large
+        than too small.
     - `b1`: the decay of the averages of gradients, values and products, in $[0, 1)$.
     - `b2`: the decay of the average squared gradient, in $[0, 1)$.
     - `eps`: added to the root of the average square, positive.

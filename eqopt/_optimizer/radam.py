@@ -28,7 +28,7 @@ class RAdam(AbstractOptimizer[_State]):
     - `eps`: added to the root of the average square, not negative.
     - `eps_root`: added under that root, not negative.
     - `threshold`: how many squares their average must amount to, not negative, for a step to be
-        rescaled. What is below 4 counts as 4.
+        rescaled. Values below 4 count as 4.
     - `nesterov`: whether to look ahead, as Nesterov's momentum does.
     """
 

@@ -21,10 +21,10 @@ class Rprop(AbstractOptimizer[_State]):
 
     **Arguments:**
 
-    - `learning_rate`: the step size to begin with, positive. Once the state is made, another has no
-        effect.
-    - `eta_minus`: what a step size is multiplied by where the sign changes, in $(0, 1)$.
-    - `eta_plus`: what it is multiplied by where the sign stays the same, greater than 1.
+    - `learning_rate`: the step size to begin with, positive. Changing it has no effect on an
+        existing state.
+    - `eta_minus`: the factor of a step size where the sign changes, in $(0, 1)$.
+    - `eta_plus`: the factor of a step size where the sign stays the same, greater than 1.
     - `min_step_size`: the least step size, not negative.
     - `max_step_size`: the largest step size, positive.
     """

@@ -33,8 +33,8 @@ class Sophia(AbstractOptimizer[_State]):
     """Steps by the average gradient over the curvature of the objective, within a limit.
 
     It is a chain of [`eqopt.ScaleBySophia`][], [`eqopt.AddDecayedWeights`][] and
-    [`eqopt.ScaleByLearningRate`][]. Its `update` needs `value_fn`; `step` and `fit` pass it. With a
-    key of one's own: `Sophia(1e-4, hessian_diagonal_fn=HutchinsonEstimatorDiagHessian(key))`.
+    [`eqopt.ScaleByLearningRate`][]. Its `update` needs `value_fn`; `step` and `fit` pass it. With
+    your own key: `Sophia(1e-4, hessian_diagonal_fn=HutchinsonEstimatorDiagHessian(key))`.
 
     **Arguments:**
 
@@ -43,15 +43,15 @@ class Sophia(AbstractOptimizer[_State]):
     - `b2`: the decay of the average curvature, in $[0, 1)$, for each estimate.
     - `eps`: the least denominator, positive.
     - `weight_decay`: the decay, in proportion to the learning rate, not negative.
-    - `weight_decay_mask`: what decays: a selector, a function from the parameters to booleans, or a
-        tree of booleans; `None` is everything.
-    - `gamma`: the factor of the curvature, positive. With a larger one more entries stay within the
-        limit; the paper wants between a tenth and a half of them to.
+    - `weight_decay_mask`: the parameters that decay: a selector, a function from the parameters to
+        booleans, or a tree of booleans; `None` is everything.
+    - `gamma`: the factor of the curvature, positive. With a larger `gamma`, more entries stay
+        within the limit; the paper advises that between a tenth and a half of them do.
     - `clip_threshold`: the limit, positive; `None` is none, and then a step is as large as `1 /
         eps` wherever no positive curvature has been seen.
     - `update_interval`: the number of steps between estimates of the curvature, at least 1.
     - `hessian_diagonal_fn`: makes the estimates: a transformation that replaces the updates by
-        them, given the gradient and what `update` was given; by default
+        them, given the gradient and the arguments of `update`; by default
         [`eqopt.HutchinsonEstimatorDiagHessian`][]. It is not computed in the steps between.
     - `mu_dtype`: the dtype of the average gradient; `None` is the parameter's, and float32 for half
         precision.

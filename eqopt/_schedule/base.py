@@ -44,8 +44,8 @@ class FunctionSchedule(AbstractSchedule):
 
     **Arguments:**
 
-    - `function`: from an integer count of shape `()` to a number. It is static: a function that is
-        made anew is compiled anew. Numbers to tune belong in a schedule of one's own.
+    - `function`: from an integer count of shape `()` to a number. It is static: a new function
+        object is compiled again. Numbers to tune belong in a schedule of one's own.
     """
 
     function: Function = eqx.field(static=True)

@@ -124,7 +124,7 @@ class PiecewiseInterpolate(AbstractSchedule):
     - `interpolate_type`: the function $f$, elementwise, from fractions of the way in $[0, 1]$ to
         fractions, with $f(0) = 0$ and $f(1) = 1$: `eqopt.options.linear_interpolation`,
         `eqopt.options.cosine_interpolation`, or one's own. optax's words `"linear"` and `"cosine"`
-        stand for the former two. It is static: a function that is made anew is compiled anew.
+        stand for the former two. It is static: a new function object is compiled again.
     - `init_value`: the value $I$ at the first step.
     - `boundaries_and_scales`: a dict `{boundary: scale}` of the counts $b_i$ and the factors $s_i$,
         all at least 0. It is stored as two arrays of shape `(n,)`, which are leaves: only the

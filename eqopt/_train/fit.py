@@ -1,4 +1,10 @@
-"""The loop over batches."""
+"""The training loop over batches: `eqopt.fit`.
+
+In: a loss, an optimizer, a model and batches. Out: the trained model, the optimizer's state and the
+history. Each step is one compiled program that overwrites the old model and state.
+It exists because it is faster than a loop around `step`: model and state stay flat between steps,
+their memory is donated, and the loop does not wait for the loss.
+"""
 
 import functools
 import itertools
@@ -31,21 +37,20 @@ from .._transformation.base import (
 from .history import History, Metrics, Record
 from .hyperparameters import learning_rate
 
-# Seconds between two looks at the loss.
+# Seconds between two updates of the progress bar.
 _REFRESH = 0.1
 
 
 class Fit(eqx.Module, Generic[Model]):
-    """What [`eqopt.fit`][] returns.
+    """The result of [`eqopt.fit`][].
 
     **Arguments:**
 
     - `model`: the trained model.
-    - `state`: the optimizer's state. With `key`, it is what going on needs.
+    - `state`: the optimizer's state. With `state` and `key`, another `fit` continues the training.
     - `history`: what happened at each step.
-    - `key`: the key for the steps to come, to be given to the next `fit`: an
-        [`eqopt.states.KeyData`][], whose `wrap()` is the key for `jax.random`, or words if those
-        were given; `None` if none was.
+    - `key`: the key for the next `fit`: an [`eqopt.states.KeyData`][], whose `wrap()` is the key
+        for `jax.random`, or words if `fit` was given words; `None` if it was given no key.
     - `interrupted`: whether Ctrl-C ended the loop.
     """
 
@@ -57,11 +62,11 @@ class Fit(eqx.Module, Generic[Model]):
 
 
 class FitCallbackArgs(Generic[Model]):
-    """What a callback of [`eqopt.fit`][] is given.
+    """The argument of a callback of [`eqopt.fit`][].
 
     `num_steps` is the number of steps taken so far. `loss`, `learning_rate`, `grad_norm` and `aux`
-    are those of the last step; reading one waits for the device. `model` and `state` are copies,
-    made when they are asked for: what the loop holds is overwritten in the next step.
+    belong to the last step; reading one waits for the device. `model` and `state` are copies, made
+    when they are read: the loop overwrites its own in the next step.
     """
 
     def __init__(self, num_steps: int, metrics: Metrics, rebuild: Callable[[], PyTree]) -> None:
@@ -119,16 +124,15 @@ def fit(
     **Arguments:**
 
     - `fn`: the loss, called `fn(params, *batch)` where a batch is a tuple or a list, and
-        `fn(params, batch)` where it is anything else, also a named tuple; with a `key`,
-        `fn(..., key=key)` if it takes one. It returns a real number, or with `has_aux` a pair
-        of it and anything else. Changes of what it reads elsewhere (a closure, a global) are not
-        seen during the fit.
+        `fn(params, batch)` where it is anything else, also a named tuple; with a `key`, `fn(...,
+        key=key)` if it takes one. It returns a real number, or with `has_aux` a pair of it and
+        anything else. During the fit, changes of a closure or a global that it reads are not seen.
     - `optimizer`: any transformation.
     - `params`: the model, any PyTree; its inexact arrays are trained.
-    - `batches`: any iterable; it may be endless if `callback` ends the loop. What is in a batch is
-        data or static as in [`eqopt.writing.AbstractTransformation.step`][]. NumPy's arrays are
-        copied: the next batch may be written over them.
-    - `state`: the optimizer's state to go on from; `None` begins anew.
+    - `batches`: any iterable; it may be endless if `callback` ends the loop. The leaves of a batch
+        are data or static as in [`eqopt.writing.AbstractTransformation.step`][]. NumPy arrays are
+        copied, so their memory may be reused for the next batch.
+    - `state`: the optimizer's state to continue from; `None` makes a new one.
     - `has_aux`: whether `fn` returns `(loss, aux)`.
     - `steps_per_call`: how many steps go into one compiled call. More than one saves the cost of a
         call, about a tenth of a millisecond, for small models; `callback` is then called once for
@@ -141,7 +145,7 @@ def fit(
 
     **Returns:**
 
-    An [`eqopt.Fit`][]. Ctrl-C ends the loop, and returns what has been reached.
+    An [`eqopt.Fit`][]. Ctrl-C ends the loop and returns the model and state reached so far.
 
     **Raises:**
 
@@ -154,13 +158,14 @@ def fit(
     optimizer = canonicalize(optimizer)
     keyed = key_function(fn)
     state = optimizer.init(params) if state is None else state
-    # Arrays that the function reads are in the program, which is then not kept for another call.
+    # Arrays that the function reads are constants of the program, so it is not kept for other
+    # calls.
     reuse = keyed.is_reusable() and not keyed.static.has_arrays
     carry = pack((params, state, key))
     fixed = pack(on_device((optimizer, keyed.data)))
     make = _make if reuse else _make.__wrapped__
     call_one, call_many = make(carry.spec, fixed.spec, has_aux)
-    # Copied, for the loop overwrites what it is given.
+    # Copied, because the loop overwrites its arrays.
     loop = _Loop(_copy(carry.arrays), carry.spec)
     record = Record()
     total = len(batches) if isinstance(batches, Sized) else None
@@ -257,7 +262,7 @@ def _make(spec: StaticPart, fixed_spec: StaticPart, has_aux: bool) -> tuple[Func
         def body(carry: Leaves, batch: Partitioned) -> tuple[Leaves, Metrics]:
             return one(static, carry, fixed, batch)
 
-        # By their number, for there may be no array in a batch.
+        # `length` is needed, because a batch may have no array.
         return jax.lax.scan(body, arrays, batches, length=num)
 
     first = jax.jit(one, static_argnums=0, donate_argnums=1)
@@ -265,7 +270,7 @@ def _make(spec: StaticPart, fixed_spec: StaticPart, has_aux: bool) -> tuple[Func
 
 
 def _taken(batch: PyTree) -> Partitioned:
-    """What `fn` is given of a batch, taken apart; of NumPy's arrays a copy."""
+    """The arguments of `fn` in a batch, split; NumPy arrays are copied."""
     several = type(batch) in (tuple, list)
     return pack(mark_numbers_dynamic(tuple(batch) if several else (batch,)))
 
@@ -296,12 +301,12 @@ def _stacked(group: list[Partitioned]) -> Partitioned:
 
 @jax.jit
 def _stack(xs: tuple[Array, ...]) -> Array:
-    # A number's type stays weak.
+    # A Python number stays weakly typed.
     return jnp.stack(xs)
 
 
 class _Interrupts:
-    """Holds a Ctrl-C back while a step is taken: half-way through it, nobody owns the model."""
+    """Delays Ctrl-C until a step is complete: during a step, the old model is already donated."""
 
     def __init__(self) -> None:
         self.busy = False

@@ -1,4 +1,4 @@
-"""Steps of an optimizer that trains a part of a model, or all of it."""
+"""Steps of an optimizer that trains all of a model, or a part."""
 
 from typing import Any
 
@@ -18,12 +18,12 @@ from ..selectors._selector import AbstractSelector
 
 
 def focused(transformation: AnyTransformation, focus: AbstractSelector | None) -> AnyTransformation:
-    """The transformation of what is in focus; all else stays."""
+    """The transformation, applied only to the parameters in focus."""
     return transformation if focus is None else SelectiveTransform(transformation, ~focus)
 
 
 def check_focus(focus: AbstractSelector, target: PyTree) -> None:
-    """Refuses a focus in which there is no parameter."""
+    """Refuses a focus that chooses no parameter."""
     trained, _ = eqx.partition(target, checks.is_inexact)
     leaves, _ = checks.flatten(trained)
     chosen, _ = checks.flatten(focus.select(trained))
@@ -36,8 +36,8 @@ def check_focus(focus: AbstractSelector, target: PyTree) -> None:
     )
 
 
-# The bodies of the compiled programs. To what is out of focus not even a zero is added, which would
-# make a zero of a negative zero.
+# The bodies of the compiled programs. Parameters out of focus are untouched: adding a zero update
+# would turn -0.0 into 0.0.
 
 
 def out_of_focus(state: Any, focus: AbstractSelector | None) -> Chosen | None:

@@ -1,4 +1,4 @@
-"""What happens in a loop, step by step."""
+"""The metrics of a training loop, recorded at each step."""
 
 import itertools
 from typing import Any, NamedTuple
@@ -14,12 +14,12 @@ from .._base.arithmetic import cast, wider
 from .._base.key_data import is_kept, kept, unkept
 from .._jit.partition import pack, Partitioned
 
-# Metrics wait on the device until there are this many, so that no step waits for them.
+# Metrics stay on the device until there are this many, so that no step waits for a copy.
 _FLUSH = 512
 
 
 class History(eqx.Module):
-    """What happened at each step of [`eqopt.fit`][].
+    """The record of each step of [`eqopt.fit`][].
 
     **Arguments:**
 
@@ -27,12 +27,13 @@ class History(eqx.Module):
     - `learning_rate`: the learning rate of the step, of shape `(num_steps,)`; `None` if the
         optimizer has none.
     - `grad_norm`: the 2-norm of the gradient over all leaves, of shape `(num_steps,)`.
-    - `aux`: what else the loss function returned; `None` without `has_aux`. A leaf that is an array
-        of one shape and dtype at every step, or a number, has a new first axis of `num_steps`; of
-        PRNG keys there is one [`eqopt.states.KeyData`][] with as many. One that is no array, such
-        as a string or a function, and the same at every step, is as it was returned. Any other,
-        such as an array as long as the batch where the last batch is shorter, is a list of what it
-        was at each step; and so is all of `aux` where its structure changes.
+    - `aux`: the second value that the loss function returned; `None` without `has_aux`. A leaf that
+        is a number, or an array with the same shape and dtype at every step, has a new first axis
+        of `num_steps`; PRNG keys become one [`eqopt.states.KeyData`][] with that axis. A leaf that
+        is not an array, such as a string or a function, and is the same at every step, is kept as
+        returned. Any other leaf is a list of its values at each step, for example an array as long
+        as the batch if the last batch is shorter. If the structure of `aux` changes, all of `aux`
+        is such a list.
     """
 
     loss: np.ndarray
@@ -49,9 +50,9 @@ class Metrics(NamedTuple):
 
     **Arguments:**
 
-    - `numbers`: loss, norm of the gradient, and learning rate if there is one, along the last axis:
-        one array, for what a step costs is a matter of how many come out of it.
-    - `aux`: what else the loss function returned, its keys as their words.
+    - `numbers`: loss, norm of the gradient, and learning rate if there is one, along the last axis.
+        It is one array, because the cost of a step depends on the number of its outputs. - `aux`:
+        the second value that the loss function returned, with keys as their words.
     """
 
     numbers: Array
@@ -73,7 +74,7 @@ class Metrics(NamedTuple):
         return numbers if self.is_one else numbers[-1]
 
     def latest_aux(self) -> PyTree:
-        """The aux of the last step, its keys as they were returned."""
+        """The aux of the last step, with keys as they were returned."""
         return unkept(self.aux.unpack() if self.is_one else _at(self.aux, -1))
 
 
@@ -100,7 +101,7 @@ class Record:
         self._waiting = []
 
     def message(self) -> str:
-        # The latest loss that has arrived already: never wait for one that is still computed.
+        # The latest loss that is ready: never wait for a loss that is still being computed.
         for metrics in reversed(self._waiting):
             numbers: Any = metrics.numbers
             if numbers.is_ready():
@@ -118,7 +119,7 @@ class Record:
 
 
 def _taken(aux: PyTree) -> Partitioned:
-    """Takes aux apart into arrays, also of its numbers and keys, and all else."""
+    """Splits aux into arrays, also for its numbers and keys, and a static part."""
     numbers = bool | int | float | complex
     arrays = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, numbers) else x, aux)
     try:
@@ -134,7 +135,7 @@ def _taken(aux: PyTree) -> Partitioned:
 
 
 def _is_hashable(x: object) -> bool:
-    # By trying: a tuple's class has a hash, whatever is in it.
+    # By trying: a tuple's class has `__hash__`, even if an element cannot be hashed.
     try:
         hash(x)
     except TypeError:
@@ -143,7 +144,7 @@ def _is_hashable(x: object) -> bool:
 
 
 def _kind(metrics: Metrics) -> Any:
-    """What is equal of metrics that can be put together."""
+    """A key that is equal for metrics that can be stacked."""
     first = 0 if metrics.is_one else 1
     arrays = [None if x is None else (x.shape[first:], x.dtype) for x in metrics.aux.arrays]
     return metrics.is_one, metrics.aux.spec, arrays
@@ -166,7 +167,7 @@ def _joined(blocks: list[Metrics]) -> PyTree:
 
 
 def _one_by_one(x: Any) -> Any:
-    """Makes a list of keys of a key with a list of words."""
+    """Splits a `KeyData` with stacked words into a list of keys."""
     if not (is_kept(x) and isinstance(x.words, list)):
         return x
     return [kept(jax.random.wrap_key_data(words, impl=x.impl)) for words in x.words]

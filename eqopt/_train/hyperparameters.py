@@ -1,4 +1,4 @@
-"""Reading an optimizer's hyper-parameters, as they are in force."""
+"""Reads the hyper-parameters that an optimizer's next step will use."""
 
 import dataclasses
 from typing import Any
@@ -28,7 +28,7 @@ from .._wrapper.scheduled import Scheduled
 @dataclasses.dataclass(frozen=True)
 class _Found:
     name: str
-    source: Any  # the number or the schedule, as it stands in the optimizer
+    source: Any  # the number or the schedule in the optimizer
     value: Float[Array, ""]
 
 
@@ -47,8 +47,8 @@ def hyperparameters(
     **Returns:**
 
     The values by name: `"learning_rate"` of an optimizer, `"links[0].max_norm"` of a chain's first
-    link, `"inner.b1"` of what a wrapper wraps. What [`eqopt.Scheduled`][] wraps, and what
-    [`eqopt.InjectHyperparams`][] makes, keeps its own names.
+    link, `"inner.b1"` inside a wrapper. Within [`eqopt.Scheduled`][] and
+    [`eqopt.InjectedHyperparams`][], the inner names are used without a prefix.
 
     **Raises:**
 
@@ -71,7 +71,7 @@ def hyperparameters(
 
 
 def learning_rate(transformation: AnyTransformation, state: eqx.Module) -> Any:
-    """The first learning rate there is, or `None`."""
+    """The first learning rate found, or `None`."""
     rates = [
         value
         for name, value in hyperparameters(transformation, state).items()
@@ -87,7 +87,7 @@ def _collect(transformation: AnyTransformation, state: Any) -> list[_Found]:
         values = compiled_call.call(_in_force, transformation, state)
         return [_Found(name, None, x) for name, x in values.items()]
     if isinstance(transformation, AbstractOptimizer):
-        # An optimizer's schedules are handed to its parts, which know how often they were applied.
+        # An optimizer passes its schedules to its links, whose states have the counts.
         inside = {id(x.source): x.value for x in _collect(composed(transformation), state)}
         return [
             _Found(name, x, inside[id(x)] if isinstance(x, AbstractSchedule) else jnp.asarray(x))
@@ -111,7 +111,7 @@ def _collect(transformation: AnyTransformation, state: Any) -> list[_Found]:
 
 
 def _in_force(transformation: InjectedHyperparams[Any], state: Any) -> dict[str, Any]:
-    # Traced, so that no bound is held against what a user has put into the state.
+    # Traced, so that numbers that a user has put into the state are not compared with the bounds.
     found = _collect(transformation.at(state), state.inner_state)
     return {x.name: x.value for x in found}
 

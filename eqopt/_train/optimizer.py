@@ -32,7 +32,7 @@ _MISSING: Any = object()
 class Optimizer(eqx.Module, Generic[Model, State]):
     """Holds a transformation, its state, and the model that it trains.
 
-    It is made by `create`, and each of its methods gives a new one:
+    `create` makes it, and each method that changes it returns a new one:
 
     ```python
     import equinox as eqx, eqopt, jax, jax.numpy as jnp
@@ -53,13 +53,13 @@ class Optimizer(eqx.Module, Generic[Model, State]):
     **Arguments:**
 
     - `transformation`: the transformation.
-    - `state`: its state; with a `focus`, that of an [`eqopt.SelectiveTransform`][] of it.
+    - `state`: its state; with a `focus`, the state of an [`eqopt.SelectiveTransform`][] around it.
     - `target`: the model.
-    - `focus`: which parameters are trained; `None` is all of them.
+    - `focus`: which parameters are trained; `None` trains all.
     """
 
-    # The transformation and the focus; the target and the state. From one step to the next they are
-    # of no interest but to a program.
+    # The transformation and the focus; the target and the state. Between steps only the compiled
+    # program uses them, so they stay flat.
     _rule: Flat
     _flat: Flat
 
@@ -80,8 +80,7 @@ class Optimizer(eqx.Module, Generic[Model, State]):
         self._rule = Flat.of(on_device((canonicalize(transformation), focus)))
         self._flat = Flat.of((target, state))
 
-    # Methods as plain Python has them: to make one a PyTree, Equinox looks at every leaf, whenever
-    # it is taken.
+    # Plain Python methods: Equinox makes a method a PyTree, and looks at every leaf at each access.
     def __getattribute__(self, name: str) -> Any:
         return object.__getattribute__(self, name)
 
@@ -144,9 +143,9 @@ class Optimizer(eqx.Module, Generic[Model, State]):
         - `target`: the model: any PyTree.
         - `focus`: which parameters are trained: a selector, a function from the parameters to
             booleans, or a tree of booleans, possibly a prefix. The others stay as they are, and
-            have no state. `None` is all of them.
-        - `value_fn`, `args`, `has_aux`: the objective, called `value_fn(target, *args)`. Only line
-            searches want them, and only to keep what `value_fn` returns beside its value.
+            have no state. `None` trains all. - `value_fn`, `args`, `has_aux`: the objective, called
+            `value_fn(target, *args)`. Only line searches use them, and only to make room for its
+            aux in the state.
 
         **Returns:**
 
@@ -170,11 +169,12 @@ class Optimizer(eqx.Module, Generic[Model, State]):
         **Arguments:**
 
         - `grads`: the gradients at `target`, exactly as `compute_gradient`, `jax.grad` or
-            `eqx.filter_grad` gives them. A leaf, or a whole branch, may be `None`: it stays.
+            `eqx.filter_grad` gives them. A leaf or a whole branch may be `None`: its parameters
+            stay.
         - `**overrides`: hyper-parameters for this step only, such as `learning_rate=0.1`: numbers,
             or arrays of shape `()`, also in place of a schedule. A new value never recompiles. The
-            names are those of `hyperparameters()`, of which the last part is enough where only one
-            ends in it: of a chain, `max_norm` for `links[0].max_norm`.
+            names are the keys of `hyperparameters()`; the last part of a name is enough if it is
+            unique: in a chain, `max_norm` for `links[0].max_norm`.
 
         **Returns:**
 
@@ -207,14 +207,13 @@ class Optimizer(eqx.Module, Generic[Model, State]):
 
         **Arguments:**
 
-        - `fn`: called `fn(target, *args, **kwargs)`; it returns a real number, or with
-            `has_aux` a pair of it and anything else.
-        - `*args`, `has_aux`, `**kwargs`: as for `step`.
+        - `fn`: called `fn(target, *args, **kwargs)`; it returns a real number, or with `has_aux` a
+            pair `(value, aux)`. - `*args`, `has_aux`, `**kwargs`: as for `step`.
 
         **Returns:**
 
         `(value, grads)`, or with `has_aux` `(value, aux, grads)`. The gradients are like `target`,
-        with `None` for what is not trained.
+        with `None` for leaves that are not trained.
         """
         target, state = self._flat.whole()
         evaluation = compiled_call.call_objective(
@@ -248,14 +247,14 @@ class Optimizer(eqx.Module, Generic[Model, State]):
 
         **Arguments:**
 
-        - `fn`: called `fn(target, *args)`; it returns a real number, or with `has_aux` a
-            pair of it and anything else.
+        - `fn`: called `fn(target, *args)`; it returns a real number, or with `has_aux` a pair
+            `(value, aux)`.
         - `*args`, `has_aux`: as for `step`.
         - `**overrides`: as for `apply_gradient`.
 
         **Returns:**
 
-        `(optimizer, value)`, or with `has_aux` `(optimizer, value, aux)`; the value is the one
+        `(optimizer, value)`, or with `has_aux` `(optimizer, value, aux)`; the value is the loss
         before the step.
         """
         optimizer, evaluation = _stepped(self, overrides, fn, args, {}, has_aux)
@@ -269,16 +268,15 @@ class Optimizer(eqx.Module, Generic[Model, State]):
 
         **Arguments:**
 
-        - `fn`: called `fn(target, *args, **kwargs)`; it returns a real number, or with
-            `has_aux` a pair of it and anything else.
-        - `*args`, `**kwargs`: for `fn`, and for the transformations, as in
+        - `fn`: called `fn(target, *args, **kwargs)`; it returns a real number, or with `has_aux` a
+            pair `(value, aux)`. - `*args`, `**kwargs`: for `fn`, and for the transformations, as in
             [`eqopt.writing.AbstractTransformation.step`][].
         - `has_aux`: whether `fn` returns `(value, aux)`.
 
         **Returns:**
 
-        The optimizer after the step, and the [`eqopt.Evaluation`][] at the target before it. Its
-        gradient is `None` for what is not trained.
+        The optimizer after the step, and the [`eqopt.Evaluation`][] at the target before the step.
+        Its gradient is `None` for leaves that are not trained.
         """
         return _stepped(self, {}, fn, args, kwargs, has_aux)
 
@@ -299,8 +297,8 @@ class Optimizer(eqx.Module, Generic[Model, State]):
         return hyperparameters(self.transformation, inner)
 
     def replace(self, **changes: Any) -> "Optimizer[Model, State]":
-        """Gives a copy with another `target`, `state` or `transformation`, or with other
-        hyper-parameters for good, by the names that `apply_gradient` takes.
+        """Returns a copy with another `target`, `state` or `transformation`, or with other
+        hyper-parameters for all later steps, by the names that `apply_gradient` takes.
 
         **Arguments:**
 
@@ -312,7 +310,7 @@ class Optimizer(eqx.Module, Generic[Model, State]):
         return Optimizer(override(transformation, changes), state, target, self.focus)
 
     def __pdoc__(self, **kwargs: Any) -> wl.AbstractDoc:
-        # The transformation in full, for it is short; of the others, what they are.
+        # The transformation in full, because it is short; a summary of the others.
         shown = [("transformation", self.transformation)]
         if self.focus is not None:
             shown += [("focus", self.focus)]
@@ -340,7 +338,7 @@ def _rule(optimizer: Optimizer[Any, Any], overrides: dict[str, object]) -> Flat:
 
 
 def _after(optimizer: Optimizer[Model, State], flat: Flat) -> Optimizer[Model, State]:
-    # As Equinox unflattens a Module; one that is made by its class is looked through.
+    # As Equinox unflattens a Module: calling the class would run its checks and converters.
     after: Optimizer[Model, State] = object.__new__(Optimizer)
     object.__setattr__(after, "_rule", optimizer._rule)
     object.__setattr__(after, "_flat", flat)

@@ -1,4 +1,4 @@
-"""Other hyper-parameters for an optimizer, by name."""
+"""Changes hyper-parameters of an optimizer, by name."""
 
 import abc
 import dataclasses
@@ -22,11 +22,11 @@ _NUMERIC = {*typing.get_args(Scalar), *typing.get_args(Steps)}
 
 
 class AbstractOverridable(eqx.Module):
-    """A transformation that says itself what overriding one of its hyper-parameters means."""
+    """A transformation with its own way to override its hyper-parameters."""
 
     @abc.abstractmethod
     def override(self, changes: dict[str, Any]) -> AnyTransformation:
-        """Gives the transformation with other hyper-parameters, in the same form.
+        """Returns the transformation with other hyper-parameters, in the same form.
 
         **Arguments:**
 
@@ -46,9 +46,9 @@ class _Slot:
 
 
 def override(transformation: _Transformation, changes: dict[str, Any]) -> _Transformation:
-    """Gives a transformation with other numeric hyper-parameters; states stay as they are.
+    """Returns a transformation with other numeric hyper-parameters; states stay as they are.
 
-    A name is one of those that `hyperparameters` gives, or the last part of one of them alone.
+    A name is a key of `hyperparameters`, or only the last part of a key.
     """
     if not changes:
         return transformation
@@ -74,7 +74,7 @@ def override(transformation: _Transformation, changes: dict[str, Any]) -> _Trans
 def _slots(transformation: AnyTransformation, name: str, path: _Path) -> list[_Slot]:
     if isinstance(transformation, Scheduled):
         return _scheduled(transformation, name, path)
-    # Modules are flattened by field, so the first key tells whose a value is.
+    # Modules are flattened by field, so the first key tells to which field a value belongs.
     fields = {x.name: x for x in dataclasses.fields(transformation)}
     found, _ = jax.tree_util.tree_flatten_with_path(
         transformation, is_leaf=lambda x: x is not transformation and _is_value(x)
@@ -90,7 +90,7 @@ def _slots(transformation: AnyTransformation, name: str, path: _Path) -> list[_S
 
 
 def _scheduled(scheduled: Scheduled[Any], name: str, path: _Path) -> list[_Slot]:
-    # By their names within, as `hyperparameters` has them.
+    # By their inner names, as in `hyperparameters`.
     inside = (*path, jax.tree_util.GetAttrKey("inner"))
     leaves, treedef = jax.tree_util.tree_flatten_with_path(scheduled.inner)
     marked = scheduled.where(treedef.unflatten([_Mark(own) for own, _ in leaves]))
@@ -118,7 +118,7 @@ def _is_value(x: object) -> bool:
 
 
 def _is_numeric(field: dataclasses.Field[Any], x: object) -> bool:
-    if x is None:  # not given, but could be
+    if x is None:  # `None` now, but may be given
         return not _NUMERIC.isdisjoint(typing.get_args(field.type))
     return isinstance(x, AbstractSchedule) or _is_number(x)
 

@@ -50,8 +50,8 @@ class ScaleByAdadelta(AbstractLeafwise[ScaleByAdadeltaState]):
     X_t &= \rho\, X_{t-1} + (1 - \rho) |u_t|^2.
     \end{aligned}$$
 
-    The sign is kept: to go downhill, see [`eqopt.Adadelta`][]. A gradient of zero gives an update
-    of zero.
+    The sign is not flipped: to go downhill, see [`eqopt.Adadelta`][]. A gradient of zero gives an
+    update of zero.
 
     **Arguments:**
 

@@ -62,7 +62,7 @@ def _clip_units(
 ) -> Inexact[Array, "*shape"]:
     sizes = _norms(update, axis)
     limits = clipping * jnp.maximum(_norms(param, axis), eps)
-    # Selected, for `0 * inf` is NaN.
+    # Selected, because `0 * inf` is NaN.
     factors = jnp.broadcast_to(within(sizes, limits), update.shape)
     return jnp.where(factors > 0, times(factors, update), 0)
 

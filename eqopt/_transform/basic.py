@@ -69,9 +69,9 @@ class Stateless(AbstractTransformation[EmptyState]):
     **Arguments:**
 
     - `f`: called `f(updates, params)`, where `params` is `None` if the user gave none; it returns
-        updates of the same structure and shapes. Both are trees of arrays, with `None` for what is
-        not trained. A function is static: one that is made anew is compiled anew. A Module is a
-        tree: its arrays are data.
+        updates of the same structure and shapes. Both are trees of arrays, with `None` for leaves
+        that are not trained. A function is static: a new function object is compiled again. A
+        Module is a tree: its arrays are data.
 
     Raises a `ValueError` that names the leaf if what `f` returns does not fit.
     """

@@ -45,7 +45,7 @@ class Clip(AbstractLeafwise[EmptyState]):
 
 @checks.typed
 def _shrink(update: Inexact[Array, "*shape"], factor: Float[Array, ""]) -> Inexact[Array, "*shape"]:
-    # Selected, for `0 * inf` is NaN. (Not by `jnp.where`, which is a program in the program of each
+    # Selected, because `0 * inf` is NaN. (Not by `jnp.where`, which adds a nested program for each
     # leaf.)
     some = lax.ne(factor, np.zeros((), factor.dtype))
     return lax.select(some, times(factor, update), lax.full_like(update, 0))

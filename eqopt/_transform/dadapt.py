@@ -186,7 +186,7 @@ class ScaleByDAdaptAdam(AbstractTransformation[ScaleByDAdaptAdamState]):
     - `betas`: the decays of the average gradient and of the average squared gradient, a pair, each
         in $[0, 1)$.
     - `eps`: added to the root of the average square, $\epsilon > 0$.
-    - `estim_lr0`: the rate to begin with, $d_1 > 0$, and rather too small.
+    - `estim_lr0`: the rate to begin with, $d_1 > 0$, better too small than too large.
     - `weight_decay`: the decay, in proportion to the rate that is found, $\lambda \ge 0$.
 
     Raises a `ValueError` if `update` is given no parameters.
@@ -297,11 +297,11 @@ class ScaleByProdigy(AbstractTransformation[ScaleByProdigyState]):
         schedule should have its peak at 1.
     - `betas`: the decays of the average gradient and of the average squared gradient, a pair, each
         in $[0, 1)$.
-    - `beta3`: the decay $\beta_3$ of what the estimate is made of, in $[0, 1)$; `None` is the root
-        of the second of `betas`.
+    - `beta3`: the decay $\beta_3$ of the sums in the estimate, in $[0, 1)$; `None` is the root of
+        the second of `betas`.
     - `eps`: added to the root of the average square, times the estimate; positive.
-    - `estim_lr0`: the rate to begin with, $d_1 > 0$, and rather too small.
-    - `estim_lr_coef`: a factor of the estimates, $c > 0$. If anything is to be tuned, it is this.
+    - `estim_lr0`: the rate to begin with, $d_1 > 0$, better too small than too large.
+    - `estim_lr_coef`: a factor of the estimates, $c > 0$. If you tune anything, tune this.
     - `weight_decay`: the decay, in proportion to the rate that is found, $\lambda \ge 0$.
     - `safeguard_warmup`: whether a long warm-up is kept from making the estimate too large.
 

@@ -31,8 +31,8 @@ class AddDecayedWeights(AbstractLeafwise[EmptyState]):
     **Arguments:**
 
     - `weight_decay`: the factor of the decay, $\lambda \ge 0$.
-    - `mask`: what decays: a selector, a function from the parameters to booleans, or a tree of
-        booleans, possibly a prefix; `None` is everything.
+    - `mask`: the parameters that decay: a selector, a function from the parameters to booleans, or
+        a tree of booleans, possibly a prefix; `None` is everything.
 
     Raises a `ValueError` if `update` is given no parameters, or the mask does not fit them.
 
@@ -46,7 +46,7 @@ class AddDecayedWeights(AbstractLeafwise[EmptyState]):
 
     def init_state(self, params: Params, context: Context) -> EmptyState:
         if self.mask is not None:
-            self.mask.select(params)  # so that a mask that does not fit is refused at once
+            self.mask.select(params)  # so that a wrong mask raises at once
         return EmptyState()
 
     def rule(self, state: EmptyState, params: Params | None, context: Context) -> Rule:

@@ -150,13 +150,14 @@ class ScaleByDoG(AbstractTransformation[ScaleByDoGState]):
     $$\bar r_t = \max(\bar r_{t-1}, \|\theta_t - \theta_0\|), \qquad
     G_t = G_{t-1} + \|g_t\|^2, \qquad u_t = \frac{\bar r_t}{\sqrt{G_t + \epsilon}}\, g_t$$
 
-    with the norms over all leaves together. The sign is kept: to go downhill, see [`eqopt.DoG`][].
+    with the norms over all leaves together. The sign is not flipped: to go downhill, see
+    [`eqopt.DoG`][].
 
     **Arguments:**
 
     - `init_step`: how to begin: an [`eqopt.options.InitialDistance`][], an
         [`eqopt.options.InitialDistanceHeuristic`][] or an [`eqopt.options.InitialLearningRate`][].
-        (The pairs `("distance", x)`, `("heuristic", x)` and `("learning_rate", x)` are understood
+        (The pairs `("distance", x)`, `("heuristic", x)` and `("learning_rate", x)` are accepted
         too.)
     - `eps`: added to the sum of the squared norms, $\epsilon \ge 0$.
 

@@ -149,8 +149,8 @@ class ScaleByFactoredRMS(AbstractLeafwise[ScaleByFactoredRMSState]):
     - `step_offset`: the number $t_0$ of steps after which the decay begins anew, for fine-tuning
         with a state that has counted them already. Until then, $\beta_t = 0$. Where it is
         negative, the decay begins as if $-t_0$ steps had been taken.
-    - `min_dim_size_to_factor`: the least size, at least 1, of the second largest axis of what is
-        factored.
+    - `min_dim_size_to_factor`: a parameter is factored if its second largest axis has at least this
+        size; at least 1.
     - `epsilon`: $\epsilon > 0$, added to the squares.
     - `decay_rate_fn`: gives $\beta_t$, in $[0, 1)$: a function
         `decay_rate_fn(step, decay_rate)` of $t - t_0$ and $d$; by default

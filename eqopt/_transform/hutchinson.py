@@ -205,13 +205,13 @@ class ScaleBySophia(AbstractTransformation[ScaleBySophiaState[State]], Generic[S
     - `b1`: the decay $\beta_1$ of the average gradient, in $[0, 1)$.
     - `b2`: the decay $\beta_2$ of the average curvature, in $[0, 1)$, for each estimate.
     - `eps`: the least denominator $\epsilon$, positive.
-    - `gamma`: the factor $\gamma$ of the curvature, positive. With a larger one more entries stay
-        within the limit; the paper wants between a tenth and a half of them to.
+    - `gamma`: the factor $\gamma$ of the curvature, positive. With a larger `gamma`, more entries
+        stay within the limit; the paper advises that between a tenth and a half of them do.
     - `clip_threshold`: the limit $\rho$, positive; `None` is none, and then a step is as large as
         `1 / eps` wherever no positive curvature has been seen.
     - `update_interval`: the number of steps between estimates of the curvature, at least 1.
     - `hessian_diagonal_fn`: makes the estimates: a transformation that replaces the updates by
-        them, given the gradient and what `update` was given; by default
+        them, given the gradient and the arguments of `update`; by default
         [`eqopt.HutchinsonEstimatorDiagHessian`][]. It is not computed in the steps between.
     - `mu_dtype`: the dtype of the average gradient $m$; `None` is the parameter's, and float32 for
         half precision.

@@ -112,7 +112,7 @@ class ScaleByLion(AbstractLeafwise[ScaleByLionState]):
         precision.
     - `mode`: what stands for the sign: [`eqopt.options.lion_hard`][],
         [`eqopt.options.lion_smooth`][], [`eqopt.options.lion_refined`][], or a function `mode(x,
-        beta)`. (`"hard"`, `"smooth"` and `"refined"` are understood too.)
+        beta)`. (`"hard"`, `"smooth"` and `"refined"` are accepted too.)
     - `smooth_beta`: the number that `mode` is given, positive.
 
     ??? cite "Reference"

@@ -36,7 +36,7 @@ def _madgrad(
     grad_sum_sq = plus(grad_sum_sq, times(weight, abs_sq(update)))
     s = plus(s, times(weight, update))
     size = plus(_safe_cbrt(grad_sum_sq), eps)
-    # Without `eps`, where no gradient has been. Asked this way, so that a NaN is not taken for
+    # Without `eps`, where no gradient has been. Written this way, so that a NaN is not taken for
     # nothing.
     nothing = lax.eq(size, lax.full_like(size, 0))
     average = divide(s, lax.select(nothing, lax.full_like(size, 1), size))

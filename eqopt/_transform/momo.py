@@ -169,8 +169,8 @@ class ScaleByMoMo(AbstractTransformation[ScaleByMoMoState]):
 
     **Arguments:**
 
-    - `learning_rate`: the largest step size, a number or a schedule, $\eta_t \ge 0$; rather too
-        large.
+    - `learning_rate`: the largest step size, a number or a schedule, $\eta_t \ge 0$; better too
+        large than too small.
     - `beta`: the decay of the averages, in $[0, 1)$.
     - `lower_bound`: the least value $f_0$ that the objective can have, or a bound below it. Where
         the objective goes below it, the steps end.
@@ -277,8 +277,8 @@ class ScaleByMoMoAdam(AbstractTransformation[ScaleByMoMoAdamState]):
 
     **Arguments:**
 
-    - `learning_rate`: the largest step size, a number or a schedule, $\eta_t \ge 0$; rather too
-        large.
+    - `learning_rate`: the largest step size, a number or a schedule, $\eta_t \ge 0$; better too
+        large than too small.
     - `b1`: the decay $\beta_1$ of the averages of gradients, values and products, in $[0, 1)$.
     - `b2`: the decay $\beta_2$ of the average squared gradient, in $[0, 1)$.
     - `eps`: added to the root of the average square, $\epsilon > 0$.

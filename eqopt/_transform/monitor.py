@@ -126,9 +126,9 @@ class Monitor(AbstractTransformation[MonitorState]):
 
     **Arguments:**
 
-    - `measures`: by name, functions of the updates (trees of arrays, with `None` for what is not
-        trained), which return arrays and numbers; [`eqopt.MeasureWithEMA`][]; or transformations,
-        of which what they make of the updates is measured.
+    - `measures`: by name, functions of the updates (trees of arrays, with `None` for leaves that
+        are not trained), which return arrays and numbers; [`eqopt.MeasureWithEMA`][]; or
+        transformations, of which what they make of the updates is measured.
 
     ```python
     opt = eqopt.Chain(

@@ -96,7 +96,7 @@ class ScaleByNovoGrad(AbstractLeafwise[ScaleByNovoGradState]):
     mu_dtype: np.dtype | None = eqx.field(converter=to_dtype("mu_dtype"), static=True, default=None)
 
     def init_state(self, params: Params, context: Context) -> ScaleByNovoGradState:
-        # Like sums, so that they live where their leaves do.
+        # Computed like sums, so that they are placed where their leaves are.
         sums = jax.tree.map(jnp.sum, params)
         return ScaleByNovoGradState(
             zero_count(), zeros_like(params, self.mu_dtype), zeros_like(sums, real=True)

@@ -41,8 +41,8 @@ class ScaleByPolyak(AbstractTransformation[EmptyState]):
     \gamma = \min\left(\frac{f - f_\star}{\|u\|^2 + \epsilon},\; \gamma_{\max}\right)$$
 
     with $f$ the objective's value at the parameters and the norm over all leaves together. Where
-    the denominator is at most $2^{-52}$, the step size is 0. The sign is kept: to go downhill, see
-    [`eqopt.PolyakSGD`][].
+    the denominator is at most $2^{-52}$, the step size is 0. The sign is not flipped: to go
+    downhill, see [`eqopt.PolyakSGD`][].
 
     **Arguments:**
 

@@ -114,7 +114,7 @@ class ScaleByRAdam(AbstractLeafwise[ScaleByRAdamState]):
     - `eps`: added to the root of the average square, $\epsilon \ge 0$.
     - `eps_root`: added under that root, $\bar\epsilon \ge 0$.
     - `threshold`: how many squares their average must amount to, $\rho \ge 0$, for a step to be
-        rescaled. What is below 4 counts as 4.
+        rescaled. Values below 4 count as 4.
     - `nesterov`: whether to look ahead, as Nesterov's momentum does.
 
     !!! note

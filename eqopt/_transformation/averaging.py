@@ -32,11 +32,11 @@ def incremental_update(new_tensors: Model, old_tensors: PyTree, step_size: Scala
     - `old_tensors`: the model that follows, of the same structure and shapes. Its inexact arrays
         are moved, and keep their dtype: an average in float32 may follow parameters in bfloat16.
     - `step_size`: the part $s$ of the way, in $[0, 1]$; it is data, and may be traced. With 0 and
-        with 1, a model that counts for nothing may hold NaN.
+        with 1, the model with weight 0 may hold NaN.
 
     **Returns:**
 
-    The moved model. All that is no inexact array is that of `new_tensors`.
+    The moved model. Leaves that are not inexact arrays come from `new_tensors`.
 
     **Raises:** a `ValueError` or `TypeError` that names the leaf that does not fit.
     """
@@ -47,20 +47,20 @@ def incremental_update(new_tensors: Model, old_tensors: PyTree, step_size: Scala
 def periodic_update(
     new_tensors: Model, old_tensors: PyTree, steps: StepsLike, update_period: StepsLike
 ) -> Model:
-    r"""Replaces a model by another every so many steps, and else keeps it.
+    r"""Replaces a model by another one every `update_period` steps, and otherwise keeps it.
 
     **Arguments:**
 
-    - `new_tensors`: the model to take where `steps` is a multiple of `update_period`: any PyTree.
-    - `old_tensors`: the model to keep elsewhere, of the same structure and shapes. Its arrays keep
-        their dtypes.
+    - `new_tensors`: the model to take if `steps` is a multiple of `update_period`: any PyTree. -
+        `old_tensors`: the model to keep otherwise, of the same structure and shapes. Its arrays
+        keep their dtypes.
     - `steps`: the number of steps taken; it is data, and may be traced.
     - `update_period`: how many steps there are between replacements, at least 1; data as well.
 
     **Returns:**
 
-    A model with the arrays of one of the two, integers and PRNG keys included. All that is no array
-    is that of `new_tensors`.
+    A model with the arrays of one of the two, integers and PRNG keys included. Leaves that are not
+    arrays come from `new_tensors`.
 
     **Raises:** a `ValueError` or `TypeError` that names the leaf that does not fit.
     """
@@ -70,7 +70,7 @@ def periodic_update(
 
 
 def _given(value: Any, kind: Any, convert: Any) -> Any:
-    """A number as data. One that is on the device is not waited for to be checked."""
+    """A number as data. A number on the device is not checked, because that would wait for it."""
     on_device = isinstance(value, jax.Array) and not isinstance(value, Tracer)
     if on_device and value.shape == () and jnp.issubdtype(value.dtype, kind):
         return value
@@ -127,7 +127,7 @@ def _increment(
     dtype = wider(new.dtype, old.dtype)
     rest = cast(size, real_dtype(dtype))
     x, y = cast(new, dtype), cast(old, dtype)
-    # Selected where one of them counts for nothing, for `0 * nan` is NaN.
+    # Selected where a weight is 0, because `0 * nan` is NaN.
     moved = jnp.where(rest == 0, y, jnp.where(rest == 1, x, ema(rest, y, x)))
     return narrowed(moved, np.dtype(old.dtype))
 

@@ -1,4 +1,4 @@
-"""What a transformation is, and the one door through which it is used."""
+"""The abstract transformation, and the front door `init`, `update` and `step`."""
 
 import abc
 import dataclasses
@@ -32,10 +32,10 @@ class EmptyState(eqx.Module):
 class AbstractTransformation(eqx.Module, Generic[State]):
     """A rule that turns gradients into updates.
 
-    A transformation is used through `init`, `update` and `step`, which take whole models. It is
-    written as `init_state` and `transform`, which see trees of arrays, and `None` for all else. The
-    first three check, compile, and hand over to the last two; transformations inside others are
-    called by the last two directly, so a composition is checked and compiled once.
+    Users call `init`, `update` and `step`, which take whole models. A writer defines `init_state`
+    and `transform`, which see trees of arrays, with `None` for other leaves. The first three check
+    and compile, and call the last two. A wrapper calls the last two of its inner transformation
+    directly, so a composition is checked and compiled once.
     """
 
     def init(
@@ -46,17 +46,17 @@ class AbstractTransformation(eqx.Module, Generic[State]):
         args: tuple[object, ...] = (),
         has_aux: bool = False,
     ) -> State:
-        """Gives the state to begin with.
+        """Makes the initial state.
 
         **Arguments:**
 
-        - `params`: the model: any PyTree. Its inexact arrays are what is trained.
-        - `value_fn`, `args`, `has_aux`: the objective, called `value_fn(params, *args)`. Only
-            line searches want them, and only to keep what `value_fn` returns beside its value.
+        - `params`: the model: any PyTree. Its inexact arrays are trained.
+        - `value_fn`, `args`, `has_aux`: the objective, called `value_fn(params, *args)`. Only line
+            searches use them, and only to make room for its aux in the state.
 
         **Returns:**
 
-        The state: arrays only, on the devices of the parameters, none shared with them.
+        The state: arrays only, on the devices of the parameters, sharing no buffer with them.
         """
         return compiled_call.call_objective(
             _init,
@@ -83,14 +83,14 @@ class AbstractTransformation(eqx.Module, Generic[State]):
 
         **Arguments:**
 
-        - `updates`: the gradients, exactly as `jax.grad` or `eqx.filter_grad` returns them, also of
-            complex parameters. A leaf, or a whole branch, may be `None`: it gets no update. Those
-            of half-precision parameters may be in float32.
+        - `updates`: the gradients, exactly as `jax.grad` or `eqx.filter_grad` returns them, also
+            for complex parameters. A leaf or a whole branch may be `None`: it gets no update.
+            Gradients of half-precision parameters may be in float32.
         - `state`: what `init` or the last `update` returned.
         - `params`: the model at which the gradients were taken.
         - `value`, `grad`, `value_fn`, `key`: the objective's value and gradient at `params`, the
-            objective as a function of `params`, and a PRNG key, for those that need them.
-        - `**extra`: for those that need them. Each reaches every transformation, however wrapped.
+            objective as a function of `params`, and a PRNG key, for transformations that need them.
+            - `**extra`: other arguments. They reach every transformation, also inside wrappers.
 
         **Returns:**
 
@@ -104,7 +104,7 @@ class AbstractTransformation(eqx.Module, Generic[State]):
         if isinstance(value_fn, ValueAndGradFromState):
             value_fn, argnums = value_fn.fun, value_fn.argnums
         if type(value) in (int, float):
-            # Strongly typed, so that a number and an array of JAX's are one and the same program.
+            # Strongly typed, so that a Python number and a JAX array use the same program.
             value = np.asarray(value, float_dtype())
         return compiled_call.call_objective(
             _update,
@@ -132,14 +132,13 @@ class AbstractTransformation(eqx.Module, Generic[State]):
     ) -> tuple[Model, State, AnyEvaluation]:
         """Evaluates the objective and its gradient, updates, and applies, in one compiled program.
 
-        Data belong in the arguments. If something changes that `fn` names (a closure, a global),
-        the program is compiled anew.
+        Pass data as arguments. If a closure or a global that `fn` names changes, the program is
+        compiled again.
 
         **Arguments:**
 
         - `fn`: the objective, called `fn(params, *args, **kwargs)`; it returns a real number, or
-            with `has_aux` a pair of it and anything else.
-        - `params`: the model.
+            with `has_aux` a pair `(value, aux)`. - `params`: the model.
         - `state`: what `init` or the last step returned.
         - `*args`, `**kwargs`: for `fn`. Numbers are data, like arrays; `True`, `False`, strings,
             and numbers within a Module are static. A keyword argument that `fn` does not take still
@@ -161,7 +160,7 @@ class AbstractTransformation(eqx.Module, Generic[State]):
         )
 
     def replace(self, **changes: object) -> Self:
-        """Gives a copy with other hyper-parameters: `opt.replace(learning_rate=0.1)`."""
+        """Returns a copy with other hyper-parameters: `opt.replace(learning_rate=0.1)`."""
         names = [f.name for f in dataclasses.fields(self)]
         for name in changes:
             if name not in names:
@@ -173,12 +172,12 @@ class AbstractTransformation(eqx.Module, Generic[State]):
 
     @abc.abstractmethod
     def init_state(self, params: Params, context: Context) -> State:
-        """The rule's first half: the state to begin with.
+        """The rule's first half: makes the initial state.
 
         **Arguments:**
 
-        - `params`: the parameters: inexact arrays, and `None` for all else.
-        - `context`: what else is known; see [`eqopt.writing.Context`][].
+        - `params`: the parameters: inexact arrays, and `None` for other leaves. - `context`: the
+            other arguments of `init`; see [`eqopt.writing.Context`][].
         """
 
     @abc.abstractmethod
@@ -189,12 +188,12 @@ class AbstractTransformation(eqx.Module, Generic[State]):
 
         **Arguments:**
 
-        - `updates`: what the transformation before this one made of the gradient: an array for each
-            parameter that has a gradient, else `None`. Their dtype is the parameter's or wider.
-            Complex updates point uphill: they are the conjugate of what `jax.grad` returns.
+        - `updates`: the output of the transformation before this one: an array for each parameter
+            that has a gradient, else `None`. Their dtype is the parameter's or wider. Complex
+            updates point uphill: they are the conjugate of the gradient from `jax.grad`.
         - `state`: the state.
         - `params`: the parameters, or `None` if the user gave none.
-        - `context`: what else the user gave; see [`eqopt.writing.Context`][].
+        - `context`: the user's other arguments; see [`eqopt.writing.Context`][].
         """
 
     def __pdoc__(self, **kwargs: object) -> wl.AbstractDoc:
@@ -205,15 +204,15 @@ class AbstractTransformation(eqx.Module, Generic[State]):
 
 
 class AbstractLeafwise(AbstractTransformation[State]):
-    """A transformation that does the same to every leaf, knowing nothing of the other leaves.
+    """A transformation that does the same to every leaf, without the other leaves.
 
-    It is written as `init_state` and `rule`. Links of this kind that follow each other in an
-    [`eqopt.Chain`][] are fused: each leaf goes through all of them in one call.
+    It is written as `init_state` and `rule`. Successive links of this kind in an [`eqopt.Chain`][]
+    are fused: each leaf goes through all of them in one call.
     """
 
     @abc.abstractmethod
     def rule(self, state: State, params: Params | None, context: Context) -> leafwise.Rule:
-        """Gives what to do to each leaf in this step."""
+        """Gives the rule for each leaf in this step."""
 
     def transform(
         self, updates: Updates, state: State, params: Params | None, context: Context
@@ -227,7 +226,7 @@ _compositions = IdentityMap()
 
 
 class AbstractOptimizer(AbstractTransformation[State]):
-    """A named composition: an optimizer that is nothing but other transformations, put together."""
+    """A named composition: an optimizer that is made only of other transformations."""
 
     @abc.abstractmethod
     def compose(self) -> AbstractTransformation[State]:
@@ -250,11 +249,11 @@ class AbstractSequence(AbstractTransformation[State]):
 
     @abc.abstractmethod
     def in_order(self) -> "tuple[AnyTransformation, ...]":
-        """Gives the links, the first to be applied first."""
+        """Gives the links, in the order in which they are applied."""
 
 
 class AbstractPerExample(AbstractTransformation[State]):
-    """Transforms gradients of single examples, which have one axis more, and checks them itself."""
+    """Transforms per-example gradients, which have one more axis, and checks them itself."""
 
 
 AnyTransformation: TypeAlias = AbstractTransformation[Any]
@@ -282,7 +281,7 @@ def children(transformation: AnyTransformation) -> dict[str, AnyTransformation]:
 
 
 def takes_examples(transformation: AnyTransformation) -> bool:
-    """Whether a transformation is given the gradients of single examples: whether its first is."""
+    """Whether a transformation, or the first one inside it, takes per-example gradients."""
     transformation = composed(transformation)
     if isinstance(transformation, AbstractSequence):
         return any(map(takes_examples, transformation.in_order()[:1]))
@@ -290,7 +289,7 @@ def takes_examples(transformation: AnyTransformation) -> bool:
 
 
 def check_transformation(name: str, x: object) -> None:
-    """Refuses what is no transformation, by the name of the argument."""
+    """Refuses an argument that is not a transformation, and names it."""
     if not isinstance(x, AbstractTransformation):
         raise TypeError(checks.no_transformation(name, x))
 
@@ -310,7 +309,7 @@ def check_state(transformation: AnyTransformation, state: object, name: str) -> 
         )
 
 
-# The bodies of the compiled programs: they run when tracing, and cost nothing a step.
+# The bodies of the compiled programs: they run during tracing, and cost a step nothing.
 
 
 def _init(
@@ -367,7 +366,8 @@ def _transform(
 ) -> tuple[PyTree, State]:
     examples = takes_examples(transformation)
     fitted = checks.conform_to(updates, params, "updates", any_shape=examples)
-    # `jax.grad` gives the conjugate of the direction of ascent. Here, once, for every rule.
+    # `jax.grad` gives the conjugate of the direction of ascent. Conjugated here, once, for all
+    # rules.
     out, state = transformation.transform(conj(fitted), state, params, context)
     return round_like(out, fitted if params is None else params), state
 
@@ -381,7 +381,7 @@ def step(
     kwargs: dict[str, object],
     has_aux: bool,
 ) -> tuple[Model, State, AnyEvaluation]:
-    """The whole step, uncompiled: for loops that compile it as part of more."""
+    """The whole step, uncompiled: for loops that compile it in a larger program."""
     check_state(transformation, state, "state")
     trained, rest = split(model, "params")
     objective = Objective(fn, rest, args, kwargs=accepted(fn, kwargs), has_aux=has_aux)

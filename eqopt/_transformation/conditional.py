@@ -1,4 +1,4 @@
-"""What the wrappers share that apply what is inside them only now and then."""
+"""Shared by wrappers that apply their inner transformation only at some steps."""
 
 from typing import Any
 
@@ -25,15 +25,15 @@ def apply_when(
     *,
     pass_on: bool = False,
 ) -> tuple[Updates, State]:
-    """Applies `inner` if the condition holds. If not, nothing of it is computed.
+    """Applies `inner` if the condition holds; otherwise `inner` is not computed.
 
-    The state then stays as it is, and the updates are zeros, or with `pass_on` what they were.
+    The state then stays as it is, and the updates are zeros, or unchanged with `pass_on`.
     """
 
     def transform(updates: Updates, state: State) -> tuple[Updates, State]:
         return inner.transform(updates, state, params, context)
 
-    # Traced once: for the dtypes, which may be wider than those of the updates, and for the branch.
+    # Traced once, for the branch and for the output dtypes, which may be wider than the updates'.
     traced = eqx.filter_closure_convert(transform, updates, state)
     shapes, _ = jax.eval_shape(lambda u, s: traced(u, s), updates, state)
     leaves, treedef = checks.flatten(updates)

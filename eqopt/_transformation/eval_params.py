@@ -1,4 +1,4 @@
-"""The parameters to evaluate with, where they are not those that are trained."""
+"""The parameters to evaluate with, if they differ from the trained parameters."""
 
 import abc
 from typing import Any, Generic
@@ -15,10 +15,10 @@ from .._jit import compiled_call, partition
 
 
 class AbstractEvalState(eqx.Module):
-    """The state of a transformation that knows better parameters to evaluate with than those that
-    it trains, such as their average.
+    """The state of a transformation that has better parameters to evaluate with than the trained
+    parameters, such as their average.
 
-    [`eqopt.eval_params`][] finds it by its type, wherever in a state it is.
+    [`eqopt.eval_params`][] finds it by its type, anywhere in a state.
     """
 
     @abc.abstractmethod
@@ -27,11 +27,11 @@ class AbstractEvalState(eqx.Module):
 
         **Arguments:**
 
-        - `params`: the parameters that are trained: inexact arrays, and `None` for all else.
+        - `params`: the trained parameters: inexact arrays, and `None` for other leaves.
 
         **Returns:**
 
-        A tree like the parameters, with `None` for those that are to be evaluated as they are.
+        A tree like the parameters, with `None` for parameters to evaluate as they are.
         """
 
 
@@ -40,7 +40,7 @@ class LookaheadParams(eqx.Module, Generic[Model]):
 
     **Arguments:**
 
-    - `fast`: the model that is trained, at which gradients are taken.
+    - `fast`: the trained model, at which gradients are taken.
     - `slow`: the model to evaluate with.
     """
 
@@ -49,7 +49,7 @@ class LookaheadParams(eqx.Module, Generic[Model]):
 
     @classmethod
     def init_synced(cls, params: Tree) -> "LookaheadParams[Tree]":
-        """Gives a model twice, its arrays copied.
+        """Makes both from one model, and copies its arrays.
 
         **Arguments:**
 
@@ -61,7 +61,7 @@ class LookaheadParams(eqx.Module, Generic[Model]):
         )
 
     def gradient(self, tree: PyTree) -> PyTree:
-        """Takes a gradient at the fast parameters for one that says nothing of the slow ones."""
+        """Extends a gradient at the fast parameters by `None` for the slow parameters."""
         if tree is None or isinstance(tree, LookaheadParams):
             return tree
         return LookaheadParams(tree, None)
@@ -70,9 +70,9 @@ class LookaheadParams(eqx.Module, Generic[Model]):
 def eval_params(params: Model, state: PyTree) -> Model:
     """Gives the parameters to evaluate with: slow, averaged, or those of a schedule-free optimizer.
 
-    They are found in the state by type, however deep within wrappers. Of transformations within
-    one another, each of which has some, the outermost decides; one that is masked does so for its
-    own leaves only. Where the state knows of none, the parameters are given back as they are.
+    They are found in the state by type, also deep inside wrappers. If nested transformations each
+    have such parameters, the outermost decides; a masked transformation decides for its own leaves
+    only. Where the state has none, the parameters are returned unchanged.
 
     ```python
     import equinox as eqx, eqopt, jax, jax.numpy as jnp
@@ -86,17 +86,16 @@ def eval_params(params: Model, state: PyTree) -> Model:
 
     **Arguments:**
 
-    - `params`: the model: any PyTree. Of [`eqopt.LookaheadParams`][], the fast parameters are
-        replaced by the slow ones.
+    - `params`: the model: any PyTree. In [`eqopt.LookaheadParams`][], the fast parameters are
+        replaced by the slow parameters.
     - `state`: the state of the optimizer, as the last step returned it.
 
     **Returns:**
 
-    A model of the same type, in the same dtypes. What has been replaced shares no buffer with the
-    state.
+    A model of the same type, in the same dtypes. Replaced arrays share no buffer with the state.
 
     **Raises:** a `ValueError` if the state was made for other parameters, or if two transformations
-    that are not within one another have parameters to evaluate with for one leaf.
+    that are not nested have parameters to evaluate with for the same leaf.
     """
     states = _outermost(state)
     if not states:
@@ -106,7 +105,7 @@ def eval_params(params: Model, state: PyTree) -> Model:
 
 
 def known(params: Params, state: PyTree) -> Params:
-    """The parameters to evaluate with that a state knows of; `None` for all others."""
+    """The parameters to evaluate with in a state; `None` for all others."""
     leaves, treedef = checks.flatten(params)
     merged: list[object] = [None] * len(leaves)
     for found in _outermost(state):
@@ -124,7 +123,7 @@ def known(params: Params, state: PyTree) -> Params:
 
 
 def check_like(tree: PyTree, params: Params, name: str) -> PyTree:
-    """Refuses what a state remembers of other parameters, by the name of the leaf."""
+    """Refuses a state that was made for other parameters, and names the leaf."""
     return checks.conform_to(tree, params, name, any_dtype=True)
 
 
@@ -144,7 +143,8 @@ def _replaced(arrays: PyTree, states: list[AbstractEvalState]) -> PyTree:
     leaves, treedef = checks.flatten(arrays)
     trained = treedef.unflatten([x if checks.is_inexact(x) else None for x in leaves])
     found, _ = checks.flatten(known(trained, states))
-    # Copied: what a program merely passes on keeps its buffer, which the next step may donate.
+    # Copied: an array that a program returns unchanged keeps its buffer, which the next step may
+    # donate.
     return treedef.unflatten(
         [x if y is None else jnp.copy(y) for x, y in zip(leaves, found, strict=True)]
     )

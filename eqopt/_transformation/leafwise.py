@@ -1,9 +1,9 @@
-"""Rules that treat every leaf alike: a kernel from arrays to arrays, mapped over the trees.
+"""Runs rules that do the same to every leaf, written as a kernel from arrays to arrays.
 
-A step of Adam is the same few operations on each of perhaps a thousand leaves. They are written
-once, for one leaf (the *kernel*), and traced once for each distinct shape and dtype. Kernels of
-links that follow each other are fused: a leaf goes through all of them in one call, in the wide
-dtype throughout, and is rounded once, at the front door.
+In: a list of rules, the updates and the parameters. Out: the new updates and each rule's new state.
+It exists because a model may have a thousand leaves, and tracing is slow: a kernel is written for
+one leaf, and traced once for each distinct shape and dtype. Kernels of successive links are fused:
+a leaf passes all of them in one call, in the wide dtype, and is rounded once, at the front door.
 """
 
 import dataclasses
@@ -32,15 +32,15 @@ class Rule:
         update, or `(update, *trees)` if there are trees; with `needs_params`,
         `kernel(update, param, *trees, *scalars)`. Its arrays arrive in one dtype, at least
         float32; what it returns for the trees is cast back to the dtype they are kept in.
-    - `state`: the state after the step, but for the trees.
+    - `state`: the state after the step, except for the trees.
     - `trees`: names of the fields of `state` that hold one array for each parameter.
     - `scalars`: numbers of this step (rates, bias corrections), computed once for all leaves.
     - `needs_params`: whether the kernel takes the parameter.
-    - `options`: hashable objects that the kernel is given first, before the update.
+    - `options`: hashable objects that the kernel takes first, before the update.
     - `mask`: a tree of Python booleans like the parameters, or `None`; where it is `False`, the
         rule leaves the update and its trees as they are.
-    - `shapes`: gives, for a parameter's shape, those of its arrays in `trees`, and `None` for an
-        array that is not there; `None` if all have the parameter's shape.
+    - `shapes`: maps a parameter's shape to the shapes of its arrays in `trees`, with `None` for a
+        missing array; `None` if all arrays have the parameter's shape.
     """
 
     kernel: Function
@@ -54,17 +54,16 @@ class Rule:
 
     @property
     def program(self) -> tuple[Function, tuple[object, ...], bool, bool]:
-        """What of the rule is static."""
+        """The static part of the rule."""
         return self.kernel, self.options, self.needs_params, bool(self.trees)
 
 
-# What is static of the rules that one leaf goes through: kernel, options, needs_params, and whether
-# there are trees.
+# The static part of the rules of one leaf: kernel, options, needs_params, whether there are trees.
 _Program = tuple[tuple[Function, tuple[object, ...], bool, bool], ...]
-# Of one leaf: the update, the parameter, and for each rule its trees' arrays; what becomes of them.
+# One leaf's update, parameter, and arrays in each rule's trees; and the new update and arrays.
 _Leaf = tuple[Array, Array | None, tuple[tuple[Array | None, ...], ...]]
 _Result = tuple[Array, tuple[tuple[Array | None, ...], ...]]
-# Of one leaf: the program, the dtype it runs in, and which of the tuples of scalars it is given.
+# One leaf's program, the dtype it runs in, and the index of its tuple of scalars.
 _Spec = tuple[_Program, np.dtype, int]
 
 
@@ -78,9 +77,9 @@ class _Kind:
 
 
 def run(rules: Sequence[Rule], updates: PyTree, params: PyTree | None) -> tuple[PyTree, Leaves]:
-    """Applies the rules to each leaf, one after the other; gives the updates and the states.
+    """Applies the rules to each leaf, one after the other; returns the updates and the states.
 
-    A leaf whose update is `None` is passed over: its update stays `None`, and its state as it was.
+    A leaf whose update is `None` is skipped: its update and its state stay as they are.
     """
     leaves, treedef = checks.flatten(updates)
     param_leaves = leaves if params is None else treedef.flatten_up_to(params)
@@ -102,7 +101,7 @@ def run(rules: Sequence[Rule], updates: PyTree, params: PyTree | None) -> tuple[
             continue
         moments = [column[i] for j in active for column in columns[j] if column[i] is not None]
         arrays = [param_leaves[i], *moments]
-        # Their shapes, which have been checked, and which of them are not there, follow from this.
+        # The shapes of the state's arrays, and which are missing, follow from this key.
         key = (active, leaf.shape, leaf.dtype, *[x.dtype for x in arrays])
         if key not in kinds:
             program = tuple([programs[j] for j in active])

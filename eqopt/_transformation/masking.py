@@ -17,12 +17,12 @@ from .._objective.objective import Context
 from ..selectors._selector import AbstractSelector
 from .base import AnyTransformation
 
-# A part of the parameters: whether each leaf, in order, belongs to it.
+# A choice of parameters: a boolean for each leaf, in order.
 Chosen = tuple[bool, ...]
 
 
 def resolved(mask: AbstractSelector, params: Params) -> Chosen:
-    """Which leaves a mask chooses."""
+    """For each leaf, whether a mask chooses it."""
     leaves, _ = checks.flatten(mask.select(params))
     return tuple(leaves)
 
@@ -34,7 +34,7 @@ def check_mask(
     updates: Updates,
     params: Params | None,
 ) -> None:
-    """Refuses a mask that chooses other parameters than the one that the state was made for."""
+    """Refuses a mask that chooses other parameters than the mask in `init` did."""
     changed = first_change(before, resolve, updates, params)
     if changed is not None:
         path, then, now = changed
@@ -51,14 +51,14 @@ def first_change(
     updates: Updates,
     params: Params | None,
 ) -> tuple[str, object, object] | None:
-    """The first parameter that is assigned otherwise than when the state was made, if there is one.
+    """The first parameter whose assignment has changed since the state was made, or `None`.
 
-    Gives its path, and what it was assigned to then, and is now.
+    Gives its path, its assignment then, and its assignment now.
 
     **Arguments:**
 
-    - `before`: what each leaf was assigned to then.
-    - `resolve`: gives the same now, from a tree like the parameters.
+    - `before`: each leaf's assignment when the state was made. - `resolve`: gives the present
+        assignments, from a tree like the parameters.
     """
     name, tree = ("updates", updates) if params is None else ("params", params)
     for own, x in (("updates", updates), (name, tree)):
@@ -73,8 +73,8 @@ def no_updates(updates: Updates, params: Params | None, context: Context) -> Upd
     """Zeros for the updates.
 
     Within a larger program they are constants: the compiler then computes no gradient of a frozen
-    parameter, and leaves the parameter untouched. Updates that are the result of a program of
-    their own live where the parameters live.
+    parameter, and leaves the parameter untouched. If the updates are a program's result, they are
+    placed like the parameters.
     """
     whole = context.whole
     within = compiled_call.is_inside_trace() or (whole is not None and whole.evaluation is not None)
@@ -90,19 +90,20 @@ def no_updates(updates: Updates, params: Params | None, context: Context) -> Upd
 
 
 def others(chosen: Chosen) -> Chosen:
-    """The rest of the leaves."""
+    """The complement: the leaves that are not chosen."""
     return tuple(not c for c in chosen)
 
 
 def hide(tree: PyTree, chosen: Chosen, *, name: str = "updates") -> PyTree:
-    """The tree, with `None` for what is not chosen; a `ValueError` if it has other leaves."""
+    """The tree, with `None` for leaves that are not chosen; a `ValueError` if it has other
+    leaves."""
     leaves, treedef = checks.flatten(tree)
     checks.check_num_leaves(leaves, len(chosen), name)
     return treedef.unflatten([x if c else None for x, c in zip(leaves, chosen, strict=True)])
 
 
 def narrow(context: Context, params: Params | None, chosen: Chosen) -> Context:
-    """What of the context concerns the chosen parameters."""
+    """The context, restricted to the chosen parameters."""
     grad: object = None if context.grad is None else hide(context.grad, chosen, name="grad")
     objective = context.value_fn
     if objective is not None and params is not None:
@@ -143,6 +144,6 @@ def transform_part(
 def is_like(x: Any, tree: PyTree) -> bool:
     """Whether an extra argument is a tree like the parameters.
 
-    A number is not one, not even where there is but one parameter, a number too.
+    A number is not such a tree, even if the only parameter is a number.
     """
     return checks.like(x, tree) and not (checks.is_array(x) and x.shape == ())

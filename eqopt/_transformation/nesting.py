@@ -1,4 +1,4 @@
-"""Which transformations make no sense within which."""
+"""Which transformations make no sense inside which wrappers."""
 
 import abc
 import enum
@@ -13,7 +13,7 @@ from .base import AbstractTransformation, AnyTransformation, children, composed
 
 
 class Requirement(enum.Enum):
-    """What a transformation takes for granted of those around it."""
+    """What a transformation requires from the transformations around it."""
 
     MOVES = "takes it that the parameters move by its updates, and by nothing else"
     EXACT = "takes it that the parameters are, to the last bit, what its updates make of them"
@@ -27,11 +27,11 @@ class Requirement(enum.Enum):
 
 
 class AbstractConstrained(AbstractTransformation[State]):
-    """A transformation that makes no sense within some others."""
+    """A transformation that makes no sense inside some wrappers."""
 
     @abc.abstractmethod
     def requirements(self) -> frozenset[Requirement]:
-        """What it needs of those around it."""
+        """Its requirements."""
 
 
 def check_nesting(
@@ -41,14 +41,14 @@ def check_nesting(
     *,
     of_a_part: bool = True,
 ) -> None:
-    """Refuses, when it is built, a wrapper around what makes no sense within it.
+    """Refuses, when a wrapper is built, an inner transformation that makes no sense inside it.
 
     **Arguments:**
 
     - `owner`: the wrapper.
-    - `inner`: what is in it.
-    - `broken`: the needs that go unmet there, and why.
-    - `of_a_part`: whether to look into what transforms a part of the parameters.
+    - `inner`: the transformation inside it. - `broken`: the requirements that the wrapper breaks,
+        each with the reason. - `of_a_part`: whether to look into transformations of a part of the
+        parameters.
     """
     for part in () if is_rebuilding() else _parts(inner, of_a_part):
         if isinstance(part, AbstractConstrained):
@@ -58,7 +58,7 @@ def check_nesting(
 
 
 def requirements_within(transformation: AnyTransformation) -> frozenset[Requirement]:
-    """What a transformation and those within it need."""
+    """The requirements of a transformation and of those inside it."""
     parts = _parts(transformation, True)
     return frozenset().union(
         *(x.requirements() for x in parts if isinstance(x, AbstractConstrained))
@@ -66,7 +66,7 @@ def requirements_within(transformation: AnyTransformation) -> frozenset[Requirem
 
 
 def refuse_selectors(owner: AnyTransformation, inner: AnyTransformation, why: str) -> None:
-    """Refuses a wrapper, in which the parameters are not as they were, around what chooses some."""
+    """Refuses a selector inside a wrapper that changes the form of the parameters."""
     for part in () if is_rebuilding() else _parts(inner, True):
         if _selects(part):
             raise _senseless(owner, part, "chooses parameters as they are in the model", why)
@@ -80,7 +80,7 @@ def _senseless(
 
 
 def _parts(transformation: AnyTransformation, of_a_part: bool) -> Iterator[AnyTransformation]:
-    """A transformation, and those within it."""
+    """A transformation, and all transformations inside it."""
     yield transformation
     within = composed(transformation)
     if within is not transformation:
@@ -91,7 +91,7 @@ def _parts(transformation: AnyTransformation, of_a_part: bool) -> Iterator[AnyTr
 
 
 def _selects(transformation: AnyTransformation) -> bool:
-    """Whether it holds a selector, and not only what is within it."""
+    """Whether the transformation itself holds a selector, not only one inside it."""
 
     def is_leaf(x: object) -> bool:
         inner = x is not transformation and isinstance(x, AbstractTransformation)

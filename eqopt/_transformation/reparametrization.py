@@ -1,4 +1,4 @@
-"""A transformation of the parameters in another form."""
+"""Transformations that see the parameters in another form, such as one long vector."""
 
 import abc
 import dataclasses
@@ -17,15 +17,15 @@ from .masking import is_like
 
 
 class AbstractReparametrization(eqx.Module):
-    """Another form of the parameters, and of all trees like them."""
+    """Another form of the parameters, and of trees like the parameters."""
 
     @abc.abstractmethod
     def pack(self, tree: PyTree) -> PyTree:
-        """Gives a tree the other form."""
+        """Converts a tree to the other form."""
 
     @abc.abstractmethod
     def unpack(self, packed: PyTree, like: PyTree) -> PyTree:
-        """The way back, to a tree like another one; with `None` where that has `None`."""
+        """Converts back, to a tree like `like`, with `None` where `like` has `None`."""
 
 
 def init_in(
@@ -59,7 +59,7 @@ def eval_params_in(form: AbstractReparametrization, params: Params, inner_state:
     found = known(packed, inner_state)
     if not jax.tree.leaves(found):
         return jax.tree.map(lambda _: None, params)
-    # Of a vector, all is known or nothing; of a pair, what is not known stays as it is.
+    # A vector is known as a whole or not at all; in a pair, an unknown part stays as it is.
     return form.unpack(eqx.combine(found, packed), params)
 
 
@@ -70,7 +70,7 @@ def context_in(
     context: Context,
     packed: PyTree | None = None,
 ) -> Context:
-    """What the context is in another form; the parameters are `packed` there, if that is given."""
+    """The context in another form; `packed`, if given, is the parameters in that form."""
     extra = {
         name: form.pack(x) if is_like(x, like) and _is_inexact(x) else x
         for name, x in context.extra.items()
@@ -79,8 +79,8 @@ def context_in(
     value_fn, whole = context.value_fn, context.whole
     if params is not None:
         outer = whole or FullProblem(params, value_fn)
-        # All parameters there are, to those inside, are the ones in the other form: a line search
-        # within moves just these, and the others stay where they are.
+        # Inside, the parameters in the other form are all parameters: a line search moves only
+        # these, and the others stay where they are.
         objective = outer.objective
         if objective is not None:
             value_fn = objective = _in_form(form, objective, params, outer.params)
@@ -99,7 +99,7 @@ def _is_inexact(tree: PyTree) -> bool:
 
 
 def _pack_raw(form: AbstractReparametrization, grad: PyTree, shown: PyTree) -> PyTree:
-    # A gradient as `jax.grad` gives it. Its conjugate is the one that may be taken apart.
+    # A gradient as `jax.grad` gives it. Only its conjugate may be converted.
     return conj(form.pack(conj(mask_like(shown, grad))))
 
 
@@ -116,7 +116,8 @@ class _Formed(eqx.Module):
         return value if self.objective.has_aux is False else (value, aux)
 
     def evaluate(self, packed: PyTree) -> AnyEvaluation:
-        # Not differentiated through: the transpose of a slice is as long as the whole vector.
+        # The gradient is not taken through the slices: the transpose of each is as long as the
+        # vector.
         found = self.objective.evaluate(self.model(packed))
         return Evaluation(found.value, _pack_raw(self.form, found.grad, self.shown), found.aux)
 

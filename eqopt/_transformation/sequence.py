@@ -15,7 +15,7 @@ def check_links(owner: AnyTransformation, links: Sequence[AnyTransformation]) ->
     """Refuses links in an order that makes no sense."""
     after = "the links after it change them. Put it last, or around the chain"
     for link in links[:-1]:
-        # After what transforms a part, a link may be for the other part.
+        # After a transformation of some parameters, a link may be for the others.
         check_nesting(owner, link, {Requirement.MOVES: after}, of_a_part=False)
     for link in links[1:]:
         check_nesting(owner, link, {Requirement.GRADIENT: "put it first, or around the chain"})
@@ -29,7 +29,7 @@ def transform_links(
     params: Params | None,
     context: Context,
 ) -> tuple[Updates, list[PyTree]]:
-    """Applies links one after the other, those fused that treat each leaf alike.
+    """Applies links one after the other, and fuses leafwise links.
 
     The states' names are for messages.
     """

@@ -40,10 +40,10 @@ class ConditionallyTransform(
 
     - `inner`: the transformation.
     - `should_transform_fn`: called with the number of calls so far, an int32 of shape `()`; returns
-        whether to apply the transformation, a boolean of shape `()`. A function is static: one that
-        is made anew is compiled anew. A Module is a tree: its arrays are data.
-    - `forward_extra_args`: whether `should_transform_fn` is also given, by name, those of `value`,
-        `grad`, `value_fn`, `key` and the other extra arguments that it takes and the user gave.
+        whether to apply the transformation, a boolean of shape `()`. A function is static: a new
+        function object is compiled again. A Module is a tree: its arrays are data.
+    - `forward_extra_args`: whether `should_transform_fn` is also given extra arguments by name:
+        `value`, `grad`, `value_fn`, `key` and others, if it takes them and the user gave them.
 
     Raises a `TypeError` if `should_transform_fn` does not return one boolean.
     """
@@ -95,10 +95,10 @@ class ConditionallyMask(AbstractTransformation[ConditionallyMaskState[State]], G
 
     - `inner`: the transformation.
     - `should_transform_fn`: called with the number of calls so far, an int32 of shape `()`; returns
-        whether to apply the transformation, a boolean of shape `()`. A function is static: one that
-        is made anew is compiled anew. A Module is a tree: its arrays are data.
-    - `forward_extra_args`: whether `should_transform_fn` is also given, by name, those of `value`,
-        `grad`, `value_fn`, `key` and the other extra arguments that it takes and the user gave.
+        whether to apply the transformation, a boolean of shape `()`. A function is static: a new
+        function object is compiled again. A Module is a tree: its arrays are data.
+    - `forward_extra_args`: whether `should_transform_fn` is also given extra arguments by name:
+        `value`, `grad`, `value_fn`, `key` and others, if it takes them and the user gave them.
 
     Raises a `TypeError` if `should_transform_fn` does not return one boolean.
     """

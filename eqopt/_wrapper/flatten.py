@@ -134,9 +134,8 @@ class Flatten(AbstractTransformation[FlattenState[State]], Generic[State]):
     The updates come back leaf by leaf. A transformation that does the same to every number does the
     same as without; where there are many small parameters, its program is shorter.
 
-    The gradient `grad` and every extra argument that is a tree of inexact arrays like the
-    parameters are given to `inner` as such vectors too, and the objective `value_fn` as a function
-    of them.
+    The gradient `grad` and extra arguments that are trees of inexact arrays like the parameters are
+    given to `inner` as such vectors too, and the objective `value_fn` as a function of them.
 
     !!! warning
         Inside, all parameters are vectors, without paths and without dimensions. What asks for

@@ -43,7 +43,7 @@ class Freeze(AbstractTransformation[EmptyState]):
     mask: AbstractSelector = eqx.field(converter=as_selector)
 
     def init_state(self, params: Params, context: Context) -> EmptyState:
-        self.mask.select(params)  # so that a mask that does not fit is refused at once
+        self.mask.select(params)  # so that a wrong mask raises at once
         return EmptyState()
 
     def transform(

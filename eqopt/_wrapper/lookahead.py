@@ -89,8 +89,8 @@ class Lookahead(AbstractConstrained[LookaheadState[State]], Generic[State]):
     used), and a `value_fn` is a function of the pair.
 
     !!! warning
-        It must see the updates as they are applied: it goes around the whole optimizer, or last
-        into a chain.
+        It must see the updates as they are applied: put it around the whole optimizer, or last in a
+        chain.
 
     **Arguments:**
 
@@ -147,7 +147,7 @@ class Lookahead(AbstractConstrained[LookaheadState[State]], Generic[State]):
         updates, fast_state = self.fast_optimizer.transform(
             updates, state.fast_state, params, context
         )
-        # Not `==`: the period may have been made shorter on the way.
+        # Not `==`: the period may have been made shorter during training.
         sync = state.steps_since_sync >= jnp.asarray(self.sync_period) - 1
         scalars, options = (sync.astype(np.float32), self.slow_step_size), (beside,)
         if pair is None:

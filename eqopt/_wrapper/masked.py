@@ -17,7 +17,8 @@ class MaskedState(eqx.Module, Generic[State]):
 
     **Arguments:**
 
-    - `inner_state`: the state of the inner transformation, with `None` for what is masked out.
+    - `inner_state`: the state of the inner transformation, with `None` for parameters that are
+        masked out.
     - `chosen`: whether each leaf of the parameters, in order, is chosen. Static.
     """
 
@@ -40,8 +41,8 @@ class Masked(AbstractTransformation[MaskedState[State]], Generic[State]):
     - `mask_compatible_extra_args`: whether extra arguments that are trees like the parameters are
         masked too.
 
-    The inner transformation sees `None` for what is masked out; an objective, in `value_fn`, is
-    still called with all parameters.
+    The inner transformation sees `None` for parameters that are masked out; an objective, in
+    `value_fn`, is still called with all parameters.
 
     Raises a `ValueError` that names the leaf if the mask does not fit the parameters, or chooses
     others than it did in `init`.

@@ -57,8 +57,8 @@ class Mechanize(AbstractConstrained[MechanizeState[State]], Generic[State]):
     A schedule of the base optimizer's learning rate keeps its shape; let its peak be 1.
 
     !!! warning
-        It must see the updates as they are applied: it goes around the whole optimizer, or last
-        into a chain. Parameters that are changed in any other way are taken for its own doing.
+        It must see the updates as they are applied: put it around the whole optimizer, or last in a
+        chain. Parameters that are changed in any other way are taken for its own doing.
 
     **Arguments:**
 

@@ -65,8 +65,8 @@ class ParamEMA(AbstractConstrained[ParamEMAState[State]], Generic[State]):
     $\delta^t$.
 
     !!! warning
-        It must see the updates as they are applied: it goes around the whole optimizer, or last
-        into a chain.
+        It must see the updates as they are applied: put it around the whole optimizer, or last in a
+        chain.
 
     **Arguments:**
 

@@ -252,7 +252,7 @@ class _TreeLabels(_AbstractLabels):
     structure: TreeDef = eqx.field(static=True)
 
     def __reduce__(self) -> tuple[object, ...]:
-        # By the tree: the structures of Modules do not survive being copied by themselves.
+        # Through the tree: the structure of a Module cannot be copied on its own.
         return _tree_labels, (self.structure.unflatten(self.labels),)
 
     def resolve(self, params: Params) -> list[Label]:

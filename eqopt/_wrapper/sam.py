@@ -170,7 +170,7 @@ class SAM(AbstractConstrained[SAMState[_Outer, _Inner]], Generic[_Outer, _Inner]
             out, adv_state = self.adv_optimizer.transform(updates, state.adv_state, params, context)
             return widened(_negative(out)), state.opt_state, adv_state
 
-        # Not `==`: the period may have been made shorter on the way.
+        # Not `==`: the period may have been made shorter during training.
         last = state.steps_since_sync >= jnp.asarray(self.sync_period) - 1
         updates, opt_state, adv_state = lax.cond(last, real, adversarial)
         num_steps = jnp.where(last, 0, increment(state.steps_since_sync))

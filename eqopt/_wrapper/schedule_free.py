@@ -137,7 +137,7 @@ class ScheduleFree(AbstractConstrained[ScheduleFreeState[State]], Generic[State]
     def init_state(self, params: Params, context: Context) -> ScheduleFreeState[State]:
         return ScheduleFreeState(
             count=zero_count(),
-            # Made by an operation: a compiled program passes on what it was given.
+            # Made by an operation: a compiled program may return its input buffer.
             b1=jnp.copy(as_real(self.b1)),
             weight_sum=jnp.zeros_like(as_real(self.b1)),
             max_lr=jnp.zeros_like(as_real(self.b1)),

@@ -51,8 +51,8 @@ class Adafactor(AbstractOptimizerDef[_State]):
         `None` is no limit.
     - `weight_decay_rate`: the decay, not negative; `None` is none. It is not multiplied by the
         rate.
-    - `min_dim_size_to_factor`: the least size, at least 1, of the second largest axis of what is
-        factored.
+    - `min_dim_size_to_factor`: a parameter is factored if its second largest axis has at least this
+        size; at least 1.
     - `epsilon1`: added to the squares, positive.
     - `epsilon2`: the least factor by which a parameter's size counts, not negative.
     - `dtype_momentum`: the dtype of the updates' average; `None` is the parameter's, and float32

@@ -82,8 +82,8 @@ class AdaBelief(AbstractOptimizerDef[_BeliefState]):
 
 
 class LAMB(AbstractOptimizerDef[_LAMBState]):
-    """Steps as [`eqopt.flax_optim.Adam`][] does, by a length in proportion to that of each
-    parameter.
+    """Steps as [`eqopt.flax_optim.Adam`][] does, with a length in proportion to each parameter's
+    length.
 
     It is a chain of [`eqopt.ScaleByAdam`][], [`eqopt.AddDecayedWeights`][],
     [`eqopt.ScaleByTrustRatio`][] and [`eqopt.ScaleByLearningRate`][].
@@ -98,7 +98,8 @@ class LAMB(AbstractOptimizerDef[_LAMBState]):
         each step.
     - `beta1`: the decay of the average gradient, in $[0, 1)$.
     - `beta2`: the decay of the average squared gradient, in $[0, 1)$.
-    - `weight_decay`: the decay, not negative; part of what is made as long as the parameter.
+    - `weight_decay`: the decay, not negative; the decayed weights are scaled together with the
+        update.
     - `eps`: added to the root of the average square, not negative.
     """
 

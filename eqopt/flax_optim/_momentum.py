@@ -65,7 +65,8 @@ class Momentum(AbstractOptimizerDef[_MomentumState]):
 
 
 class LARS(AbstractOptimizerDef[_LARSState]):
-    r"""Steps by the gradient, by a length in proportion to that of each parameter, with momentum.
+    r"""Steps by the gradient, with a length in proportion to each parameter's length, with
+    momentum.
 
     It is a chain of [`eqopt.ScaleByTrustRatio`][], [`eqopt.ScaleByLearningRate`][] and
     [`eqopt.Trace`][].
@@ -80,8 +81,8 @@ class LARS(AbstractOptimizerDef[_LARSState]):
         each step.
     - `beta`: the momentum's factor, in $[0, 1]$.
     - `weight_decay`: the decay, not negative. It is added to the gradient.
-    - `trust_coefficient`: the length of a step, over that of the parameter, at a rate of 1; not
-        negative. A parameter or a gradient of zero has the ratio 1 instead.
+    - `trust_coefficient`: the ratio of a step's length to the parameter's length at a rate of 1;
+        not negative. A parameter or a gradient of zero has the ratio 1 instead.
     - `eps`: added to the norms in the denominator, not negative.
     - `nesterov`: whether the momentum is Nesterov's.
     """

@@ -114,8 +114,8 @@ class FromOptax(AbstractTransformation[FromOptaxState]):
 
     **Arguments:**
 
-    - `transformation`: the `optax.GradientTransformation`. It is static: one that is made anew is
-        compiled anew. To change a number without compiling, use `optax.inject_hyperparams`, or a
+    - `transformation`: the `optax.GradientTransformation`. It is static: a new object is compiled
+        again. To change a number without compiling, use `optax.inject_hyperparams`, or a
         transformation of eqopt's.
 
     Raises a `TypeError` for what is no transformation of optax's, and a `ValueError` that names the

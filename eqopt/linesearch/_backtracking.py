@@ -41,8 +41,8 @@ class ScaleByBacktrackingLinesearch(AbstractLinesearch[_Backtracking]):
         value and gradient in the state and need not evaluate them.
     - `verbose`: whether each search is printed.
 
-    Its `update` needs `params`, `value`, `grad` and `value_fn`; what `value_fn` takes beside the
-    parameters is passed to `update` by keyword. `step` passes all of it.
+    Its `update` needs `params`, `value`, `grad` and `value_fn`; pass the other arguments of
+    `value_fn` to `update` by keyword. `step` passes all of these.
 
     ??? cite "Reference"
 
@@ -96,7 +96,7 @@ class ScaleByBacktrackingLinesearch(AbstractLinesearch[_Backtracking]):
         last = num_trials > jnp.asarray(self.max_backtracking_steps)
         verdict = jnp.where(accepted, ACCEPT, jnp.where(last, FAIL, TRY))
         shorter = jnp.asarray(self.decrease_factor) * step
-        # A step that could hardly be increased again is forgotten.
+        # A step so small that it could hardly be increased again is not remembered.
         restart = jnp.where(shorter > origin.eps, shorter, 1)
         fine = trial.value <= origin.value
         never = jnp.asarray(False)

@@ -1,4 +1,8 @@
-"""Line searches: a machine over scalars, and the driver that moves trees for it."""
+"""Line searches: a search over scalars, and the driver that evaluates its trials on trees.
+
+In: a direction, parameters, the objective. Out: the chosen step's updates, and the evaluation there.
+A search sees only scalars, so that it serves as a link of a chain and in the loop of `minimize`.
+"""
 
 import abc
 from typing import Any, Generic, TypeVar
@@ -47,8 +51,8 @@ class LinesearchInfo(eqx.Module):
     **Arguments:**
 
     - `num_linesearch_steps`: how many times it evaluated the objective.
-    - `decrease_error`: by how much the decrease of the last trial fell short of what was asked.
-    - `curvature_error`: by how much its slope was too steep; 0 for a search that asks for none.
+    - `decrease_error`: by how much the decrease of the last trial was too small. -
+        `curvature_error`: by how much its slope was too steep; 0 without a condition on slopes.
     - `result`: an [`eqopt.linesearch.LinesearchResult`][], with a message.
     """
 
@@ -78,7 +82,7 @@ class Origin(eqx.Module):
 
 
 class Trial(eqx.Module):
-    """What the machine is told.
+    """The machine's input: one evaluated step.
 
     **Arguments:**
 
@@ -93,14 +97,14 @@ class Trial(eqx.Module):
 
 
 class Answer(eqx.Module):
-    """What the machine answers.
+    """The machine's output.
 
     **Arguments:**
 
-    - `verdict`: `TRY` another step, `ACCEPT` this one, `RETURN` to the one kept, or `FAIL`. One
-        that is accepted in spite of a `curvature_error` is the longest allowed.
-    - `step`: the step to try, or to take; after a failure, where the next search may begin.
-    - `keep`: whether this trial is to be kept, to return to.
+    - `verdict`: `TRY` another step, `ACCEPT` this one, `RETURN` to the one kept, or `FAIL`. A step
+        accepted with a positive `curvature_error` is the longest allowed.
+    - `step`: the step to try or to take; after a failure, a first step for the next search. -
+        `keep`: whether to keep this trial, so that the search can return to it.
     - `not_worse`: whether the value is no higher than at the start, up to rounding.
     - `decrease_error`, `curvature_error`: as in [`eqopt.linesearch.LinesearchInfo`][].
     """
@@ -197,9 +201,8 @@ class Line(eqx.Module, Generic[Search]):
 
     - `search`: the machine.
     - `verdict`, `step`, `result`: its last answer.
-    - `updates`: the trial step's updates, rounded to the parameters' dtypes. In the end they are
-        what is returned: the point at which the objective was evaluated is, bit for bit, the one
-        that the user reaches.
+    - `updates`: the trial step's updates, rounded to the parameters' dtypes. The search returns
+        them, so the user reaches, bit for bit, the point that was evaluated.
     - `trial`: the objective at the last trial.
     - `kept`: the objective at the trial kept, or `None`.
     """
@@ -225,10 +228,10 @@ def begin(
     value: object,
     grad: PyTree,
 ) -> AnyEvaluation:
-    """The objective where the search begins, in the form in which trials are kept."""
+    """The evaluation where the search begins, in the same form as trials."""
     if whole.evaluation is not None:
         aux = whole.evaluation.aux
-    else:  # not known here; of the right kind, that of the last point will do
+    else:  # unknown here; the aux of the last point has the right shapes
         aux = None if state.cache is None else state.cache.evaluation.aux
     value = jnp.asarray(value)
     if not linesearch.keeps_grad:
@@ -281,16 +284,13 @@ def advance(
     evaluation: AnyEvaluation,
     stop: Bool[Array, ""] | None = None,
 ) -> Line[Search]:
-    """Tells the machine of one trial.
-
-    With `stop`, the trial is accepted whatever the machine says, if its value is fine.
-    """
+    """Gives one trial to the machine; with `stop`, accepts the trial if it is not worse."""
     value = evaluation.value
     slope = jnp.full_like(value, np.nan)
     if linesearch.keeps_grad:
         slope = slope_of(evaluation.grad, direction)
     search, answer = linesearch.tell(line.search, Trial(line.step, value, slope))
-    # A search that could not begin has failed, whatever the machine says.
+    # A search that could not begin has failed, even if the machine accepts.
     verdict = jnp.where(line.verdict == FAIL, FAIL, answer.verdict)
     step = answer.step
     if stop is not None:
@@ -347,7 +347,7 @@ def finish(
     *,
     known: bool,
 ) -> LinesearchState[LinesearchInfo]:
-    """The state after a search; `known` says whether `start` is to be trusted."""
+    """The state after a search; `known` tells whether `start` is certain."""
     cache = state.cache
     if cache is not None and whole.objective is not None:
         point = add_updates(whole.params, line.updates)
@@ -359,7 +359,7 @@ def finish(
 
 
 def evaluate(linesearch: AbstractLinesearch[Any], objective: Any, at: PyTree) -> AnyEvaluation:
-    """The objective at a trial, as far as the search wants it."""
+    """The evaluation of a trial, with the gradient if the search keeps it."""
     if linesearch.keeps_grad:
         found = objective.evaluate(at)
         return Evaluation(found.value.astype(float_dtype()), found.grad, found.aux)
@@ -368,7 +368,7 @@ def evaluate(linesearch: AbstractLinesearch[Any], objective: Any, at: PyTree) ->
 
 
 def capped(step: Float[Array, ""], limit: Scalar | None) -> Float[Array, ""]:
-    """The step, or the longest that is allowed."""
+    """The step, or the longest step allowed."""
     return step if limit is None else jnp.minimum(step, jnp.asarray(limit))
 
 

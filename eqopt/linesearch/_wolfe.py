@@ -56,8 +56,8 @@ class ScaleByWolfeLinesearch(AbstractLinesearch[_Wolfe]):
     - `approx_dec_rtol`: the relative part $r$ of the noise floor; at least 0.
     - `verbose`: whether each search is printed.
 
-    Its `update` needs `params`, `value`, `grad` and `value_fn`; what `value_fn` takes beside the
-    parameters is passed to `update` by keyword. `step` passes all of it.
+    Its `update` needs `params`, `value`, `grad` and `value_fn`; pass the other arguments of
+    `value_fn` to `update` by keyword. `step` passes all of these.
 
     ??? cite "Reference"
 

@@ -68,8 +68,8 @@ class ScaleByZoomLinesearch(AbstractLinesearch[_Zoom]):
         of them. Static.
     - `verbose`: whether each search is printed.
 
-    Its `update` needs `params`, `value`, `grad` and `value_fn`; what `value_fn` takes beside the
-    parameters is passed to `update` by keyword. `step` passes all of it.
+    Its `update` needs `params`, `value`, `grad` and `value_fn`; pass the other arguments of
+    `value_fn` to `update` by keyword. `step` passes all of these.
 
     ??? cite "Reference"
 
@@ -168,7 +168,7 @@ class ScaleByZoomLinesearch(AbstractLinesearch[_Zoom]):
         ended = spent | narrow | collapsed | ~jnp.isfinite(following)
         otherwise = jnp.where(ended, jnp.where(rank > _NONE, RETURN, FAIL), TRY)
         verdict = jnp.where(accepted | at_limit, ACCEPT, otherwise)
-        # A step that could hardly be increased again is forgotten.
+        # A step so small that it could hardly be increased again is not remembered.
         failed = jnp.where((step > origin.eps) & jnp.isfinite(step), step, 1)
         taken = jnp.where(verdict == RETURN, best.step, following)
         taken = jnp.where(verdict == FAIL, failed, jnp.where(verdict == ACCEPT, step, taken))

@@ -69,8 +69,8 @@ class Compensated(AbstractConstrained[CompensatedState[State]], Generic[State]):
     in bfloat16. It helps float32 parameters too, where updates are smaller than a part in $10^7$.
 
     !!! warning
-        It must see the updates as they are applied: it goes around the whole optimizer, or last
-        into a chain.
+        It must see the updates as they are applied: put it around the whole optimizer, or last in a
+        chain.
 
     **Arguments:**
 

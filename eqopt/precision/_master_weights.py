@@ -96,8 +96,8 @@ class MasterWeights(AbstractConstrained[MasterWeightsState[State]], Generic[Stat
         half precision: with an error of 0.4 % at most in bfloat16, of 0.05 % in float16.
 
     !!! warning
-        It must see the updates as they are applied: it goes around the whole optimizer, or last
-        into a chain.
+        It must see the updates as they are applied: put it around the whole optimizer, or last in a
+        chain.
 
     **Arguments:**
 

@@ -73,8 +73,8 @@ class StochasticRounding(AbstractConstrained[StochasticRoundingState[State]], Ge
         nearest.
 
     !!! warning
-        It must see the updates as they are applied: it goes around the whole optimizer, or last
-        into a chain.
+        It must see the updates as they are applied: put it around the whole optimizer, or last in a
+        chain.
 
     **Arguments:**
 

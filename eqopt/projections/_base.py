@@ -237,7 +237,7 @@ def largest(parts: list[Float[Array, "..."]]) -> Float[Array, ""]:
 def magnitude(parts: list[Float[Array, "..."]]) -> Float[Array, ""]:
     """The largest modulus, by which to divide before squaring; 1 for nothing but zeros."""
     top = lax.stop_gradient(largest([lax.abs(x) for x in parts]))
-    # Asked this way, so that a NaN is not taken for zero.
+    # Written this way, so that a NaN is not taken for zero.
     return jnp.where(top < np.finfo(top.dtype).tiny, np.ones((), top.dtype), top)
 
 

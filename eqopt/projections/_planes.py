@@ -115,7 +115,7 @@ class Halfspace(AbstractProjection):
         if not jax.tree.leaves(params):
             return params
         xs, ns, step = _steps(params, self.normal, self.offset)
-        # Asked this way, so that a NaN stays.
+        # Written this way, so that a NaN stays.
         return _moved(params, xs, ns, jnp.where(step > 0, lax.full_like(step, 0), step))
 
 

@@ -65,7 +65,7 @@ def _on_the_simplex(xs: _Parts, total: Float[Array, ""]) -> tuple[_Parts, Float[
     top = lax.stop_gradient(largest(xs))
     shifted = [x - top for x in xs]
     above = _threshold(shifted, total)
-    # Asked this way, so that a NaN stays.
+    # Written this way, so that a NaN stays.
     rest = [x - above for x in shifted]
     zero = np.zeros((), above.dtype)
     return [jnp.where(x <= zero, zero, x) for x in rest], above + top

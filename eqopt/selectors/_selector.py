@@ -321,7 +321,7 @@ class TreeSelector(AbstractSelector):
         self.booleans = tuple(_boolean(tree, i, x) for i, x in enumerate(leaves))
 
     def __reduce__(self) -> tuple[object, ...]:
-        # By the tree: the structures of Modules do not survive being copied by themselves.
+        # Through the tree: the structure of a Module cannot be copied on its own.
         return TreeSelector, (self.structure.unflatten(self.booleans),)
 
     def select(self, params: PyTree) -> PyTree[bool]:
