@@ -156,8 +156,8 @@ def safe_divide(
     **Arguments:**
 
     - `x`, `y`: the numerator and the denominator.
-    - `where_zero`: the value where there is no division. - `zero`: where there is no division; by
-        default where `y` is 0.
+    - `where_zero`: the value where there is no division.
+    - `zero`: where there is no division; by default where `y` is 0.
     """
     # Not `y > 0`, which takes a NaN for a zero.
     zero = y == 0 if zero is None else zero

@@ -27,8 +27,8 @@ def advance(words: KeyWords, first: PRNGKey | None) -> tuple[KeyWords, Key[Array
 
     **Arguments:**
 
-    - `words`: the words in the state. - `first`: the key that the state began with, which has the
-        key's type.
+    - `words`: the words in the state.
+    - `first`: the key that the state began with, which has the key's type.
     """
     impl = None if first is None else jax.random.key_impl(unkept(first))
     key = jax.random.wrap_key_data(words, impl=impl)

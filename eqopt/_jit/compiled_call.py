@@ -46,8 +46,9 @@ def call_objective(
 
     - `function`: the function to compile.
     - `fn`: the user's function, which is static and known by its key, or `None`.
-    - `*args`: all other arguments. - `reuse`: whether later calls may use the program. They never
-        do if `fn` reads something that cannot be compared.
+    - `*args`: all other arguments.
+    - `reuse`: whether later calls may use the program. They never do if `fn` reads something that
+        cannot be compared.
     """
     if fn is None:
         return _call(function, None, (None, *args))

@@ -97,8 +97,8 @@ class StaticFunction:
 
         **Arguments:**
 
-        - `jaxpr`: the program's jaxpr, which shows whether it has callbacks. - `results`: the
-            results of the run.
+        - `jaxpr`: the program's jaxpr, which shows whether it has callbacks.
+        - `results`: the results of the run.
         - `signature`: everything that is a good reason to trace again: shapes, dtypes, the other
             static parts. `None` does not count the trace.
         """

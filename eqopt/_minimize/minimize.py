@@ -88,8 +88,8 @@ def minimize(
     - `params`: the model to begin with; its inexact arrays are changed.
     - `args`: the other arguments of `fn`.
     - `has_aux`: whether `fn` returns `(value, aux)`.
-    - `max_steps`: the largest number of steps; at least 0. - `max_evals`: about the largest number
-        of evaluations of the objective; `None` sets no limit.
+    - `max_steps`: the largest number of steps; at least 0.
+    - `max_evals`: about the largest number of evaluations of the objective; `None` sets no limit.
     - `gtol`: the largest magnitude allowed in the gradient; `None` is the cube root of the
         precision: 6e-6 in float64, 5e-3 in float32.
     - `ftol`: also stop when a step decreases the objective by at most `ftol` times the larger of 1

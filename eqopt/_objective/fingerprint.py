@@ -28,8 +28,8 @@ def fingerprint(tree: PyTree, *, fresh: bool = False) -> Key:
 
     **Arguments:**
 
-    - `tree`: any PyTree; leaves that are not arrays must be hashable. - `fresh`: whether the words
-        must differ from all earlier ones, even those of the same tree.
+    - `tree`: any PyTree; leaves that are not arrays must be hashable.
+    - `fresh`: whether the words must differ from all earlier ones, even those of the same tree.
     """
     leaves, treedef = jax.tree.flatten(tree)
     arrays = [jnp.asarray(x) for x in leaves if _is_data(x)]

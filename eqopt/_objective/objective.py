@@ -24,8 +24,8 @@ class Evaluation(eqx.Module, Generic[Aux]):
 
     - `value`: the objective's value, of shape `()`.
     - `grad`: its gradient, as `jax.grad` gives it: like the parameters, and `None` for leaves that
-        are not trained. - `aux`: the second value that the objective returned; `None` without
-        `has_aux`.
+        are not trained.
+    - `aux`: the second value that the objective returned; `None` without `has_aux`.
     """
 
     value: jax.Array
@@ -94,8 +94,8 @@ class Objective(eqx.Module):
     - `args`, `kwargs`: the other arguments.
     - `has_aux`: whether `fn` returns `(value, aux)`; `None` decides by the value that it returns. -
         `argnums`: the position of the model among the positional arguments; with several positions,
-        the model is the tuple of these arguments. - `replay`: the objective's evaluation, if it has
-        been traced already; see `traced`.
+        the model is the tuple of these arguments.
+    - `replay`: the objective's evaluation, if it has been traced already; see `traced`.
     """
 
     fn: Function

@@ -110,8 +110,8 @@ def per_example_value_and_grad(
     **Arguments:**
 
     - `fun`: a function of one example that returns a real scalar, or with `has_aux` a pair `(value,
-        aux)`. For a loss of a batch, use `lambda model, x: loss(model, x[None])`. - `argnums`: the
-        positional argument to differentiate, or a sequence of several.
+        aux)`. For a loss of a batch, use `lambda model, x: loss(model, x[None])`.
+    - `argnums`: the positional argument to differentiate, or a sequence of several.
     - `has_aux`: whether `fun` returns `(value, aux)`.
     - `in_axes`: the axis of examples in all positional arguments that are not differentiated; or a
         sequence with an axis for each positional argument, and `None` for an argument that is not a

@@ -38,13 +38,13 @@ class NonlinearCG(AbstractOptimizer[_State]):
 
     **Arguments:**
 
-    - `method`: how much of the last direction is in the next one:
+    - `method`: the weight of the last direction in the next one:
         [`eqopt.quasi_newton.HagerZhang`][], [`eqopt.quasi_newton.PolakRibierePlus`][],
         [`eqopt.quasi_newton.FletcherReeves`][], [`eqopt.quasi_newton.DaiYuan`][] or another
         [`eqopt.quasi_newton.AbstractConjugacy`][].
     - `linesearch`: the line search, which should begin at 1. By default it is
         [`eqopt.linesearch.ScaleByWolfeLinesearch`][] with a `curv_rtol` of 0.4: conjugate
-        directions want more of a search than those of quasi-Newton methods.
+        directions need a more exact search than quasi-Newton directions.
     - `restart_rtol`: the overlap of two gradients at which to restart, positive; with infinity they
         may overlap.
 

@@ -34,8 +34,8 @@ class LBFGS(AbstractOptimizer[_LBFGSState]):
     - `memory_size`: the number of steps remembered; at least 1.
     - `scale_init_precond`: whether the first step is shortened.
     - `linesearch`: the line search, or `None` to take the updates as they are.
-    - `direction`: what gives the direction, instead of
-        `ScaleByLBFGS(memory_size, scale_init_precond)`; it goes before these two arguments.
+    - `direction`: the transformation that gives the direction, instead of
+        `ScaleByLBFGS(memory_size, scale_init_precond)`; with it, these two arguments are not used.
 
     It is used through `step`, or by [`eqopt.minimize`][]. Its `update` needs `params`, `value`,
     `grad` and `value_fn`.

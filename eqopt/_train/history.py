@@ -51,8 +51,8 @@ class Metrics(NamedTuple):
     **Arguments:**
 
     - `numbers`: loss, norm of the gradient, and learning rate if there is one, along the last axis.
-        It is one array, because the cost of a step depends on the number of its outputs. - `aux`:
-        the second value that the loss function returned, with keys as their words.
+        It is one array, because the cost of a step depends on the number of its outputs.
+    - `aux`: the second value that the loss function returned, with keys as their words.
     """
 
     numbers: Array

@@ -143,9 +143,9 @@ class Optimizer(eqx.Module, Generic[Model, State]):
         - `target`: the model: any PyTree.
         - `focus`: which parameters are trained: a selector, a function from the parameters to
             booleans, or a tree of booleans, possibly a prefix. The others stay as they are, and
-            have no state. `None` trains all. - `value_fn`, `args`, `has_aux`: the objective, called
-            `value_fn(target, *args)`. Only line searches use them, and only to make room for its
-            aux in the state.
+            have no state. `None` trains all.
+        - `value_fn`, `args`, `has_aux`: the objective, called `value_fn(target, *args)`. Only line
+            searches use them, and only to make room for its aux in the state.
 
         **Returns:**
 
@@ -208,7 +208,8 @@ class Optimizer(eqx.Module, Generic[Model, State]):
         **Arguments:**
 
         - `fn`: called `fn(target, *args, **kwargs)`; it returns a real number, or with `has_aux` a
-            pair `(value, aux)`. - `*args`, `has_aux`, `**kwargs`: as for `step`.
+            pair `(value, aux)`.
+        - `*args`, `has_aux`, `**kwargs`: as for `step`.
 
         **Returns:**
 
@@ -269,7 +270,8 @@ class Optimizer(eqx.Module, Generic[Model, State]):
         **Arguments:**
 
         - `fn`: called `fn(target, *args, **kwargs)`; it returns a real number, or with `has_aux` a
-            pair `(value, aux)`. - `*args`, `**kwargs`: for `fn`, and for the transformations, as in
+            pair `(value, aux)`.
+        - `*args`, `**kwargs`: for `fn`, and for the transformations, as in
             [`eqopt.writing.AbstractTransformation.step`][].
         - `has_aux`: whether `fn` returns `(value, aux)`.
 

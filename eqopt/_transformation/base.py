@@ -138,7 +138,8 @@ class AbstractTransformation(eqx.Module, Generic[State]):
         **Arguments:**
 
         - `fn`: the objective, called `fn(params, *args, **kwargs)`; it returns a real number, or
-            with `has_aux` a pair `(value, aux)`. - `params`: the model.
+            with `has_aux` a pair `(value, aux)`.
+        - `params`: the model.
         - `state`: what `init` or the last step returned.
         - `*args`, `**kwargs`: for `fn`. Numbers are data, like arrays; `True`, `False`, strings,
             and numbers within a Module are static. A keyword argument that `fn` does not take still
@@ -176,8 +177,8 @@ class AbstractTransformation(eqx.Module, Generic[State]):
 
         **Arguments:**
 
-        - `params`: the parameters: inexact arrays, and `None` for other leaves. - `context`: the
-            other arguments of `init`; see [`eqopt.writing.Context`][].
+        - `params`: the parameters: inexact arrays, and `None` for other leaves.
+        - `context`: the other arguments of `init`; see [`eqopt.writing.Context`][].
         """
 
     @abc.abstractmethod

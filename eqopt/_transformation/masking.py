@@ -57,8 +57,8 @@ def first_change(
 
     **Arguments:**
 
-    - `before`: each leaf's assignment when the state was made. - `resolve`: gives the present
-        assignments, from a tree like the parameters.
+    - `before`: each leaf's assignment when the state was made.
+    - `resolve`: gives the present assignments, from a tree like the parameters.
     """
     name, tree = ("updates", updates) if params is None else ("params", params)
     for own, x in (("updates", updates), (name, tree)):

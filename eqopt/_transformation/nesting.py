@@ -46,9 +46,9 @@ def check_nesting(
     **Arguments:**
 
     - `owner`: the wrapper.
-    - `inner`: the transformation inside it. - `broken`: the requirements that the wrapper breaks,
-        each with the reason. - `of_a_part`: whether to look into transformations of a part of the
-        parameters.
+    - `inner`: the transformation inside it.
+    - `broken`: the requirements that the wrapper breaks, each with the reason.
+    - `of_a_part`: whether to look into transformations of a part of the parameters.
     """
     for part in () if is_rebuilding() else _parts(inner, of_a_part):
         if isinstance(part, AbstractConstrained):

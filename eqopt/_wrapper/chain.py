@@ -39,12 +39,13 @@ class ChainState(eqx.Module, Generic[_States]):
 class Chain(AbstractSequence[ChainState[_States]], Generic[_States]):
     r"""Applies transformations one after the other: $u \leftarrow f_n(\dots f_2(f_1(u)))$.
 
-    Every link sees the same parameters and the same extra arguments. Links that treat each leaf
-    alike are fused, and the updates are rounded to their dtypes after the last link only.
+    Every link sees the same parameters and the same extra arguments. Successive leafwise links are
+    fused, and the updates are rounded to their dtypes only after the last link.
 
     **Arguments:**
 
-    - `*links`: the transformations, the first to be applied first. With none, nothing happens.
+    - `*links`: the transformations, in the order in which they are applied. An empty chain leaves
+        the updates unchanged.
     """
 
     links: tuple[AnyTransformation, ...]

@@ -1,4 +1,4 @@
-"""Transformations of some of the steps."""
+"""Transformations that are applied only at some steps."""
 
 from typing import Any, Generic
 
@@ -154,7 +154,7 @@ def _ask(fn: Function, step: Count, context: Context, forward: bool) -> Bool[Arr
     if forward:
         everything = {
             "value": context.value,
-            # As the user gave it.
+            # The function that the user gave.
             "grad": None if context.grad is None else conj(context.grad),
             "key": context.key,
             **context.extra,

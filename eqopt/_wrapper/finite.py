@@ -1,4 +1,4 @@
-"""A transformation that bad numbers do not enter."""
+"""Skipping steps with infinite or NaN numbers."""
 
 from collections.abc import Callable
 from typing import Any, Generic
@@ -19,31 +19,31 @@ from .._transformation.conditional import apply_when
 
 
 def accept_update(gives_up: Bool[Array, ""]) -> Bool[Array, ""]:
-    """Lets [`eqopt.ApplyIfFinite`][] apply updates that are not finite, once it gives up.
+    """Makes [`eqopt.ApplyIfFinite`][] apply updates that are not finite, once it gives up.
 
     **Arguments:**
 
-    - `gives_up`: whether it does, a boolean of shape `()`.
+    - `gives_up`: whether it gives up, a boolean of shape `()`.
     """
     return gives_up
 
 
 def skip_update(gives_up: Bool[Array, ""]) -> Bool[Array, ""]:
-    """Has [`eqopt.ApplyIfFinite`][] never give up: it goes on skipping.
+    """Makes [`eqopt.ApplyIfFinite`][] skip updates without a limit: it never gives up.
 
     **Arguments:**
 
-    - `gives_up`: whether it would, a boolean of shape `()`.
+    - `gives_up`: whether it would give up, a boolean of shape `()`.
     """
     return jnp.zeros_like(gives_up)
 
 
 def raise_error(gives_up: Bool[Array, ""]) -> Bool[Array, ""]:
-    """Has [`eqopt.ApplyIfFinite`][] raise an error at run time, once it gives up.
+    """Makes [`eqopt.ApplyIfFinite`][] raise an error at run time, once it gives up.
 
     **Arguments:**
 
-    - `gives_up`: whether it does, a boolean of shape `()`.
+    - `gives_up`: whether it gives up, a boolean of shape `()`.
     """
     return eqx.error_if(
         jnp.zeros_like(gives_up),
@@ -82,27 +82,25 @@ class ApplyIfFiniteState(eqx.Module, Generic[State]):
 
 
 class ApplyIfFinite(AbstractTransformation[ApplyIfFiniteState[State]], Generic[State]):
-    """Skips every step that is not finite, as if it had not been: the updates are zero.
+    """Skips every step that is not finite: the updates are zero, and the inner state stays.
 
-    A step is not finite if the updates that come in hold a NaN or an infinity, or those that the
-    inner transformation makes of them, or if a number of its state was finite and no longer is (a
-    gradient whose square overflows). If the gradient itself is not finite, the inner transformation
-    is not computed.
+    A step is not finite if the incoming updates or the inner transformation's updates hold a NaN or
+    an infinity, or if a finite number in its state becomes NaN or infinite (a gradient whose square
+    overflows). If the gradient itself is not finite, the inner transformation is not computed.
 
     !!! note
         After more than `max_consecutive_errors` such steps in a row it gives up, at each further
-        one. By default it then applies the update, not finite as it is, but the inner state
-        takes no harm: a step that would spoil it leaves it as it was. The next finite gradient
-        is a step like any other.
+        such step. By default it then applies the update although it is not finite. The inner state
+        stays sound: it is not changed by a step that would make it infinite or NaN. The next finite
+        gradient is a normal step.
 
     **Arguments:**
 
     - `inner`: the transformation.
-    - `max_consecutive_errors`: how many steps in a row are skipped at most, at least 0.
+    - `max_consecutive_errors`: the largest number of steps in a row to skip; at least 0.
     - `on_give_up`: what to do after these: [`eqopt.options.accept_update`][],
-        [`eqopt.options.skip_update`][] or [`eqopt.options.raise_error`][]; or a function that is
-        given a boolean array, whether to give up at this step, and returns whether to apply its
-        update.
+        [`eqopt.options.skip_update`][] or [`eqopt.options.raise_error`][]; or a function of a
+        boolean array (whether to give up at this step) that returns whether to apply the update.
 
     With `raise_error`, raises at run time: within `eqx.filter_jit`, an
     `equinox.EquinoxRuntimeError`.
@@ -150,10 +148,10 @@ class ApplyIfFinite(AbstractTransformation[ApplyIfFiniteState[State]], Generic[S
 
 
 def _stays_finite(old: object, new: object) -> Bool[Array, ""]:
-    """Whether no number is infinite or NaN that was not before.
+    """Whether every number that was finite still is.
 
-    What is not known yet may be infinite: the least loss so far, before the first. A line search
-    says by an infinity that it failed, and recovers by itself.
+    Numbers that are unknown may be infinite: the lowest loss, before the first step. A line search
+    marks its failure by an infinity, and recovers by itself.
     """
     found = [
         jnp.all(jnp.isfinite(b) | ~jnp.isfinite(a))

@@ -28,7 +28,7 @@ from .._transformation.reparametrization import (
 
 
 class _Vectors(eqx.Module):
-    """The leaves of a tree end to end, those of one dtype in one vector."""
+    """Concatenates the leaves of a tree, with one vector for each dtype."""
 
     vectors: tuple[Array | None, ...]
 
@@ -39,7 +39,7 @@ class _Layout(AbstractReparametrization):
     **Arguments:**
 
     - `shapes`: the shape of each leaf of the parameters, in order; `None` where there is none.
-    - `groups`: the number of the vector in which it is; one vector for each dtype.
+    - `groups`: for each leaf, the number of its vector; there is one vector for each dtype.
     """
 
     shapes: tuple[tuple[int, ...] | None, ...] = eqx.field(static=True)
@@ -50,8 +50,7 @@ class _Layout(AbstractReparametrization):
         parts: list[list[object]] = [[] for _ in range(self.num_vectors)]
         for x, shape, group in zip(leaves, self.shapes, self.groups, strict=True):
             if shape is not None:
-                # To move between shapes as it is, a sharded array would have to be gathered; in
-                # explicit mode JAX wants to be told so.
+                # Reshaping gathers a sharded array; in explicit mode this must be stated.
                 size = math.prod(shape)
                 parts[group].append(size if x is None else lax.reshape(replicated(x), (size,)))
         return _Vectors(tuple(map(_joined, parts)))
@@ -78,7 +77,7 @@ class _Layout(AbstractReparametrization):
         return max(self.groups, default=-1) + 1
 
     def missing(self, tree: PyTree) -> list[np.ndarray]:
-        """Where in each vector there is nothing, for the tree has nothing."""
+        """For each vector, where the tree has no leaf."""
         leaves, _ = checks.flatten(tree)
         parts: list[list[np.ndarray]] = [[] for _ in range(self.num_vectors)]
         for x, shape, group in zip(leaves, self.shapes, self.groups, strict=True):
@@ -97,14 +96,14 @@ def _layout(params: Params) -> _Layout:
 
 
 def _joined(parts: list[Any]) -> Array | None:
-    """Concatenates vectors, and zeros for those of which only the size is known.
+    """Concatenates vectors, with zeros for those of which only the size is known.
 
-    Of nothing but sizes there is no vector.
+    If only sizes are known, there is no vector.
     """
     known = [x for x in parts if not isinstance(x, int)]
     if not known:
         return None
-    # An earlier link may have made some of them wider than others.
+    # An earlier link may have made some leaves wider than others.
     dtypes = {x.dtype for x in known}
     dtype = dtypes.pop() if len(dtypes) == 1 else wider(*dtypes)
     zero = lax.full_like(known[0], 0, dtype, ())
@@ -117,7 +116,7 @@ class FlattenState(AbstractEvalState, Generic[State]):
 
     **Arguments:**
 
-    - `inner_state`: the state of the inner transformation, of vectors.
+    - `inner_state`: the state of the inner transformation, which sees vectors.
     - `layout`: where in the vectors each parameter is. Static.
     """
 
@@ -129,26 +128,26 @@ class FlattenState(AbstractEvalState, Generic[State]):
 
 
 class Flatten(AbstractTransformation[FlattenState[State]], Generic[State]):
-    """Applies a transformation to all parameters end to end, as one vector for each dtype.
+    """Applies a transformation to all parameters as one long vector for each dtype.
 
-    The updates come back leaf by leaf. A transformation that does the same to every number does the
-    same as without; where there are many small parameters, its program is shorter.
+    The updates are split into leaves again. An elementwise transformation gives the same result as
+    without the wrapper; if there are many small parameters, its program is shorter.
 
     The gradient `grad` and extra arguments that are trees of inexact arrays like the parameters are
     given to `inner` as such vectors too, and the objective `value_fn` as a function of them.
 
     !!! warning
-        Inside, all parameters are vectors, without paths and without dimensions. What asks for
-        either, such as a mask for weight decay, belongs outside:
+        Inside, all parameters are vectors, without paths and without dimensions. Transformations
+        that need paths or dimensions, such as weight decay with a mask, belong outside:
         `Chain(Flatten(ScaleByAdam()), AddDecayedWeights(0.1, mask), ...)`.
 
     The state of a parameter without a gradient stays as it is.
 
-    A part of the state is as large as all parameters of its dtype. In explicit sharding mode it is
-    whole on every device.
+    A part of the state is as large as all parameters of its dtype. In explicit sharding mode every
+    device holds all of it.
 
-    A line search inside works, but what it remembers is of vectors, and `step` evaluates the
-    objective afresh: outside, in a chain with the wrapper, it saves that evaluation.
+    A line search inside works, but its cache is about vectors, so `step` evaluates the objective
+    again. Outside, in a chain with the wrapper, the search saves that evaluation.
 
     **Arguments:**
 
@@ -201,7 +200,7 @@ def _check_fits(layout: _Layout, updates: Updates) -> None:
 
 
 def _kept(before: State, after: State, missing: list[np.ndarray]) -> State:
-    """The state after a step, but as it was before for what had no gradient."""
+    """The state after a step, unchanged for parameters without a gradient."""
 
     def keep(old: Any, new: Any) -> Any:
         if not isinstance(new, _Vectors):

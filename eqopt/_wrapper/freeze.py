@@ -28,14 +28,14 @@ from ..selectors._selector import AbstractSelector, as_selector
 class Freeze(AbstractTransformation[EmptyState]):
     """Sets the updates of some parameters to zero; the others pass unchanged.
 
-    It belongs at the end of a chain: what comes after it may move what it has frozen. The links
-    before it still keep states for frozen parameters, so another mask may take over between two
-    steps: to unfreeze a model layer by layer. [`eqopt.SelectiveTransform`][] keeps no such states.
+    It belongs at the end of a chain: a link after it may move frozen parameters. The links before
+    it still keep states for frozen parameters, so the mask may change between steps, for example to
+    unfreeze a model layer by layer. [`eqopt.SelectiveTransform`][] keeps no such states.
 
     **Arguments:**
 
-    - `mask`: what is frozen: a selector, a function from the parameters to booleans, or a tree of
-        booleans, possibly a prefix.
+    - `mask`: the frozen parameters: a selector, a function from the parameters to booleans, or a
+        tree of booleans, possibly a prefix.
 
     Raises a `ValueError` that names the leaf if the mask does not fit the parameters.
     """
@@ -58,7 +58,7 @@ class SelectiveTransformState(eqx.Module, Generic[State]):
 
     **Arguments:**
 
-    - `inner_state`: the state of the optimizer, with `None` for what is frozen.
+    - `inner_state`: the state of the optimizer, with `None` for frozen parameters.
     - `frozen`: whether each leaf of the parameters, in order, is frozen. Static.
     """
 
@@ -67,15 +67,15 @@ class SelectiveTransformState(eqx.Module, Generic[State]):
 
 
 class SelectiveTransform(AbstractTransformation[SelectiveTransformState[State]], Generic[State]):
-    """Applies an optimizer to all parameters but the frozen ones, whose updates are zero.
+    """Applies an optimizer to all parameters except the frozen ones, whose updates are zero.
 
-    What is frozen is not seen by the optimizer: it has no state, and no part in norms.
+    The optimizer does not see frozen parameters: it has no state for them, and norms ignore them.
 
     **Arguments:**
 
     - `optimizer`: the optimizer.
-    - `freeze_mask`: what is frozen: a selector, a function from the parameters to booleans, or a
-        tree of booleans, possibly a prefix. It must choose the same parameters at each step.
+    - `freeze_mask`: the frozen parameters: a selector, a function from the parameters to booleans,
+        or a tree of booleans, possibly a prefix. It must choose the same parameters at each step.
 
     Raises a `ValueError` that names the leaf if the mask does not fit the parameters, or chooses
     others than it did in `init`.

@@ -28,7 +28,8 @@ _NUMERIC = {*typing.get_args(Scalar), *typing.get_args(Steps)}
 
 @jax.tree_util.register_pytree_with_keys_class
 class CurrentHyperparams(dict[str, Any]):
-    """Hyper-parameters by name. What is put in place of one becomes an array of its dtype."""
+    """Hyper-parameters by name. An assigned value is converted to an array of the old value's
+    dtype."""
 
     def __setitem__(self, name: str, value: object) -> None:
         if name not in self:
@@ -44,7 +45,8 @@ class CurrentHyperparams(dict[str, Any]):
             self[name] = value
 
     def __reduce__(self) -> tuple[object, ...]:
-        # A copy of a dictionary is filled item by item; of this one, every name must be there.
+        # Copying a dictionary fills it item by item; here every name must be present from the
+        # start.
         return CurrentHyperparams, (dict(self),)
 
     def tree_flatten_with_keys(self) -> tuple[list[tuple[Any, Any]], tuple[str, ...]]:
@@ -66,50 +68,50 @@ class InjectHyperparamsState(eqx.Module, Generic[State]):
     **Arguments:**
 
     - `count`: the number of steps taken, int32 of shape `()`.
-    - `hyperparams`: the values that were used in the last step, by name; at first those for the
-        first step. To change one, assign: `state.hyperparams["learning_rate"] = 0.1`.
-        What is assigned is not held against the bounds of the optimizer's fields.
-    - `scheduled`: of each of them the last value that came from its schedule.
+    - `hyperparams`: the values that were used in the last step, by name; in a new state, the values
+        for the first step. To change a value, assign it: `state.hyperparams["learning_rate"] =
+        0.1`. Assigned values are not compared with the bounds of the optimizer's fields. -
+        `scheduled`: for each hyper-parameter, the last value that came from its schedule.
     - `inner_state`: the state of the inner transformation.
     """
 
     count: Count
-    # Arrays; what is assigned may be a number.
+    # Arrays; an assigned value may be a number.
     hyperparams: dict[str, Any]
     scheduled: dict[str, Array]
     inner_state: State
 
 
 def _differs(a: Array, b: Array) -> Bool[Array, ""]:
-    """Whether two values are not the same; NaN is the same as NaN."""
+    """Whether two values differ; NaN equals NaN."""
     return jnp.any((a != b) & ~((a != a) & (b != b)))
 
 
 class InjectedHyperparams(AbstractConstrained[InjectHyperparamsState[State]], Generic[State]):
     r"""Keeps the hyper-parameters of a transformation in the state, where they may be changed.
 
-    It is made by [`eqopt.InjectHyperparams`][]. At each step the inner transformation is built
-    anew, when tracing, from the values in the state. They follow their schedules, unless they have
-    been changed by hand: with $h$ the value in the state, $s$ the schedule's last value that was in
-    force there, and $\eta_t$ the schedule,
+    [`eqopt.InjectHyperparams`][] makes it. At each step the inner transformation is built, during
+    tracing, from the values in the state. The values follow their schedules, unless they have been
+    changed by hand: with $h$ the value in the state, $s$ the last value there that came from the
+    schedule, and $\eta_t$ the schedule,
 
     $$h \leftarrow \eta_t, \quad s \leftarrow \eta_t \qquad \text{if } h = s,$$
 
-    and else both stay as they are. So what has been changed stays in force, until `hyperparams` is
-    given the value in `scheduled` again; then the schedule goes on, from the count reached by then.
-    A change never recompiles.
+    and otherwise both stay as they are. So a changed value stays in force until `hyperparams` is
+    given the value in `scheduled` again; then the schedule continues from the present count. A
+    change never recompiles.
 
     !!! note
-        Assign a number, or an array; with `eqx.tree_at`, put an array. A value that is the
-        schedule's last one to the last bit is no change.
+        Assign a number or an array; with `eqx.tree_at`, use an array. A value that equals the
+        schedule's last value, to the last bit, is not a change.
 
     **Arguments:**
 
     - `inner_factory`: builds the inner transformation. Static.
     - `hyperparams`: the schedules of the numbers by name; a number becomes an
         [`eqopt.Constant`][].
-    - `arguments`: what of the factory's other arguments may hold arrays, by name.
-    - `static_arguments`: the rest of them, in pairs of name and value. Static.
+    - `arguments`: the factory's other arguments that may hold arrays, by name. -
+        `static_arguments`: the remaining arguments, in pairs of name and value. Static.
     - `hyperparam_dtype`: the dtype of the numbers in the state; `None` is JAX's default. Static.
     """
 
@@ -122,7 +124,7 @@ class InjectedHyperparams(AbstractConstrained[InjectHyperparamsState[State]], Ge
     )
 
     def __check_init__(self) -> None:
-        # Abstractly, for a schedule has no value yet: to ask it for one would start a backend.
+        # Abstractly: evaluating a schedule would start a backend.
         self._traced(lambda inner: check_transformation("inner_factory(...)", inner))
 
     def requirements(self) -> frozenset[Requirement]:
@@ -171,7 +173,8 @@ class InjectedHyperparams(AbstractConstrained[InjectHyperparamsState[State]], Ge
             value = jnp.asarray(given).astype(own.dtype)
             edited = _differs(value, before)
             values[name] = jnp.where(edited, value, own)
-            # What was changed by hand is not taken for the schedule's when this passes by it later.
+            # A value changed by hand is not taken for the schedule's if the schedule reaches it
+            # later.
             scheduled[name] = jnp.where(edited, before, own)
         return values, scheduled
 
@@ -184,7 +187,7 @@ class InjectedHyperparams(AbstractConstrained[InjectHyperparamsState[State]], Ge
         return _called(self.inner_factory, arguments)
 
     def _traced(self, question: Callable[[AbstractTransformation[State]], _Answer]) -> _Answer:
-        """Asks something of the inner transformation, in which scheduled values are traced."""
+        """Calls a function of the inner transformation, in which scheduled values are traced."""
         numbers, later = {}, {}
         for name, x in self.hyperparams.items():
             if isinstance(x, Constant):
@@ -203,7 +206,7 @@ class InjectedHyperparams(AbstractConstrained[InjectHyperparamsState[State]], Ge
 class InjectHyperparams(eqx.Module, Generic[State]):
     """Makes a transformation that keeps its hyper-parameters in the state.
 
-    It is called with the arguments of the factory, of which each number may also be a schedule:
+    Call it with the arguments of the factory; each number may also be a schedule:
 
     ```python
     import eqopt, jax.numpy as jnp
@@ -216,14 +219,14 @@ class InjectHyperparams(eqx.Module, Generic[State]):
     assert jnp.isclose(eqopt.hyperparameters(opt, state)["weight_decay"], 0.02)
     ```
 
-    [`eqopt.InjectedHyperparams`][] says what that does. Where numbers need not be in the state,
-    [`eqopt.Scheduled`][] lets one follow a schedule, and `opt.replace(b1=0.8)` changes one.
+    [`eqopt.InjectedHyperparams`][] describes the result. If the numbers need not be in the state,
+    use [`eqopt.Scheduled`][] to give one a schedule, or `opt.replace(b1=0.8)` to change one.
 
-    Injected are real numbers, schedules, and functions of the count. All else is handed on as it
-    is: flags, dtypes, `None`, strings, selectors, transformations. Where the factory is a class, so
-    is what its fields do not take for a number that may change, such as a size, or a function that
-    is a mask. Where it is a function, `static_args` must name the sizes and the functions that are
-    no schedules.
+    Real numbers, schedules and functions of the count are injected. Everything else is passed on
+    unchanged: flags, dtypes, `None`, strings, selectors, transformations. If the factory is a
+    class, its fields tell which numbers and functions cannot be injected, such as a size, or a
+    function that is a mask. If it is a function, `static_args` must name the sizes, and the
+    functions that are not schedules.
 
     **Arguments:**
 
@@ -301,7 +304,8 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _flat(signature: inspect.Signature, arguments: dict[str, Any]) -> dict[str, Any]:
-    """All arguments by name; those without one in a tuple, those beyond the named by their own."""
+    """All arguments by name; variadic positional arguments in a tuple, keyword ones by their own
+    names."""
     found: dict[str, Any] = {}
     for name, x in arguments.items():
         if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
@@ -318,7 +322,7 @@ def _called(factory: Function, arguments: dict[str, Any]) -> Any:
         if x.kind is x.POSITIONAL_ONLY:
             args.append(rest.pop(name))
         elif x.kind is x.VAR_POSITIONAL:
-            # What comes before must be given by position too.
+            # The arguments before it must be given by position too.
             before = [y.name for y in inspect.signature(factory).parameters.values()]
             named = [y for y in before[: before.index(name)] if y in rest]
             args += [rest.pop(y) for y in named] + list(rest.pop(name, ()))
@@ -326,7 +330,7 @@ def _called(factory: Function, arguments: dict[str, Any]) -> Any:
 
 
 def _numeric_fields(factory: Function) -> dict[str, bool]:
-    """Of a class, which of its fields hold a number, as far as they say."""
+    """The fields of a class that hold a number, as far as their converters tell."""
     if not isinstance(factory, type) or not issubclass(factory, eqx.Module):
         return {}
     fields = {f.name: f for f in dataclasses.fields(factory) if f.init}
@@ -346,6 +350,6 @@ def _is_number(x: object) -> bool:
 
 
 def _is_static(x: object) -> bool:
-    """Whether an argument is to be no leaf, as a number would be one that is always put right."""
+    """Whether an argument must not be a leaf."""
     kinds = bool | int | float | str | type | np.dtype
     return x is None or isinstance(x, kinds) or checks.is_function(x)

@@ -32,8 +32,8 @@ class LookaheadState(AbstractEvalState, Generic[State]):
     - `fast_state`: the state of the fast optimizer.
     - `steps_since_sync`: the number of steps since the slow parameters moved, int32 of shape `()`.
     - `slow`: the slow parameters; `None` where they are among the parameters.
-    - `beside`: which leaves of [`eqopt.LookaheadParams`][] have slow parameters beside them; `None`
-        for all other parameters. Static.
+    - `beside`: which leaves of [`eqopt.LookaheadParams`][] have slow parameters; `None` for all
+        other parameters. Static.
     """
 
     fast_state: State
@@ -61,7 +61,7 @@ def _look_ahead(
     sync: Float[Array, ""],
     step_size: Float[Array, ""],
 ) -> tuple[Inexact[Array, "*shape"], Inexact[Array, "*shape"]]:
-    """The update of the fast parameter; the new slow one, or the update of it."""
+    """The fast parameter's update; and the new slow parameter, or its update."""
     is_sync = lax.gt(sync, np.zeros((), sync.dtype))
     change = times(step_size, minus(plus(fast, update), slow))
     change = lax.select(is_sync, change, lax.full_like(change, 0))
@@ -74,19 +74,19 @@ class _Slow(eqx.Module):
 
 
 class Lookahead(AbstractConstrained[LookaheadState[State]], Generic[State]):
-    r"""Lets slow parameters $\phi$ follow the parameters $\theta$ of a fast optimizer, which goes
-    on from there.
+    r"""Lets slow parameters $\phi$ follow the parameters $\theta$ of a fast optimizer, which then
+    continues from the slow parameters.
 
     Every $k$ steps, after the fast optimizer's update $u$,
 
     $$\phi \leftarrow \phi + \alpha\, (\theta + u - \phi), \qquad \theta \leftarrow \phi;$$
 
-    at all other steps $\theta \leftarrow \theta + u$, and $\phi$ stays. To evaluate, use the slow
+    at all other steps $\theta \leftarrow \theta + u$, and $\phi$ stays. Evaluate with the slow
     parameters: they are in the state, and [`eqopt.eval_params`][] gives them.
 
-    As in optax, the parameters may also be [`eqopt.LookaheadParams`][], and hold the slow ones
-    themselves. Gradients are then those at `params.fast` (or of both, of which the slow one is not
-    used), and a `value_fn` is a function of the pair.
+    As in optax, the parameters may also be [`eqopt.LookaheadParams`][], which hold the slow
+    parameters too. Gradients are then taken at `params.fast` (or at both, and the slow gradient is
+    not used), and `value_fn` is a function of the pair.
 
     !!! warning
         It must see the updates as they are applied: put it around the whole optimizer, or last in a
@@ -96,8 +96,8 @@ class Lookahead(AbstractConstrained[LookaheadState[State]], Generic[State]):
 
     - `fast_optimizer`: the fast optimizer.
     - `sync_period`: the number of steps $k$ from one synchronization to the next, at least 1.
-    - `slow_step_size`: the part $\alpha$ of the way that the slow parameters go, in $[0, 1]$.
-    - `reset_state`: whether the fast optimizer begins anew, from $\phi$, at each synchronization.
+    - `slow_step_size`: the fraction $\alpha$ of the way that the slow parameters move, in $[0, 1]$.
+        - `reset_state`: whether the fast optimizer gets a new state at each synchronization.
 
     ??? cite "Reference"
         Zhang, Lucas, Hinton and Ba, *Lookahead optimizer: k steps forward, 1 step back*, NeurIPS
@@ -121,7 +121,7 @@ class Lookahead(AbstractConstrained[LookaheadState[State]], Generic[State]):
 
     def init_state(self, params: Params, context: Context) -> LookaheadState[State]:
         beside = None
-        # A pair without slow parameters is an outer lookahead's, which has hidden them.
+        # A pair without slow parameters comes from an outer lookahead, which has hidden them.
         if isinstance(params, LookaheadParams) and jax.tree.leaves(params.slow):
             leaves, _ = checks.flatten(params.slow)
             beside = tuple([x is not None for x in leaves])
@@ -188,7 +188,7 @@ class Lookahead(AbstractConstrained[LookaheadState[State]], Generic[State]):
 
         def anew() -> State:
             initial = self.fast_optimizer.init_state(point, Context(whole=whole))
-            # What a line search has found out stays true, and has a place for the objective's aux.
+            # A line search's cache stays valid, and has a place for the objective's aux.
             return jax.tree.map(
                 lambda new, old: old if _is_cache(new) else new, initial, state, is_leaf=_is_cache
             )
@@ -212,8 +212,8 @@ def _pair(params: Params, state: LookaheadState[Any]) -> tuple[PyTree, PyTree]:
     return params.fast, params.slow
 
 
-# The fast optimizer sees the pair, in which the slow parameters are `None`, as anything that is
-# masked out is. So what is inside may still be called with all parameters.
+# The fast optimizer sees the pair, with `None` for the slow parameters, as if they were masked out.
+# So the objective can still be called with all parameters.
 
 
 def _fast_only(tree: Any) -> LookaheadParams[Any]:

@@ -1,4 +1,4 @@
-"""A transformation of some of the parameters."""
+"""A transformation of some parameters."""
 
 from typing import Generic
 
@@ -23,21 +23,22 @@ class MaskedState(eqx.Module, Generic[State]):
     """
 
     inner_state: State
-    # Static: it decides what is computed, and the inner state has holes where it is `False`.
+    # Static: it decides what is computed, and the inner state has `None` where it is `False`.
     chosen: tuple[bool, ...] = eqx.field(static=True)
 
 
 class Masked(AbstractTransformation[MaskedState[State]], Generic[State]):
-    """Applies a transformation to some of the parameters; the other updates pass unchanged.
+    """Applies a transformation to some parameters; the other updates pass unchanged.
 
     !!! warning
-        What is masked out keeps its raw gradient as update; it is not frozen.
+        The update of a parameter that is masked out is its raw gradient; the parameter is not
+        frozen.
 
     **Arguments:**
 
     - `inner`: the transformation.
-    - `mask`: what it is applied to: a selector, a function from the parameters to booleans, or a
-        tree of booleans, possibly a prefix. It must choose the same parameters at each step.
+    - `mask`: the parameters to transform: a selector, a function from the parameters to booleans,
+        or a tree of booleans, possibly a prefix. It must choose the same parameters at each step.
     - `mask_compatible_extra_args`: whether extra arguments that are trees like the parameters are
         masked too.
 

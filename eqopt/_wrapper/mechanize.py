@@ -54,19 +54,19 @@ class Mechanize(AbstractConstrained[MechanizeState[State]], Generic[State]):
     r_t = \beta r_{t-1} + s_{t-1}\,\mathrm{clip}(h_t, \pm m_{t-1}), \quad
     s_t = \frac{s_0 m_t / n + \max(0, r_t)}{\sqrt{v_t} + \epsilon}.$$
 
-    A schedule of the base optimizer's learning rate keeps its shape; let its peak be 1.
+    A schedule of the base optimizer's learning rate keeps its shape; give it a peak of 1.
 
     !!! warning
         It must see the updates as they are applied: put it around the whole optimizer, or last in a
-        chain. Parameters that are changed in any other way are taken for its own doing.
+        chain. It takes any other change of the parameters for its own update.
 
     **Arguments:**
 
     - `base_optimizer`: the base optimizer.
-    - `weight_decay`: the factor $\lambda \ge 0$, which has nothing to do with the base optimizer's
+    - `weight_decay`: the factor $\lambda \ge 0$, which is independent of the base optimizer's
         decay.
     - `eps`: $\epsilon > 0$, against division by zero.
-    - `s_init`: the scale $s_0 > 0$ to begin with.
+    - `s_init`: the initial scale $s_0 > 0$.
     - `num_betas`: the number $n$ of decays, at least 1.
 
     ??? cite "Reference"
@@ -121,11 +121,11 @@ class Mechanize(AbstractConstrained[MechanizeState[State]], Generic[State]):
         steps, base_state = self.base_optimizer.transform(
             updates, state.base_optimizer_state, params, context
         )
-        # From where training begins, which need not be where `init` was.
+        # From the first step's parameters, which may differ from the parameters in `init`.
         now = round_like(params, state.x0)
         x0 = select(state.count == 0, now, check_like(state.x0, params, "state.x0"))
-        # What the base optimizer has moved in all, had its scale been 1. Not kept, for it can be
-        # seen from the parameters.
+        # The sum of the base optimizer's updates at a scale of 1. Not stored, because it can be
+        # computed from the parameters.
         total = jnp.sum(state.s)
         moved = jax.tree.map(lambda a, b: _divided(minus(a, b), total + eps), x0, now)
 

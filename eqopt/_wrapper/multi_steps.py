@@ -23,12 +23,12 @@ from .._transformation.nesting import AbstractConstrained, check_nesting, Requir
 
 
 class ShouldSkipUpdateFunction(Protocol):
-    """What [`eqopt.MultiSteps`][] asks whether to drop a mini-batch."""
+    """Tells [`eqopt.MultiSteps`][] whether to drop a mini-batch."""
 
     def __call__(
         self, updates: Updates, gradient_step: Count, params: Params | None, /
     ) -> tuple[bool | Bool[Array, ""], PyTree]:
-        """Gives whether to drop it, and arrays to be kept in the state's `skip_state`.
+        """Returns whether to drop the mini-batch, and arrays to keep in the state's `skip_state`.
 
         **Arguments:**
 
@@ -44,7 +44,7 @@ def skip_not_finite(
 ) -> tuple[Bool[Array, ""], dict[str, Array]]:
     """Drops a mini-batch whose gradient holds a NaN or an infinity.
 
-    It keeps `should_skip` and `num_not_finite`, how many such numbers there are.
+    It keeps `should_skip` and `num_not_finite`, the number of such entries.
 
     **Arguments:**
 
@@ -63,9 +63,9 @@ def skip_large_updates(
 ) -> tuple[Bool[Array, ""], dict[str, Array]]:
     r"""Drops a mini-batch whose gradient is too large, $|g|^2 \ge c$, or not finite.
 
-    It keeps `should_skip` and `norm_squared`. To be given to [`eqopt.MultiSteps`][] as
-    `eqx.Partial(eqopt.skip_large_updates, max_squared_norm=jnp.array(42.0))`, or with a number, to
-    which the program is then compiled.
+    It keeps `should_skip` and `norm_squared`. Pass it to [`eqopt.MultiSteps`][] as
+    `eqx.Partial(eqopt.skip_large_updates, max_squared_norm=jnp.array(42.0))`; a Python number works
+    too, but is a constant of the program.
 
     **Arguments:**
 
@@ -90,7 +90,7 @@ def _accumulate(
     closes: Float[Array, ""],
 ) -> tuple[Inexact[Array, "*shape"], Inexact[Array, "*shape"]]:
     if use_grad_mean:
-        # Welford's recurrence: a mean all along, which does not overflow as a sum may.
+        # Welford's recurrence: always a mean, which cannot overflow as a sum can.
         one = jnp.ones_like(mini_step)
         mean = plus(acc, divide(minus(update, acc), plus(mini_step, one)))
         new = jnp.where(mini_step == 0, update, mean)
@@ -111,11 +111,12 @@ class MultiStepsState(eqx.Module, Generic[State]):
 
     **Arguments:**
 
-    - `mini_step`: how many mini-batches the present window has taken in, int32 of shape `()`.
+    - `mini_step`: the number of mini-batches in the present window, int32 of shape `()`.
     - `gradient_step`: how often the parameters have been moved, int32 of shape `()`.
     - `inner_opt_state`: the state of the inner optimizer.
-    - `acc_grads`: the mean, or the sum, of the window's gradients, like the parameters.
-    - `skip_state`: what `should_skip_update_fn` returned last, zeros at first; else `()`.
+    - `acc_grads`: the mean, or the sum, of the window's gradients, like the parameters. -
+        `skip_state`: the last arrays from `should_skip_update_fn`, zeros at first; `()` without
+        one.
     - `updated`: whether the last call moved the parameters, a boolean of shape `()`.
     - `acc_value`: the mean, or the sum, of the window's values of the objective, of shape `()`; 0
         if none was given.
@@ -135,16 +136,15 @@ class MultiSteps(AbstractConstrained[MultiStepsState[State]], Generic[State]):
 
     $$\bar g = \frac 1 k \sum_{i=1}^k g_i \quad\text{or}\quad \sum_{i=1}^k g_i$$
 
-    is what the inner optimizer is given, in the dtype of the accumulator and not rounded. It is
-    computed once a window; the updates of the other calls are zero.
+    is the input of the inner optimizer, in the dtype of the accumulator and not rounded. The inner
+    optimizer is computed once per window; the updates of the other calls are zero.
 
-    A gradient that is not finite poisons nothing: by default its window is skipped, which moves
-    neither the parameters nor the inner state. With [`eqopt.skip_not_finite`][] the mini-batch
-    alone is dropped, as if it had not been.
+    If a gradient is not finite, its whole window is skipped by default: neither the parameters nor
+    the inner state change. With [`eqopt.skip_not_finite`][] only the mini-batch is dropped.
 
     !!! note
-        The inner optimizer is given the mean (or the sum) of the window's values in `value`. Other
-        arguments are those of the call that closes the window.
+        The inner optimizer gets the mean (or the sum) of the window's values as `value`. It gets
+        the other arguments of the call that closes the window.
 
     **Arguments:**
 
@@ -181,7 +181,7 @@ class MultiSteps(AbstractConstrained[MultiStepsState[State]], Generic[State]):
         return frozenset({Requirement.REST})
 
     def init_state(self, params: Params, context: Context) -> MultiStepsState[State]:
-        # From shapes alone: what the function returns may be a parameter itself, not to be shared.
+        # From shapes only: the function may return a parameter itself, which must not be shared.
         skip_state = jax.eval_shape(lambda p: self._skips(p, zero_count(), p)[1], params)
         return MultiStepsState(
             mini_step=zero_count(),
@@ -242,11 +242,11 @@ class MultiSteps(AbstractConstrained[MultiStepsState[State]], Generic[State]):
         )
 
     def has_updated(self, state: MultiStepsState[Any]) -> Bool[Array, ""]:
-        """Gives whether the call that returned this state moved the parameters.
+        """Returns whether the call that returned this state moved the parameters.
 
         **Arguments:**
 
-        - `state`: what `init`, `update` or `flush` returned.
+        - `state`: the state from `init`, `update` or `flush`.
         """
         check_state(self, state, "state")
         return state.updated
@@ -262,24 +262,24 @@ class MultiSteps(AbstractConstrained[MultiStepsState[State]], Generic[State]):
         key: object = None,
         **extra: object,
     ) -> tuple[PyTree, MultiStepsState[State]]:
-        """Closes the window early, for when the data run out before the last one is full.
+        """Closes the window early, for example when the data end before the last window is full.
 
-        The step is taken with the mean, or the sum, of the gradients that there are. With none, the
-        updates are zero and the state stays as it is.
+        The step is taken with the mean, or the sum, of the gradients in the window. If there are
+        none, the updates are zero and the state stays as it is.
 
         **Arguments:**
 
         - `state`: what the last `update` returned.
         - `params`, `grad`, `value_fn`, `key`, `**extra`: as in `update`.
-        - `value`: any number, if `update` was given values; the mean of those is used.
+        - `value`: any number, if `update` was given values; their mean is used.
 
         **Returns:**
 
         The updates, for every parameter, and the new state.
         """
         check_state(self, state, "state")
-        # By the same compiled program as `update`, which is told by a negative number of mini-steps
-        # to close the window, and then looks at no gradient; any tree of the right kind will do.
+        # Uses the compiled program of `update`: a negative number of mini-steps tells it to close
+        # the window without a gradient, so any tree of the right kind may be passed.
         asked = dataclasses.replace(state, mini_step=~state.mini_step)
         unused = state.acc_grads if params is None else eqx.filter(params, checks.is_inexact)
         return self.update(
@@ -289,7 +289,7 @@ class MultiSteps(AbstractConstrained[MultiStepsState[State]], Generic[State]):
     def _with_mean_value(
         self, context: Context, state: MultiStepsState[Any], mini_step: Count, drops: Array
     ) -> tuple[Context, Float[Array, ""]]:
-        """The context with the value of the whole window, which the gradient is of too."""
+        """The context with the value of the whole window, which matches the gradient."""
         value = jnp.asarray(context.value)
         new, _ = _accumulate(
             self.use_grad_mean,
@@ -302,7 +302,7 @@ class MultiSteps(AbstractConstrained[MultiStepsState[State]], Generic[State]):
     def _k(self, gradient_step: Count) -> Count:
         if not isinstance(self.every_k_schedule, AbstractSchedule):
             return jnp.asarray(self.every_k_schedule)
-        # Windows of less than one mini-batch are of one: the first of them closes any window.
+        # A window has at least one mini-batch: the first mini-batch closes a smaller one.
         return jnp.round(self.every_k_schedule(gradient_step)).astype(np.int32)
 
     def _skips(
@@ -314,7 +314,7 @@ class MultiSteps(AbstractConstrained[MultiStepsState[State]], Generic[State]):
         answer: Any = checks.call_traced(
             name, self.should_skip_update_fn, updates, gradient_step, params
         )
-        # A boolean alone is understood too.
+        # A boolean alone is accepted too.
         pair: Any = answer if isinstance(answer, tuple) and len(answer) == 2 else (answer, ())
         skips, kept = pair
         if isinstance(skips, bool):

@@ -36,14 +36,14 @@ class NamedChain(AbstractSequence[NamedChainState]):
 
     **Arguments:**
 
-    - `*pairs`, `**links`: the names and the transformations, the first to be applied first; the
-        pairs before the others.
+    - `*pairs`, `**links`: the names and the transformations, in the order in which they are
+        applied; pairs come before keywords.
 
     Raises a `ValueError` if a name is given twice.
     """
 
     links: dict[str, AnyTransformation]
-    # The order in which they are applied. A dictionary that is a PyTree forgets its own.
+    # The order in which the links are applied. A dictionary loses its order when it is a PyTree.
     names: tuple[str, ...] = eqx.field(static=True)
 
     def __init__(self, *pairs: tuple[str, AnyTransformation], **links: AnyTransformation) -> None:

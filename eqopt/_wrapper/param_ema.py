@@ -24,7 +24,7 @@ class ParamEMAState(AbstractEvalState, Generic[State]):
     **Arguments:**
 
     - `count`: the number of steps taken, int32 of shape `()`.
-    - `ema`: the average, debiased if that was asked for, like the parameters.
+    - `ema`: the average, debiased with `debias`, like the parameters.
     - `inner_state`: the state of the inner transformation.
     """
 
@@ -45,7 +45,7 @@ def _average(
     update: Inexact[Array, "*shape"],
     weight: Float[Array, ""],
 ) -> Inexact[Array, "*shape"]:
-    # To the very parameters that the user will have, rounded as they will be.
+    # Averages the parameters that the user will have, with the same rounding.
     param = cast(add(param, cast(update, param.dtype)), ema.dtype)
     weight = cast(weight, np.dtype(ema.real.dtype))
     return plus(ema, times(weight, minus(param, ema)))
@@ -111,7 +111,7 @@ class ParamEMA(AbstractConstrained[ParamEMAState[State]], Generic[State]):
         weight = one_minus(self.decay)
         if self.debias:
             weight = weight / bias_correction(self.decay, count)
-        # What has no gradient does not move; its average stays what it is.
+        # A parameter without a gradient does not move, and its average stays as it is.
         ema = jax.tree.map(
             lambda u, x, a: a if u is None else _average(a, x, u, weight),
             updates,

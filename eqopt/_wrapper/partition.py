@@ -39,9 +39,9 @@ class PartitionState(eqx.Module):
 
 
 class Partition(AbstractTransformation[PartitionState]):
-    """Applies to each group of parameters a transformation of its own.
+    """Applies a separate transformation to each group of parameters.
 
-    With labels, or without, by selectors, the first that chooses a parameter deciding:
+    Groups are given by labels, or by selectors, where the first that chooses a parameter decides:
 
     ```python
     import eqopt
@@ -61,13 +61,13 @@ class Partition(AbstractTransformation[PartitionState]):
     **Arguments:**
 
     - `transforms`: the transformations by label. Without `param_labels`, by selector, with `...`
-        for what no selector chooses; their labels are 0, 1, ... then, in order.
+        for parameters that no selector chooses; their labels are then 0, 1, ..., in order.
     - `param_labels`: the label of each parameter: a tree of labels, possibly a prefix (also a
         Module that holds labels, callable or not); a function from the parameters to such a tree;
-        labels by selector, with `...` for what no selector chooses; or a selector, for the
-        labels `True` and `False`. They must be the same at each step.
-    - `mask_compatible_extra_args`: whether of extra arguments that are trees like the parameters
-        each transformation sees its own group only.
+        labels by selector, with `...` for parameters that no selector chooses; or a selector, for
+        the labels `True` and `False`. They must be the same at each step. -
+        `mask_compatible_extra_args`: whether each transformation sees only its own group of extra
+        arguments that are trees like the parameters.
 
     Raises a `ValueError` that names the parameters for which there is no transformation, or that
     are in another group than in `init`.
@@ -149,9 +149,9 @@ class Partition(AbstractTransformation[PartitionState]):
         args: tuple[object, ...] = (),
         has_aux: bool = False,
     ) -> PartitionState:
-        """Gives the state in which one group begins anew, and the others are as they were.
+        """Returns the state with a new state for one group; the other groups keep theirs.
 
-        All states are made anew, and those of the other groups are dropped; within a compiled
+        All states are made again, and those of the other groups are dropped; within a compiled
         function that costs nothing.
 
         **Arguments:**
@@ -247,7 +247,7 @@ class _AbstractLabels(eqx.Module):
 
 
 class _TreeLabels(_AbstractLabels):
-    # Kept flat and static, as `TreeSelector` keeps its booleans.
+    # Kept flat and static, like the booleans of `TreeSelector`.
     labels: tuple[Label, ...] = eqx.field(static=True)
     structure: TreeDef = eqx.field(static=True)
 
@@ -274,7 +274,7 @@ class _SelectedLabels(_AbstractLabels):
     def resolve(self, params: Params) -> list[Label]:
         leaves, _ = checks.flatten(params)
         found = [self.default] * len(leaves)
-        # The last first: those before it have the last word.
+        # In reverse order, so that the first selector decides.
         for selector, label in reversed([*zip(self.selectors, self.labels, strict=True)]):
             chosen, _ = checks.flatten(selector.select(params))
             found = [label if c else x for x, c in zip(found, chosen, strict=True)]
@@ -313,8 +313,8 @@ def _only_selectors(name: str, rules: Mapping[Any, Any]) -> None:
 
 
 def _label(x: object) -> Label:
-    # Labels made by mapping over a whole model have its arrays and functions beside them: where
-    # there is a parameter, those are no labels.
+    # A tree of labels made by mapping over a whole model may still hold arrays and functions: in
+    # the place of a parameter these are not labels.
     return None if checks.is_array(x) or not isinstance(x, Hashable) else x
 
 

@@ -1,4 +1,4 @@
-"""Gradients from where the objective is worse."""
+"""Sharpness-aware minimization."""
 
 from collections.abc import Hashable
 from typing import Any, Generic, TypeVar
@@ -41,8 +41,8 @@ class SAMState(AbstractEvalState, Generic[_Outer, _Inner]):
     - `steps_since_sync`: the number of adversarial steps since the last real one, int32 of shape
         `()`.
     - `opt_state`, `adv_state`: the states of the optimizer and of its adversary.
-    - `cache`: the parameters at the last real step, from which the adversary has gone away; `None`
-        in opaque mode.
+    - `cache`: the parameters at the last real step, from which the adversary started; `None` in
+        opaque mode.
     """
 
     steps_since_sync: Count
@@ -64,30 +64,32 @@ class SAMState(AbstractEvalState, Generic[_Outer, _Inner]):
 
 
 class SAM(AbstractConstrained[SAMState[_Outer, _Inner]], Generic[_Outer, _Inner]):
-    r"""Steps by the gradient at a place nearby where the objective is worse, and so to wide minima.
+    r"""Steps by the gradient at a nearby point where the objective is worse, which favors wide
+    minima.
 
     An adversary climbs from the parameters $\theta$ for $k - 1$ steps, its updates negated:
     $\theta' \leftarrow \theta' - a(\nabla f(\theta'))$. The optimizer then steps from $\theta$,
     with the gradient at $\theta'$. The rule of the paper, for a radius $\rho$, is
     `SAM(optimizer, Chain(Normalize(), SGD(rho)))`.
 
-    By default a call of `update` is one evaluation: the parameters really go to $\theta'$, and at
-    every $k$-th call back and on. In between, [`eqopt.eval_params`][] gives $\theta$. In opaque
-    mode the adversary is at work within each call, which needs the objective: `step` passes it, and
-    so does `update(..., value_fn=...)`, with the objective's other arguments by keyword.
+    By default a call of `update` is one evaluation: the parameters move to $\theta'$, and at every
+    $k$-th call they return to $\theta$ and take the optimizer's step. In between,
+    [`eqopt.eval_params`][] gives $\theta$. In opaque mode the adversary runs within each call,
+    which needs the objective: use `step`, or `update(..., value_fn=...)` with the objective's other
+    arguments by keyword.
 
     !!! warning
-        It goes around everything that changes the updates: the adversary's gradients in opaque mode
-        come from the objective, and through no link before it. A line search inside would begin
-        where the objective has not been evaluated.
+        Put it around everything that changes the updates: in opaque mode the adversary's gradients
+        come from the objective, and pass no link before the wrapper. A line search inside would
+        begin where the objective has not been evaluated.
 
     **Arguments:**
 
     - `optimizer`: the optimizer.
     - `adv_optimizer`: the adversary.
     - `sync_period`: the number $k$ of evaluations for each real step, at least 1.
-    - `reset_state`: whether the adversary begins anew after each real step.
-    - `opaque_mode`: whether the adversary is at work within each call.
+    - `reset_state`: whether the adversary gets a new state after each real step.
+    - `opaque_mode`: whether the adversary runs within each call.
     - `batch_axis_name`: in opaque mode, the name of a `vmap` or `shard_map` axis over which the
         gradients are averaged, or `None`.
 
@@ -147,7 +149,7 @@ class SAM(AbstractConstrained[SAMState[_Outer, _Inner]], Generic[_Outer, _Inner]
     def _transparent(
         self, updates: Updates, state: SAMState[_Outer, _Inner], params: Params, context: Context
     ) -> tuple[Updates, SAMState[_Outer, _Inner]]:
-        # In float32 at least, as all memory is; the parameters that it holds are exact.
+        # In float32 at least, like all state; the stored parameters are exact.
         cache = check_like(state.cache, params, "state.cache")
         cache = select(state.steps_since_sync == 0, round_like(params, cache), cache)
         start = round_like(cache, params)

@@ -21,11 +21,10 @@ from .._transformation.eval_params import AbstractEvalState, check_like
 from .._transformation.leafwise import Rule
 from .._transformation.nesting import AbstractConstrained, check_nesting, Requirement
 
-# The rule has three points: y, which is the parameters; z, where the base optimizer is; and x, the
-# average of that. Each follows from the other two. optax keeps z, and x = (y - (1 - b1) z) / b1,
-# which does not exist for b1 = 0. Kept here is the gap d = x - z: then z = y - b1 d, and
-# x = y + (1 - b1) d, with no division, and no cancellation for any b1. If something else moves y,
-# then x and z move along.
+# The rule has three points: y, the parameters; z, the base optimizer's point; x, the average of z.
+# Each follows from the other two. optax stores z, and x = (y - (1 - b1) z) / b1, which is not
+# defined for b1 = 0. We store the gap d = x - z: then z = y - b1 d and x = y + (1 - b1) d, without
+# division, and without cancellation for any b1. If something else moves y, x and z move too.
 
 
 class ScheduleFreeState(AbstractEvalState, Generic[State]):
@@ -81,7 +80,7 @@ def _average(
 
 
 class ScheduleFree(AbstractConstrained[ScheduleFreeState[State]], Generic[State]):
-    r"""Averages the points of a base optimizer, in place of a learning rate that falls, and
+    r"""Averages the points of a base optimizer instead of decreasing its learning rate, and
     replaces its momentum by an interpolation.
 
     The parameters are $y$, at which gradients are taken. The base optimizer's updates $u$ move $z$,
@@ -94,15 +93,15 @@ class ScheduleFree(AbstractConstrained[ScheduleFreeState[State]], Generic[State]
     $x$, which [`eqopt.eval_params`][] gives.
 
     !!! note
-        The learning rate $\gamma_t$ is that of the base optimizer at the same step, as in the
-        authors' own code. optax is one step ahead with it.
+        $\gamma_t$ is the base optimizer's learning rate at the same step, as in the authors' code.
+        optax uses the rate of the next step.
 
     **Arguments:**
 
     - `base_optimizer`: the optimizer that gives $u$, without momentum of its own: `SGD`, or `Adam`
         with a `b1` of 0.
     - `learning_rate`: the rate $\gamma_t \ge 0$ of the base optimizer, a number or a schedule
-        (constant but for a warmup); here it is only for the weights.
+        (constant except for a warmup); here it is used only for the weights.
     - `b1`: the part $\beta$ of the average in the point at which gradients are taken, in $[0, 1)$.
     - `weight_lr_power`: the power $r$ of the learning rate in the weights of the average, not
         negative.
@@ -159,7 +158,7 @@ class ScheduleFree(AbstractConstrained[ScheduleFreeState[State]], Generic[State]
         max_lr = jnp.maximum(state.max_lr, value_at(self.learning_rate, state.count))
         weight = max_lr ** as_real(self.weight_lr_power)
         weight_sum = state.weight_sum + weight
-        # `1 - c`, of which the first is exactly 0; 1 while the rate is 0: nothing is averaged.
+        # `1 - c`: exactly 0 at the first step; 1 while the rate is 0, so that nothing is averaged.
         rest = safe_divide(state.weight_sum, weight_sum, 1, zero=~(weight_sum > 0))
         b1 = jnp.copy(as_real(self.b1))
         new = ScheduleFreeState(

@@ -30,8 +30,8 @@ class ScheduledState(eqx.Module, Generic[State]):
 class Scheduled(AbstractTransformation[ScheduledState[State]], Generic[State]):
     """Lets a hyper-parameter of a transformation follow a schedule.
 
-    At each step the hyper-parameter is set to the schedule's value, and then the inner
-    transformation does what it would have done with that value from the start.
+    At each step the hyper-parameter is set to the schedule's value, and the inner transformation
+    then works as if it had been built with that value.
 
     **Arguments:**
 
@@ -43,7 +43,7 @@ class Scheduled(AbstractTransformation[ScheduledState[State]], Generic[State]):
     To schedule several hyper-parameters, nest:
     `Scheduled(Scheduled(opt, ...), lambda s: s.inner.b1, ...)`.
 
-    Raises a `ValueError` if `where` does not lead to a number.
+    Raises a `ValueError` if `where` does not return a number.
     """
 
     inner: AbstractTransformation[State]
@@ -79,6 +79,6 @@ class Scheduled(AbstractTransformation[ScheduledState[State]], Generic[State]):
         return updates, ScheduledState(increment(state.count), inner_state)
 
     def at(self, count: Count) -> AbstractTransformation[State]:
-        """Gives the inner transformation as it is at the step with the given count."""
+        """Gives the inner transformation with its values at the given count."""
         value = self.schedule(count).astype(self.where(self.inner).dtype)
         return eqx.tree_at(self.where, self.inner, value)

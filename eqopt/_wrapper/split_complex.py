@@ -52,7 +52,7 @@ def _split(x: Array | None) -> _Pair:
 def _merged(pair: _Pair) -> Array | None:
     if pair.real is None or pair.imag is None:
         return None
-    # Not `real + 1j * imag`, in which an infinite part makes a NaN of the other.
+    # Not `real + 1j * imag`, where one infinite part makes the other NaN.
     return lax.complex(pair.real, pair.imag)
 
 
@@ -77,16 +77,16 @@ class SplitRealAndImaginary(
 ):
     r"""Applies a transformation to the real and imaginary parts of complex parameters.
 
-    A parameter $x + iy$ is to `inner` a pair of real ones, $x$ and $y$, and so are its update, its
-    part of `grad`, and of every extra argument that is a tree of inexact arrays like the
-    parameters. The objective `value_fn` is a function of such pairs. Real parameters stay as they
-    are.
+    For `inner`, a parameter $x + iy$ is a pair of real parameters, $x$ and $y$. Its update, its
+    part of `grad`, and its part of extra arguments that are trees of inexact arrays like the
+    parameters are pairs too. The objective `value_fn` is a function of such pairs. Real parameters
+    stay as they are.
 
     Gradients are taken exactly as `jax.grad` returns them; the parts are the derivatives by $x$ and
     by $y$.
 
-    A line search inside works, but what it remembers is of pairs, and `step` evaluates the
-    objective afresh: outside, in a chain with the wrapper, it saves that evaluation.
+    A line search inside works, but its cache is about pairs, so `step` evaluates the objective
+    again. Outside, in a chain with the wrapper, the search saves that evaluation.
 
     **Arguments:**
 

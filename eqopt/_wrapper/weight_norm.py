@@ -45,7 +45,7 @@ def _axis(value: int) -> int:
 
 
 def _scaled(x: Array, factor: Float[Array, "..."]) -> Array:
-    # Not `times`, for the factor has size 1 along some axes.
+    # Not `times`, because the factor has size 1 along some axes.
     if is_complex(x):
         return lax.complex(x.real * factor, x.imag * factor)
     return x * factor
@@ -73,7 +73,7 @@ def _put_together(
     scale: Float[Array, "..."],
     eps: Float[Array, ""],
 ) -> Inexact[Array, "*shape"]:
-    """The weight, of a direction that need not be of length 1 anymore."""
+    """The weight from its direction, whose length need not be 1."""
     return _scaled(direction, scale / _length(axes, direction, eps))
 
 
@@ -87,14 +87,14 @@ def _pulled_back(
     eps: Float[Array, ""],
     decay: Float[Array, ""],
 ) -> tuple[Inexact[Array, "*shape"], Float[Array, "..."]]:
-    """The gradients by direction and length, of that by the weight."""
+    """The gradients by direction and length, from the gradient by the weight."""
     _, pull = jax.vjp(lambda d, s: _put_together(axes, d, s, eps), direction, scale)
     by_direction, by_scale = conj(pull(conj(update)))
     return plus(by_direction, times(decay, direction)), by_scale
 
 
 class _Weights(eqx.Module):
-    """The parameters, of which some are directions with a length beside them."""
+    """The parameters, some of them split into a direction and a length."""
 
     direction: PyTree
     scale: PyTree
@@ -105,9 +105,9 @@ class WeightNormState(AbstractEvalState, Generic[State]):
 
     **Arguments:**
 
-    - `inner_state`: the state of the inner transformation, of directions and lengths.
-    - `direction`: the direction of each weight, like it, but at least float32; `None` for what is
-        not taken apart.
+    - `inner_state`: the state of the inner transformation, which sees directions and lengths. -
+        `direction`: the direction of each weight, like the weight, but at least float32; `None` for
+        parameters that are not split.
     - `scale`: its lengths: real, of size 1 along all axes but one, and at least float32.
     """
 
@@ -116,8 +116,8 @@ class WeightNormState(AbstractEvalState, Generic[State]):
     scale: PyTree
 
     def eval_params(self, params: Params) -> Params:
-        # What has parameters of its own to evaluate with is refused inside. The states there are
-        # of directions and lengths, and not to be asked.
+        # Transformations with their own parameters to evaluate with are refused inside. The inner
+        # states are about directions and lengths, so they must not be searched.
         return jax.tree.map(lambda _: None, params)
 
 
@@ -125,30 +125,31 @@ class WeightNorm(AbstractConstrained[WeightNormState[State]], Generic[State]):
     r"""Applies a transformation to the directions and the lengths of the weights.
 
     A weight is $w = s\, v \big/ \sqrt{\|v\|^2 + \epsilon}$, with one length $s$ and one norm for
-    each output: over all axes but one. To `inner` the parameters are $v$ and $s$, beside those that
-    are not taken apart, and the gradient is that by $v$ and $s$. It begins with
+    each output: over all axes except one. For `inner` the parameters are $v$ and $s$ (and the
+    parameters that are not split), and the gradient is by $v$ and $s$. At the start
     $s = \sqrt{\|w\|^2 + \epsilon}$ and $v = w / s$.
 
-    Taken apart is what has more than one number for each output: no biases, and no scalars.
+    Only parameters with more than one number for each output are split: no biases or scalars.
 
     !!! warning
-        $v$ and $s$ are in the state, and each step sets the weights to what they give. What else
-        moves the weights is undone, so it goes around the whole optimizer, or last into a chain.
+        $v$ and $s$ are in the state, and each step sets the weights to the values that they give.
+        Any other change of the weights is undone, so put the wrapper around the whole optimizer, or
+        last in a chain.
 
-    A line search inside works, but what it remembers is of directions and lengths, and `step`
-    evaluates the objective afresh.
+    A line search inside works, but its cache is about directions and lengths, and `step` evaluates
+    the objective again.
 
     **Arguments:**
 
     - `inner`: the transformation.
-    - `decay`: the decay of the directions, not negative: its product with $v$ is added to the
-        gradient by $v$.
+    - `decay`: the decay of the directions, not negative: `decay` times $v$ is added to the gradient
+        by $v$.
     - `eps`: $\epsilon > 0$.
-    - `axis`: the axis of the outputs, negative from the end: 0 is that of Equinox's layers, and -1
-        that of Flax's.
-    - `mask`: what is taken apart: a selector, a function from the parameters to booleans, or a tree
-        of booleans, possibly a prefix; `None` is everything. It must choose the same parameters at
-        each step.
+    - `axis`: the axis of the outputs, negative from the end: 0 in Equinox's layers, and -1 in
+        Flax's.
+    - `mask`: the weights to split: a selector, a function from the parameters to booleans, or a
+        tree of booleans, possibly a prefix; `None` is everything. It must choose the same
+        parameters at each step.
 
     Raises a `ValueError` if `update` is given no parameters, or the mask does not fit them.
 
@@ -246,7 +247,7 @@ class WeightNorm(AbstractConstrained[WeightNormState[State]], Generic[State]):
         return _Weights(*(treedef.unflatten([part[i] for part in parts]) for i in range(2)))
 
     def _inside(self, packed: _Weights, params: Params, context: Context, grad: object) -> Context:
-        """What of the context is told to `inner`."""
+        """The context for `inner`."""
         outer = context.whole or FullProblem(params, context.value_fn)
         objective = outer.objective
         if objective is not None:
@@ -265,7 +266,7 @@ class WeightNorm(AbstractConstrained[WeightNormState[State]], Generic[State]):
         )
 
     def put_together(self, packed: PyTree, like: Params) -> Params:
-        """The parameters that directions and lengths stand for, in their own dtypes."""
+        """The parameters from directions and lengths, in their own dtypes."""
 
         def weight(d: Any, s: Any) -> Any:
             return d if s is None else _put_together(self._over(d), d, s, _cast(self.eps, d))

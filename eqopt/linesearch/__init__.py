@@ -1,8 +1,8 @@
 """Line searches: how far to go along a direction.
 
 Begin with `ScaleByZoomLinesearch`, the last link of a chain or the argument `linesearch` of
-`eqopt.LBFGS`. To write a search, begin with `AbstractLinesearch`: it is given an `Origin` and
-`Trial`s, and gives an `Answer` with a verdict, `TRY`, `ACCEPT`, `RETURN` or `FAIL`.
+`eqopt.LBFGS`. To write a search, begin with `AbstractLinesearch`: it takes an `Origin` and
+`Trial`s, and returns an `Answer` with a verdict, `TRY`, `ACCEPT`, `RETURN` or `FAIL`.
 """
 
 from .._base.lazy import attach

@@ -15,7 +15,7 @@ class _Backtracking(eqx.Module):
 
 
 class ScaleByBacktrackingLinesearch(AbstractLinesearch[_Backtracking]):
-    r"""Scales the updates by the first of ever shorter steps that decreases the objective.
+    r"""Scales the updates by a step, shortened until the objective decreases enough.
 
     With $\phi(\alpha)$ the objective at `params + alpha * updates`, the step $\alpha$ is accepted
     if
@@ -31,14 +31,14 @@ class ScaleByBacktrackingLinesearch(AbstractLinesearch[_Backtracking]):
     **Arguments:**
 
     - `max_backtracking_steps`: how many times the step may be decreased; at least 0.
-    - `slope_rtol`: the share $c$ of the decrease that the slope promises; in $[0, 1)$.
-    - `decrease_factor`: by what the step is multiplied while it is too long; in $(0, 1)$.
-    - `increase_factor`: by what the first step exceeds the last one taken; at least 1. Infinity
-        always begins at `max_learning_rate`.
+    - `slope_rtol`: the required fraction $c$ of the decrease predicted by the slope; in $[0, 1)$. -
+        `decrease_factor`: the factor of the step while it is too long; in $(0, 1)$. -
+        `increase_factor`: the ratio of the first step tried to the last step taken; at least 1.
+        With infinity, every search begins at `max_learning_rate`.
     - `max_learning_rate`: the longest step; positive.
     - `atol`, `rtol`: the increases $\epsilon$, absolute, and $\rho$, relative, that are tolerated.
-    - `store_grad`: whether trials are evaluated with their gradients, so that the next step finds
-        value and gradient in the state and need not evaluate them.
+    - `store_grad`: whether trials are evaluated with their gradients, so that the next step reads
+        value and gradient from the state and does not evaluate them.
     - `verbose`: whether each search is printed.
 
     Its `update` needs `params`, `value`, `grad` and `value_fn`; pass the other arguments of
@@ -86,8 +86,8 @@ class ScaleByBacktrackingLinesearch(AbstractLinesearch[_Backtracking]):
 
     def tell(self, search: _Backtracking, trial: Trial) -> tuple[_Backtracking, Answer]:
         origin, step = search.origin, trial.step
-        # Not `value - bound`: where the bound is rounded to the first value, steps that change
-        # nothing would pass.
+        # Not `value - bound`: if the bound is rounded to the first value, steps that change nothing
+        # would pass.
         excess = trial.value - (1 + jnp.asarray(self.rtol)) * origin.value
         error = jnp.maximum(excess - jnp.asarray(self.slope_rtol) * step * origin.slope, 0)
         error = jnp.where(jnp.isfinite(trial.value), error, jnp.inf)

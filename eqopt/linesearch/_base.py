@@ -1,6 +1,6 @@
 """Line searches: a search over scalars, and the driver that evaluates its trials on trees.
 
-In: a direction, parameters, the objective. Out: the chosen step's updates, and the evaluation there.
+In: a direction, parameters, the objective. Out: the chosen step's updates and its evaluation.
 A search sees only scalars, so that it serves as a link of a chain and in the loop of `minimize`.
 """
 

@@ -1,4 +1,4 @@
-"""Where a line search begins, given where the last one ended."""
+"""The first step of a line search, given the last step taken."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,7 @@ Guess = Callable[[Float[Array, ""]], Float[Array, ""]]
 
 
 def keep_step(learning_rate: Float[Array, ""]) -> Float[Array, ""]:
-    """Begins a line search at the step that was taken last, as suits gradient descent.
+    """Begins a line search at the last step taken, which suits gradient descent.
 
     **Arguments:**
 
@@ -20,7 +20,7 @@ def keep_step(learning_rate: Float[Array, ""]) -> Float[Array, ""]:
 
 
 def double_step(learning_rate: Float[Array, ""]) -> Float[Array, ""]:
-    """Begins a line search at twice the step that was taken last, as suits conjugate gradients.
+    """Begins a line search at twice the last step taken, which suits conjugate gradients.
 
     **Arguments:**
 
@@ -30,7 +30,7 @@ def double_step(learning_rate: Float[Array, ""]) -> Float[Array, ""]:
 
 
 def unit_step(learning_rate: Float[Array, ""]) -> Float[Array, ""]:
-    """Begins a line search at 1, as suits Newton's method and its kin.
+    """Begins a line search at 1, which suits Newton and quasi-Newton methods.
 
     **Arguments:**
 

@@ -12,22 +12,22 @@ from ._base import AbstractLinesearch, ACCEPT, Answer, capped, FAIL, Origin, RET
 from ._first_step import double_step, Guess, guess
 from ._interpolation import secant
 
-# Where a trial comes from: a secant through both ends, a second one through the end that the first
+# The origin of a trial: a secant through both ends, a second secant through the end that the first
 # has moved, or the middle.
 _SECANT, _SECOND, _MIDDLE = (np.int32(i) for i in range(3))
 
-# If the secants leave more than this part of the interval, it is bisected: the paper's gamma.
+# If the secants leave more than this fraction of the interval, it is bisected: the paper's gamma.
 _SHRINK = 0.66
 
 
 class _HagerZhang(eqx.Module):
     origin: Origin
     low: Trial  # falling, and no higher than the start
-    high: Trial  # rising; or, while bisecting, too high; infinity while there is none
+    high: Trial  # rising; or too high, while bisecting; infinity before the first
     bisecting: Bool[Array, ""]  # until the upper end is rising
     phase: Int[Array, ""]
-    width: Float[Array, ""]  # of the interval before the secants
-    best: Trial  # the one to return to
+    width: Float[Array, ""]  # the interval's width before the secants
+    best: Trial  # the trial to return to
     num_trials: Int[Array, ""]
 
 
@@ -45,29 +45,30 @@ class ScaleByHagerZhangLinesearch(AbstractLinesearch[_HagerZhang]):
     $$\phi(\alpha) \le \phi(0) + \epsilon\, |\phi(0)|, \qquad
     \phi'(\alpha) \le (2\delta - 1)\, \phi'(0)$$
 
-    which is the same for a parabola, and can be told from slopes when values differ by rounding
-    only. This is the search of CG_DESCENT: steps grow by `increase_factor` until the objective
+    which is the same for a parabola, and can be tested by slopes when values differ only by
+    rounding. This is the search of CG_DESCENT: steps grow by `increase_factor` until the objective
     rises; then the interval is narrowed from both sides by two secants of the slopes, and bisected
-    if that leaves more than 0.66 of it. Near a minimum an interval shrinks with order
-    $1 + \sqrt 2$.
+    if that leaves more than 0.66 of it. Near a minimum an interval shrinks with order $1 + \sqrt
+    2$.
 
     If no step is accepted, the lowest one is taken. If none is lower than the start, the updates
     are zero. `state.info.result` says which.
 
     **Arguments:**
 
-    - `max_linesearch_steps`: the most evaluations of the objective in one search; at least 1.
+    - `max_linesearch_steps`: the largest number of evaluations in one search; at least 1.
     - `max_learning_rate`: the longest step, positive, or `None`. It is taken if the objective is
         low enough there, and still falls.
-    - `increase_factor`: by what a step is multiplied while it is too short, the paper's $\rho$;
-        greater than 1.
-    - `slope_rtol`: the share $\delta$ of the decrease that the slope promises; in $(0, 0.5)$.
-    - `curv_rtol`: the share $\sigma$ of the first slope that may be left; in $(0, 1)$, at least
+    - `increase_factor`: the factor of the step while it is too short, the paper's $\rho$; greater
+        than 1.
+    - `slope_rtol`: the required fraction $\delta$ of the decrease predicted by the slope; in $(0,
+        0.5)$.
+    - `curv_rtol`: the allowed fraction $\sigma$ of the first slope; in $(0, 1)$, at least
         `slope_rtol`.
-    - `approx_dec_rtol`: the relative increase $\epsilon$ that may be rounding; at least 0.
+    - `approx_dec_rtol`: the relative increase $\epsilon$ that counts as rounding; at least 0.
     - `initial_guess_strategy`: a function from the last step taken to the first one tried:
         [`eqopt.linesearch.double_step`][], as in the paper, [`eqopt.linesearch.keep_step`][],
-        [`eqopt.linesearch.unit_step`][] or another. `"keep"` and `"one"` are the last two of them.
+        [`eqopt.linesearch.unit_step`][] or another. `"keep"` and `"one"` stand for the last two.
         Static.
     - `verbose`: whether each search is printed.
 
@@ -200,25 +201,25 @@ class ScaleByHagerZhangLinesearch(AbstractLinesearch[_HagerZhang]):
 def _next(
     search: _HagerZhang, trial: Trial, low: Trial, high: Trial, bisecting: Bool[Array, ""]
 ) -> tuple[Float[Array, ""], Int[Array, ""], Float[Array, ""]]:
-    """The next trial within the interval from `low` to `high`, and what it is."""
+    """The next trial within the interval from `low` to `high`, and its origin."""
 
     def inside(step: Float[Array, ""]) -> Bool[Array, ""]:
         return (step > low.step) & (step < high.step)  # U0: another trial would tell nothing
 
-    # S2 and S3: the secant through the end that the first one has moved, before and after.
+    # S2 and S3: the secant through the moved end, before and after the move.
     moved = select(trial.slope < 0, search.low, search.high)
     second = secant(moved.step, moved.slope, trial.step, trial.slope)
     again = (search.phase == _SECANT) & ~search.bisecting & inside(second)
-    # L2: the secants must pay.
+    # L2: the secants must shrink the interval enough.
     width = high.step - low.step
     by_secants = (search.phase != _MIDDLE) & (width > _SHRINK * search.width)
-    # L1: two more of them.
+    # L1: two more secants.
     first = secant(low.step, low.slope, high.step, high.slope)
     halve = bisecting | (~again & (by_secants | ~inside(first)))
     middle = low.step + width / 2
     step = jnp.where(halve, middle, jnp.where(again, second, first))
     phase = jnp.where(halve, _MIDDLE, jnp.where(again, _SECOND, _SECANT))
-    # Bisection towards a rising end is part of what it interrupts.
+    # Bisection towards a rising end belongs to the step that it interrupts.
     phase = jnp.where(bisecting, search.phase, phase)
     ongoing = bisecting | again
     return step, phase, jnp.where(ongoing, search.width, width)

@@ -1,4 +1,4 @@
-"""Where a polynomial through two points of a line has its minimum."""
+"""The minimum of a polynomial through two points of a line."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -14,7 +14,7 @@ def cubic_minimizer(
     NaN if it has none. Nocedal and Wright, *Numerical Optimization*, 2nd edition, equation 3.59.
     """
     d1 = ga + gb - 3 * (fa - fb) / (a - b)
-    # Scaled, for the slopes of a steep wall have squares that overflow.
+    # Scaled, because squares of very steep slopes overflow.
     size = jnp.maximum(jnp.abs(d1), jnp.maximum(jnp.abs(ga), jnp.abs(gb)))
     root = jnp.square(d1 / size) - (ga / size) * (gb / size)
     d2 = jnp.sign(b - a) * size * jnp.sqrt(root)

@@ -17,12 +17,12 @@ class _Wolfe(eqx.Module):
     low: Trial  # the longest step known to be too short
     high: Trial  # the shortest step known to be too long, or infinity
     width: Float[Array, ""]
-    best: Trial  # the one to return to
+    best: Trial  # the trial to return to
     rank: Int[Array, ""]  # 3: lower and too short; 2: no higher and flatter; 1: lower; 0: none
     num_trials: Int[Array, ""]
 
 
-# However large values were, the objective may not rise by more than this share.
+# The noise floor is at most this fraction of the value, however large earlier values were.
 MAX_NOISE = 1e-3
 
 
@@ -34,24 +34,26 @@ class ScaleByWolfeLinesearch(AbstractLinesearch[_Wolfe]):
 
     $$\phi(\alpha) \le \phi(0) + c_1 \alpha \phi'(0), \qquad \phi'(\alpha) \ge c_2 \phi'(0)$$
 
-    where the first may be replaced, once values can no longer tell, by Hager and Zhang's
+    where the first may be replaced, once rounding hides the difference of values, by Hager and
+    Zhang's
 
     $$\phi(\alpha) \le \phi(0) + \epsilon, \qquad \phi'(\alpha) \le -0.8\, \phi'(0)$$
 
     with the noise floor $\epsilon = \max(r\,|\phi(0)|, 9\,u\,\max_k |f_k|)$, over all points
     visited so far, where $u$ is the precision of the objective's dtype. The first step tried is 1,
-    as suits the directions of quasi-Newton methods. Steps that are too short are extended by the
-    secant of the slopes, and an interval is narrowed by cubic interpolation.
+    which suits quasi-Newton directions. Steps that are too short are extended by the secant of the
+    slopes, and an interval is narrowed by cubic interpolation.
 
-    If no step is accepted, the best one is taken: the longest with enough decrease, else one that
-    is no higher than the noise floor and flatter, else any that is lower. If there is none, the
-    updates are zero, and `state.info.result` says why.
+    If no step is accepted, the best step is taken: the longest step with enough decrease, else a
+    step that is not above the noise floor and is flatter, else any step with a lower value. If no
+    step is lower, the updates are zero, and `state.info.result` says why.
 
     **Arguments:**
 
-    - `max_linesearch_steps`: the most evaluations of the objective in one search; at least 1.
-    - `slope_rtol`: the share $c_1$ of the decrease that the slope promises; in $(0, 1)$.
-    - `curv_rtol`: the share $c_2$ of the first slope that may be left; in $(0, 1)$, greater than
+    - `max_linesearch_steps`: the largest number of evaluations in one search; at least 1. -
+        `slope_rtol`: the required fraction $c_1$ of the decrease predicted by the slope; in $(0,
+        1)$.
+    - `curv_rtol`: the allowed fraction $c_2$ of the first slope; in $(0, 1)$, greater than
         `slope_rtol`.
     - `approx_dec_rtol`: the relative part $r$ of the noise floor; at least 0.
     - `verbose`: whether each search is printed.
@@ -106,8 +108,8 @@ class ScaleByWolfeLinesearch(AbstractLinesearch[_Wolfe]):
         floor = jnp.maximum(relative, noise)
         finite = jnp.isfinite(trial.value) & jnp.isfinite(trial.slope)
         fine = finite & (trial.value <= origin.value + floor)
-        # Not `value - bound`: where the bound is rounded to the first value, steps that lead
-        # nowhere would pass, and in a minimum every step leads a little farther from it.
+        # Not `value - bound`: if the bound is rounded to the first value, steps that change nothing
+        # would pass, and at a minimum each such step moves a little away from it.
         excess = (trial.value - origin.value) - slope_rtol * step * origin.slope
         armijo = finite & (excess <= 0)
         low_enough = armijo | (fine & (trial.slope <= -0.8 * origin.slope))
@@ -132,7 +134,7 @@ class ScaleByWolfeLinesearch(AbstractLinesearch[_Wolfe]):
         narrower = jnp.where(finite, narrower, low.step + 0.1 * (step - low.step))
         following = jnp.where(bracketed, narrower, longer)
 
-        # What to return to.
+        # The trial to return to.
         flatter = (search.rank < 2) | (jnp.abs(trial.slope) < jnp.abs(search.best.slope))
         lower = finite & (
             trial.value < jnp.where(search.rank == 1, search.best.value, origin.value)
@@ -177,7 +179,7 @@ def _between(low: Trial, high: Trial, origin: Origin) -> Float[Array, ""]:
     """A step within the interval, and not too near to its ends."""
     width = high.step - low.step
     cubic = cubic_minimizer(low.step, low.value, low.slope, high.step, high.value, high.slope)
-    # Values that hardly differ say little.
+    # Values that hardly differ are dominated by rounding.
     alike = jnp.abs(high.value - low.value) <= origin.eps ** (2 / 3) * jnp.abs(origin.value)
     by_slopes = secant(low.step, low.slope, high.step, high.slope)
     step = jnp.where(alike & (high.slope > 0), by_slopes, cubic)

@@ -12,17 +12,17 @@ from ._base import AbstractLinesearch, ACCEPT, Answer, capped, FAIL, Origin, RET
 from ._first_step import Guess, guess, keep_step
 from ._interpolation import quadratic_minimizer
 
-# What is known of the best trial so far.
+# How good the best trial so far is.
 _NONE, _LOWER, _SAFE = (np.int32(i) for i in range(3))
 
 
 class _Zoom(eqx.Module):
     origin: Origin
     zooming: Bool[Array, ""]
-    low: Trial  # of the interval, the end with enough decrease; before there is one, the last trial
+    low: Trial  # the interval's end with enough decrease; before it is found, the last trial
     high: Trial  # the other end, on either side
-    third: Trial  # an end that the interval has lost, through which the cubic goes too
-    best: Trial  # the one to return to
+    third: Trial  # a former end of the interval, also used by the cubic
+    best: Trial  # the trial to return to
     rank: Int[Array, ""]
     num_trials: Int[Array, ""]
 
@@ -36,7 +36,8 @@ class ScaleByZoomLinesearch(AbstractLinesearch[_Zoom]):
     $$\phi(\alpha) \le \phi(0) + c_1 \alpha \phi'(0), \qquad
     |\phi'(\alpha)| \le c_2\, |\phi'(0)|$$
 
-    where the first may be replaced, once values can no longer tell, by Hager and Zhang's
+    where the first may be replaced, once rounding hides the difference of values, by Hager and
+    Zhang's
 
     $$\phi(\alpha) \le \phi(0) + r\, |\phi(0)|, \qquad \phi'(\alpha) \le (2 c_1 - 1)\, \phi'(0)$$
 
@@ -44,28 +45,29 @@ class ScaleByZoomLinesearch(AbstractLinesearch[_Zoom]):
     the interval is narrowed: by cubic interpolation if that gives a step no nearer to its ends than
     0.2 of its width, else by quadratic interpolation if no nearer than 0.1, else by bisection.
 
-    If no step is accepted, the best one is taken: the one with enough decrease, else one that is
-    lower. If there is none, the updates are zero. `state.info.result` says which.
+    If no step is accepted, the best step is taken: a step with enough decrease, else a step with a
+    lower value. If no step is lower, the updates are zero. `state.info.result` says which.
 
     **Arguments:**
 
-    - `max_linesearch_steps`: the most evaluations of the objective in one search; at least 1.
+    - `max_linesearch_steps`: the largest number of evaluations in one search; at least 1.
     - `max_learning_rate`: the longest step, positive, or `None`. It is taken if the objective is
         low enough there, and still falls.
     - `tol`: how much each condition may be violated, in the units of $\phi$ and $\phi'$; at
         least 0.
-    - `increase_factor`: by what a step is multiplied while it is too short; greater than 1.
-    - `slope_rtol`: the share $c_1$ of the decrease that the slope promises; in $[0, 1)$.
-    - `curv_rtol`: the share $c_2$ of the first slope that may be left; at least 0. Infinity asks
-        for enough decrease only.
-    - `approx_dec_rtol`: the relative increase $r$ that may be rounding; at least 0. `None` asks for
-        the Wolfe conditions themselves.
-    - `stepsize_precision`: the width at which an interval is given up, if a step with enough
+    - `increase_factor`: the factor of the step while it is too short; greater than 1. -
+        `slope_rtol`: the required fraction $c_1$ of the decrease predicted by the slope; in $[0,
+        1)$.
+    - `curv_rtol`: the allowed fraction $c_2$ of the first slope; at least 0. With infinity, only
+        enough decrease is required.
+    - `approx_dec_rtol`: the relative increase $r$ that counts as rounding; at least 0. With `None`,
+        the Wolfe conditions themselves are required.
+    - `stepsize_precision`: the width of an interval at which the search ends, if a step with enough
         decrease is known; at least 0.
     - `initial_guess_strategy`: a function from the last step taken to the first one tried:
         [`eqopt.linesearch.keep_step`][], [`eqopt.linesearch.double_step`][],
-        [`eqopt.linesearch.unit_step`][] or another. `"keep"` and `"one"` are the first and the last
-        of them. Static.
+        [`eqopt.linesearch.unit_step`][] or another. `"keep"` and `"one"` stand for the first and
+        the last. Static.
     - `verbose`: whether each search is printed.
 
     Its `update` needs `params`, `value`, `grad` and `value_fn`; pass the other arguments of
@@ -134,8 +136,8 @@ class ScaleByZoomLinesearch(AbstractLinesearch[_Zoom]):
         decrease, curvature = self._errors(origin, trial)
         accepted = jnp.maximum(decrease, curvature) <= tol
 
-        # The interval, which either phase of the search finds or narrows. (The start is no trial to
-        # be lower than: rounding may make it seem as high.)
+        # The interval, which either phase of the search finds or narrows. (Trials are not compared
+        # with the start: rounding may make it seem as high.)
         too_high = (decrease > 0) | ((search.num_trials > 0) & (trial.value >= low.value))
         turned = ~search.zooming | (trial.slope * (high.step - low.step) >= 0)
         lost = select(too_high | turned, high, low)
@@ -152,7 +154,7 @@ class ScaleByZoomLinesearch(AbstractLinesearch[_Zoom]):
         if self.max_learning_rate is not None:
             at_limit = ~zooming & (step >= jnp.asarray(self.max_learning_rate))
 
-        # What to return to. While steps grow, the last of them is the best.
+        # The trial to return to. While steps grow, the last trial is the best.
         known = jnp.where(search.rank == _SAFE, search.best.value, origin.value)
         safe = (decrease <= tol) & (~search.zooming | (trial.value < known))
         known = jnp.where(search.rank == _LOWER, search.best.value, origin.value)
@@ -233,7 +235,7 @@ def _between(low: Trial, high: Trial, third: Trial) -> Float[Array, ""]:
 def _cubic_minimizer(low: Trial, high: Trial, third: Trial) -> Float[Array, ""]:
     """The minimizer of the cubic through three points, with the slope of the first.
 
-    NaN if it has none, or if two of the points are one.
+    NaN if it has none, or if two points coincide.
     """
     to_high, to_third = high.step - low.step, third.step - low.step
 
@@ -244,6 +246,6 @@ def _cubic_minimizer(low: Trial, high: Trial, third: Trial) -> Float[Array, ""]:
     cubic = (a - b) / (to_high - to_third)
     square = (b * to_high - a * to_third) / (to_high - to_third)
     root = jnp.sqrt(jnp.square(square) - 3 * cubic * low.slope)
-    # Two forms of the same, one of which cancels.
+    # Two forms of the same formula; one of them cancels.
     stable = jnp.where(square > 0, -low.slope / (square + root), (root - square) / (3 * cubic))
     return low.step + stable

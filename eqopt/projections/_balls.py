@@ -31,8 +31,8 @@ class L2Sphere(AbstractProjection):
     $x \leftarrow r x / \|x\|_2$.
 
     !!! note
-        To zero, all points of the sphere are equally near. It goes to the one whose coordinates
-        are all alike and positive.
+        All points of the sphere are equally near to zero. Zero goes to the point whose coordinates
+        are equal and positive.
 
     **Arguments:**
 

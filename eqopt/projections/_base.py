@@ -1,4 +1,4 @@
-"""What a projection is, and what the sets share."""
+"""The abstract projection, and code that the sets share."""
 
 import abc
 import functools
@@ -24,9 +24,10 @@ from .._jit import compiled_call
 class AbstractProjection(eqx.Module):
     """The nearest point of a set of parameters.
 
-    A projection is called with a whole model. All of its inexact arrays together are one point; of
-    a complex number, the real and the imaginary part are two coordinates. Everything else is
-    carried along, and so is `None`. [`eqopt.Project`][] keeps an optimizer's parameters in the set.
+    A projection is called with a whole model. All its inexact arrays together are one point; the
+    real and the imaginary part of a complex number are two coordinates. Other leaves, `None`
+    included, are returned unchanged. [`eqopt.Project`][] keeps an optimizer's parameters in the
+    set.
 
     It is written as `project`.
     """
@@ -37,11 +38,11 @@ class AbstractProjection(eqx.Module):
 
         **Arguments:**
 
-        - `params`: inexact arrays, in their own dtypes, and `None` for all else.
+        - `params`: inexact arrays, in their own dtypes, and `None` for other leaves.
 
         **Returns:**
 
-        A tree like it, in the same dtypes or wider ones.
+        A tree like `params`, in the same dtypes or wider ones.
         """
 
     def __call__(self, tree: Model) -> Model:
@@ -54,7 +55,7 @@ class AbstractProjection(eqx.Module):
 
 
 class AbstractBox(AbstractProjection):
-    """A set that has each number between bounds of its own."""
+    """A set with bounds for each number."""
 
     @abc.abstractmethod
     def bounds(self, params: Params) -> tuple[list[Array | None], list[Array | None]]:
@@ -85,7 +86,7 @@ def nearest(projection: AbstractProjection, params: Params) -> Params:
 def clipped(
     x: Float[Array, "*shape"], low: Array | None, high: Array | None
 ) -> Float[Array, "*shape"]:
-    # Selected, and not by `max` and `min`, which have half a derivative on the bound itself.
+    # Selected, and not by `max` and `min`, whose derivative on the bound itself is one half.
     if low is not None:
         x = jnp.where(x < low, low, x)
     if high is not None:
@@ -94,10 +95,10 @@ def clipped(
 
 
 def by_parts(kernel: Callable[..., Array], *arrays: Array | None) -> Array:
-    """A kernel of real arrays; of complex ones, of the real and of the imaginary parts."""
+    """Makes a kernel of real arrays work on complex arrays, part by part."""
     if not any(x is not None and is_complex(x) for x in arrays):
         return kernel(*arrays)
-    # What is real bounds both parts.
+    # A real bound applies to both parts.
     parts = [
         (x, x) if x is None or not is_complex(x) else (lax.real(x), lax.imag(x)) for x in arrays
     ]
@@ -108,7 +109,7 @@ def by_parts(kernel: Callable[..., Array], *arrays: Array | None) -> Array:
 def inward(
     x: Inexact[Array, "*shape"], bound: object, *, up: bool, name: str
 ) -> Float[Array, "*#shape"]:
-    """The bound in the leaf's real dtype: the nearest number there that does not pass it."""
+    """The bound in the leaf's real dtype: the nearest number that does not exceed it."""
     exact = spread(x, bound, name)
     dtype = real_dtype(x.dtype)
     near = narrowed(cast(exact, wider(exact.dtype, dtype)), dtype)
@@ -135,14 +136,14 @@ def _(toward: float, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Arr
 def spreadable(name: str, *, finite: bool = True, real_only: bool = True) -> Converter:
     """Makes the converter of a number, or of a tree of numbers and arrays.
 
-    What in a tree is no number, such as a model's functions, becomes `None`.
+    Leaves that are not numbers, such as a model's functions, become `None`.
     """
     one = real(name, finite=finite)
 
     def convert(value: Any) -> Any:
         if _is_number(value) and np.shape(value) == () and not np.iscomplexobj(value):
             return one(value)
-        # Strings, and whatever else is a leaf, have become holes.
+        # Strings and all other leaves have become `None`.
         tree = jax.tree.map(leaf, value)
         if not jax.tree.leaves(tree):
             raise TypeError(
@@ -164,7 +165,7 @@ def spreadable(name: str, *, finite: bool = True, real_only: bool = True) -> Con
             dtype = wider(np.complex64, float_dtype())
         else:
             dtype = float_dtype()
-        # A copy of what may be written to; JAX's arrays may not.
+        # A copy of an array that may be written to; JAX arrays are immutable.
         return cast(x, dtype) if isinstance(x, jax.Array) else np.array(x, dtype)
 
     return convert
@@ -175,7 +176,7 @@ def _is_number(x: object) -> bool:
 
 
 def matched(value: Any, params: Params, name: str) -> Leaves:
-    """Of a number or a tree, what belongs to each leaf of the parameters, `None` included."""
+    """The part of a number or a tree for each leaf of the parameters, `None` included."""
     leaves, treedef = checks.flatten(params)
     if checks.is_array(value):
         if len(leaves) != 1 and np.shape(value) != ():
@@ -194,7 +195,7 @@ def matched(value: Any, params: Params, name: str) -> Leaves:
 
 
 def spread(x: Array, value: object, name: str) -> Array:
-    """A number for each entry of a leaf, where the leaf lives."""
+    """A number for each entry of a leaf, placed where the leaf is."""
     array = jnp.asarray(value)
     if array.shape not in ((), x.shape):
         raise ValueError(f"`{name}` has shape {array.shape}; the parameter has {x.shape}")
@@ -205,7 +206,7 @@ def spread(x: Array, value: object, name: str) -> Array:
 
 
 def coordinates(params: PyTree) -> list[Float[Array, "..."]]:
-    """The real arrays that a tree consists of, in one dtype, the widest."""
+    """The real arrays of a tree, in the widest dtype among them."""
     leaves = jax.tree.leaves(params)
     parts = [
         part for x in leaves for part in ((lax.real(x), lax.imag(x)) if is_complex(x) else (x,))
@@ -215,7 +216,7 @@ def coordinates(params: PyTree) -> list[Float[Array, "..."]]:
 
 
 def from_coordinates(parts: list[Float[Array, "..."]], params: PyTree) -> PyTree:
-    """The way back, to a tree like another one."""
+    """Converts real arrays back to a tree like the parameters."""
     rest = iter(parts)
 
     def back(x: Array) -> Array:
@@ -229,13 +230,13 @@ def from_coordinates(parts: list[Float[Array, "..."]], params: PyTree) -> PyTree
 
 def largest(parts: list[Float[Array, "..."]]) -> Float[Array, ""]:
     """The largest of all coordinates."""
-    # Of an empty array, minus infinity.
+    # For an empty array, minus infinity.
     tops = [jnp.max(x, initial=-np.inf) for x in parts]
     return jnp.max(jnp.stack(tops))
 
 
 def magnitude(parts: list[Float[Array, "..."]]) -> Float[Array, ""]:
-    """The largest modulus, by which to divide before squaring; 1 for nothing but zeros."""
+    """The largest modulus, to divide by before squaring; 1 if all numbers are zero."""
     top = lax.stop_gradient(largest([lax.abs(x) for x in parts]))
     # Written this way, so that a NaN is not taken for zero.
     return jnp.where(top < np.finfo(top.dtype).tiny, np.ones((), top.dtype), top)

@@ -30,7 +30,7 @@ def _between(
 ) -> tuple[list[Float[Array, "..."] | None], list[Float[Array, "..."] | None]]:
     low = _bounds(params, lower, up=True, name=names[0])
     high = _bounds(params, upper, up=False, name=names[1])
-    # Where a dtype has no number between the bounds, they have passed each other.
+    # If a dtype has no number between the bounds, the rounded bounds have crossed.
     low = [
         x if x is None or y is None else jnp.where(x > y, y, x)
         for x, y in zip(low, high, strict=True)
@@ -52,15 +52,15 @@ class NonNegative(AbstractBox):
 class Box(AbstractBox):
     r"""Moves each number to the nearest between two bounds: $x \leftarrow \min(\max(x, a), b)$.
 
-    Bounds that a parameter's dtype does not have are rounded inward, so the result lies between
-    them in bfloat16 too. Where the dtype has no number between them, it is the largest below $b$.
-    For complex numbers they are the bounds of the real and of the imaginary part.
+    Bounds that a parameter's dtype cannot represent are rounded inward, so the result lies between
+    the bounds in bfloat16 too. If the dtype has no number between them, the result is the largest
+    number below $b$. For complex numbers the bounds apply to the real and to the imaginary part.
 
     **Arguments:**
 
     - `lower`: the lower bound $a$: one number for all, or a tree like the parameters, of arrays of
         their shapes or of numbers. It may be infinite; a `None` in a tree is no bound.
-    - `upper`: the upper bound $b$, likewise, and not below $a$.
+    - `upper`: the upper bound $b$, in the same forms, and not below $a$.
 
     Raises a `ValueError` if a lower bound is above an upper one, and for a tree that does not fit
     the parameters.
@@ -115,7 +115,8 @@ class Hypercube(AbstractBox):
 
 
 class LInfBall(AbstractBox):
-    r"""Moves each number to the nearest of at most a modulus: $x \leftarrow \min(\max(x, -r), r)$.
+    r"""Moves each number to the nearest number of limited modulus: $x \leftarrow \min(\max(x, -r),
+    r)$.
 
     That is the ball of the norm $\|x\|_\infty = \max_i |x_i|$, over the real and the imaginary
     parts of complex numbers.

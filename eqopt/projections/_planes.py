@@ -1,4 +1,4 @@
-"""Sets that are bounded by, or are, flat ones."""
+"""Hyperplanes, halfspaces and lines."""
 
 import equinox as eqx
 import jax
@@ -25,7 +25,7 @@ _Parts = list[Float[Array, "..."]]
 
 
 def _points(params: Params, normal: Scalar | PyTree, name: str) -> tuple[_Parts, _Parts]:
-    """The coordinates of the parameters, and those of a vector like them."""
+    """The coordinates of the parameters, and of a vector like the parameters."""
     leaves, treedef = checks.flatten(params)
     vectors = matched(normal, params, name)
     paths = checks.paths(name, params)
@@ -53,9 +53,9 @@ def _vector(x: Array, value: PyTree, name: str) -> Array:
 def _steps(
     params: Params, normal: Scalar | PyTree, offset: Scalar
 ) -> tuple[_Parts, _Parts, Float[Array, ""]]:
-    """The point, the direction to the plane, and how far it is to go along it."""
+    """The point, the direction to the plane, and the distance to go along it."""
     xs, ns = _points(params, normal, "normal")
-    # Of a direction, only that matters; its square is not to overflow.
+    # Only the direction of the vector matters; its square must not overflow.
     size = magnitude(ns)
     units = [n / size for n in ns]
     gap = cast(jnp.asarray(offset), size.dtype) / size - inner_product(units, xs)

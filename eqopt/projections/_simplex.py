@@ -26,13 +26,13 @@ def _sums(xs: _Parts, above: Float[Array, ""]) -> tuple[Float[Array, ""], Float[
 
 @jax.custom_jvp
 def _threshold(xs: _Parts, total: Float[Array, ""]) -> Float[Array, ""]:
-    r"""The number $\tau$ for which $\sum_i \max(x_i - \tau, 0)$ is the total. The largest is 0.
+    r"""The number $\tau$ with $\sum_i \max(x_i - \tau, 0)$ equal to the total. The largest is 0.
 
-    Michelot's iteration: coordinates below the threshold of those that are left fall away, until
-    none does. Nothing is sorted, so the leaves stay where they are.
+    Michelot's iteration: coordinates below the threshold of the remaining coordinates are dropped,
+    until none is dropped. There is no sorting, so the leaves stay where they are.
     """
 
-    # The threshold is above `-total`, for the largest coordinate alone reaches that.
+    # The threshold is above `-total`, because the largest coordinate alone gives that threshold.
     def going(carry: tuple[Array, Array, Array]) -> Array:
         _, before, num = carry
         return num < before
@@ -42,7 +42,7 @@ def _threshold(xs: _Parts, total: Float[Array, ""]) -> Float[Array, ""]:
         num, total_above = _sums(xs, above)
         return (total_above - total) / num, before, num
 
-    # Two rounds at least: what falls away first is what was not counted.
+    # At least two rounds: the first only drops coordinates that were not counted.
     infinity = jnp.asarray(np.inf, total.dtype)
     start = body((-total, infinity, infinity))
     return lax.while_loop(going, body, start)[0]
@@ -59,9 +59,9 @@ def _(primals: tuple[_Parts, Array], tangents: tuple[_Parts, Array]) -> tuple[Ar
 
 
 def _on_the_simplex(xs: _Parts, total: Float[Array, ""]) -> tuple[_Parts, Float[Array, ""]]:
-    """The projections, and by how much all that is not zero has become smaller."""
-    # From the largest downward: the simplex knows no common offset, and numbers near to each other
-    # are not to lose their digits to it.
+    """The projections, and the amount by which all nonzero coordinates became smaller."""
+    # Relative to the largest: a common offset does not change the projection, and near numbers must
+    # not lose their digits to it.
     top = lax.stop_gradient(largest(xs))
     shifted = [x - top for x in xs]
     above = _threshold(shifted, total)
@@ -72,12 +72,12 @@ def _on_the_simplex(xs: _Parts, total: Float[Array, ""]) -> tuple[_Parts, Float[
 
 
 def _signed(parts: _Parts, like: _Parts) -> _Parts:
-    """With the signs of others, of which zeros count as positive."""
+    """Numbers with the signs of others, where the sign of zero is positive."""
     return [jnp.where(x < 0, -y, y) for x, y in zip(like, parts, strict=True)]
 
 
 def _moduli(xs: _Parts) -> _Parts:
-    # With a derivative of 1 at zero, which counts as positive.
+    # The derivative at zero is 1, because zero counts as positive.
     return _signed(xs, xs)
 
 
@@ -88,7 +88,7 @@ class Simplex(AbstractProjection):
     That is the nearest point of the simplex $\{x \ge 0, \sum_i x_i = s\}$, over all leaves
     together. With $s = 1$ the numbers are probabilities.
 
-    The derivative is that of the numbers that stay positive, less their mean.
+    The derivative is the identity on the numbers that stay positive, minus their mean.
 
     **Arguments:**
 

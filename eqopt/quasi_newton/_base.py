@@ -1,4 +1,4 @@
-"""What quasi-Newton methods are put together from: secant rules and initial matrices."""
+"""The parts of quasi-Newton methods: secant rules and initial matrices."""
 
 import abc
 from typing import Any, Generic, TypeVar
@@ -21,7 +21,7 @@ _Scalar = Float[Array, ""]
 
 @typed
 class Pair(eqx.Module):
-    r"""One step, and by how much it changed the gradient, with their inner products.
+    r"""One step and its change of the gradient, with their inner products.
 
     **Arguments:**
 
@@ -38,7 +38,7 @@ class Pair(eqx.Module):
 
 
 class AbstractSecant(eqx.Module):
-    """Decides what the change of the gradient is taken to be."""
+    """Decides which change of the gradient a method uses."""
 
     @abc.abstractmethod
     def shift(self, pair: Pair, drop: _Scalar, slopes: _Scalar, noise: _Scalar) -> _Scalar:
@@ -47,27 +47,27 @@ class AbstractSecant(eqx.Module):
         **Arguments:**
 
         - `pair`: the step.
-        - `drop`: by how much the objective fell, $f - f_+$; 0 if it is not known.
+        - `drop`: the decrease of the objective, $f - f_+$; 0 if it is not known.
         - `slopes`: the sum of the slopes along the step, $(g + g_+)^T s$.
-        - `noise`: a fall of the objective that rounding errors may amount to.
+        - `noise`: the decrease of the objective that rounding errors can cause.
         """
 
 
 class PlainSecant(AbstractSecant):
-    """Takes the change of the gradient as it is: $B_+ s = y$."""
+    """Uses the change of the gradient itself: $B_+ s = y$."""
 
     def shift(self, pair: Pair, drop: _Scalar, slopes: _Scalar, noise: _Scalar) -> _Scalar:
         return jnp.zeros_like(pair.sy)
 
 
 class ModifiedSecant(AbstractSecant):
-    r"""Corrects the change of the gradient by that of the objective, which has more to tell of the
-    curvature:
+    r"""Corrects the change of the gradient by the change of the objective, which contains more
+    information about the curvature:
 
     $$\hat y = y + \frac{\theta}{s^T s} s, \qquad \theta = 6 (f - f_+) + 3 (g + g_+)^T s$$
 
-    The correction is left out where the objective fell by no more than rounding errors, and where
-    it would take away more than half of the curvature; it adds at most twice the curvature.
+    There is no correction if the objective fell by no more than rounding errors, or if the
+    correction would remove more than half of the curvature; it adds at most twice the curvature.
 
     ??? cite "Reference"
 
@@ -90,11 +90,11 @@ class AbstractInitialMatrix(eqx.Module, Generic[MatrixState]):
 
     @abc.abstractmethod
     def init(self, params: Params) -> MatrixState:
-        """The state to begin with."""
+        """Makes the initial state."""
 
     @abc.abstractmethod
     def update(self, state: MatrixState, pair: Pair, first: Array) -> MatrixState:
-        """The state after a pair; `first` says that there was none before."""
+        """The state after a pair; `first` tells whether it is the first pair."""
 
     @abc.abstractmethod
     def apply(self, state: MatrixState, vector: PyTree) -> PyTree:
@@ -132,7 +132,7 @@ class ScalarMatrix(AbstractInitialMatrix[ScalarMatrixState]):
 
 
 class IdentityMatrix(AbstractInitialMatrix[ScalarMatrixState]):
-    """The identity, whatever the steps say."""
+    """The identity, independent of the steps."""
 
     def init(self, params: Params) -> ScalarMatrixState:
         return ScalarMatrixState(jnp.ones((), float_dtype()))
@@ -160,7 +160,7 @@ class DiagonalMatrixState(eqx.Module):
 class DiagonalMatrix(AbstractInitialMatrix[DiagonalMatrixState]):
     r"""A diagonal matrix that learns the curvature along each coordinate.
 
-    It starts as $\frac{s^T y}{y^T y} I$, and each step makes of $D$
+    It starts as $\frac{s^T y}{y^T y} I$, and each step replaces $D$ by
 
     $$D_+ = \left(\frac{t}{D} + \frac{y^2}{s^T y}
         - \frac{t\,(s / D)^2}{s^T D^{-1} s}\right)^{-1}, \qquad t = \frac{y^T D y}{s^T y}$$
@@ -207,7 +207,7 @@ def secant_pair(
     values: tuple[_Scalar, _Scalar],
     eps: float,
 ) -> tuple[Pair, Bool[Array, ""]]:
-    """What a step says of the curvature, and whether that is any good.
+    """The pair of a step, and whether its curvature is usable.
 
     **Arguments:**
 
@@ -226,13 +226,13 @@ def secant_pair(
     y = jax.tree.map(lambda s, y: y + scaled(s, c, y), s, y)
     yy = pair.yy + 2 * c * pair.sy + jnp.square(c) * pair.ss
     pair = Pair(s=s, y=y, sy=pair.sy + c * pair.ss, ss=pair.ss, yy=yy)
-    # Not by an absolute bound, nor by one relative to `y`: those refuse steps that are good.
+    # Not by an absolute bound, nor by a bound relative to `y`: these refuse good steps.
     noise = 0.5 * jnp.finfo(float_dtype()).eps * jnp.sqrt(pair.ss) * jnp.sqrt(pair.yy)
     return pair, (pair.sy > noise) & jnp.isfinite(pair.yy)
 
 
 def first_scale(grad: PyTree, params: Params, relative: Any, normalize: bool) -> Float[Array, ""]:
-    """The factor of the first step, before anything is known of the curvature."""
+    """The factor of the first step, while the curvature is unknown."""
     norm = jnp.sqrt(inner(grad, grad))
     if not normalize:
         return jnp.ones_like(norm)
@@ -243,9 +243,9 @@ def first_scale(grad: PyTree, params: Params, relative: Any, normalize: bool) ->
 def safeguarded(
     grad: PyTree, direction: PyTree, first: _Scalar, known: Bool[Array, ""]
 ) -> tuple[PyTree, Bool[Array, ""]]:
-    """The direction, or `first` times the gradient where it does not descend; and which it is.
+    """The direction, or `first` times the gradient if it does not descend; and whether it descends.
 
-    By rounding, or for an objective that is not what it seems, it may point the wrong way.
+    Rounding, or an objective with wrong gradients, may make it point the wrong way.
     """
     slope, sizes = inner(grad, direction), (inner(grad, grad), inner(direction, direction))
     bound = 50 * jnp.finfo(float_dtype()).eps * jnp.sqrt(sizes[0]) * jnp.sqrt(sizes[1])
@@ -261,7 +261,7 @@ def scaled(x: Array, scalar: _Scalar, like: Array) -> Array:
 
 def value_of(context: Context) -> tuple[_Scalar, float]:
     """The objective's value, infinite if it is not given, and its precision."""
-    # Not NaN: a state that holds one ends every program under `jax_debug_nans`.
+    # Not NaN: a NaN in a state stops every program under `jax_debug_nans`.
     if context.value is None:
         return jnp.full((), np.inf, float_dtype()), 0.0
     eps = float(jnp.finfo(jnp.result_type(context.value)).eps)

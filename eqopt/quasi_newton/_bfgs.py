@@ -36,8 +36,8 @@ class ScaleByBFGSState(eqx.Module):
 
     **Arguments:**
 
-    - `count`: how many steps there were.
-    - `num_pairs`: how many of them the matrix has learned from since it was last forgotten.
+    - `count`: the number of steps taken.
+    - `num_pairs`: the number of steps used for the matrix since the last reset.
     - `params`, `updates`, `value`: the parameters, the gradient and the objective's value at the
         last step.
     - `inverse_hessian`: the estimate, over all real numbers in the parameters in order.
@@ -58,19 +58,19 @@ class ScaleByBFGS(AbstractTransformation[ScaleByBFGSState]):
 
     $$H_+ = (I - \rho s y^T) H (I - \rho y s^T) + \rho s s^T, \qquad \rho = \frac{1}{y^T s}$$
 
-    The first matrix is $\frac{s^T y}{y^T y} I$. Steps without curvature are skipped, and the matrix
-    is forgotten where its direction would not descend, and where the parameters have not moved, as
-    in [`eqopt.ScaleByLBFGS`][]. The matrix has $n^2$ entries for $n$ real parameters: this is for
+    The first matrix is $\frac{s^T y}{y^T y} I$. Steps without positive curvature are skipped. As in
+    [`eqopt.ScaleByLBFGS`][], the matrix is reset if its direction would not descend, and if the
+    parameters have not moved. The matrix has $n^2$ entries for $n$ real parameters: this is for
     small problems.
 
     **Arguments:**
 
-    - `scale_init_precond`: whether the first updates are no longer than $\max(1, r |\theta|)$, and
-        the first matrix is scaled as said; if not, it is the identity.
+    - `scale_init_precond`: whether the first updates are limited to the length $\max(1, r
+        |\theta|)$, and the first matrix is scaled as above; otherwise it is the identity.
     - `first_step_rtol`: their length $r$ relative to that of the parameters; at least 0.
-    - `secant`: what the change of the gradient is taken to be:
-        [`eqopt.quasi_newton.ModifiedSecant`][], which uses the objective's `value` if `update` is
-        given it, or [`eqopt.quasi_newton.PlainSecant`][].
+    - `secant`: which change of the gradient is used: [`eqopt.quasi_newton.ModifiedSecant`][], which
+        uses the objective's `value` if `update` is given it, or
+        [`eqopt.quasi_newton.PlainSecant`][].
 
     ??? cite "Reference"
 

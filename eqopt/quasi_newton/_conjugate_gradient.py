@@ -21,10 +21,10 @@ from .._transformation.leafwise import Rule
 
 
 class ConjugacyProducts(eqx.Module):
-    r"""What is known when a new direction is chosen: inner products, over all leaves together.
+    r"""Inner products that a factor is computed from, over all leaves together.
 
-    They are of the gradient $g_k$, the one before it, $g_{k-1}$, the change $y = g_k - g_{k-1}$ and
-    the last direction $d$. Of complex numbers, the real part is taken.
+    They are products of the gradient $g_k$, the last gradient $g_{k-1}$, the change
+    $y = g_k - g_{k-1}$ and the last direction $d$. For complex numbers, the real part is taken.
 
     **Arguments:**
 
@@ -47,7 +47,7 @@ class ConjugacyProducts(eqx.Module):
 
 
 class AbstractConjugacy(eqx.Module):
-    r"""How much of the last direction is in the next one: the $\beta_k$ of
+    r"""The weight of the last direction in the next one: the $\beta_k$ of
     [`eqopt.quasi_newton.ScaleByNonlinearCG`][].
     """
 
@@ -65,14 +65,14 @@ def _ratio(a: Array, b: Array) -> Array:
 
 
 class HagerZhang(AbstractConjugacy):
-    r"""Hager and Zhang's factor, with which every direction points downhill, whatever the search.
+    r"""Hager and Zhang's factor: every direction points downhill, with any line search.
 
     $$\beta_k = \max\left( \frac{1}{y^\top d} \left( y - \theta\, d\, \frac{y^\top y}{y^\top d}
     \right)^{\!\top} g_k,\; \eta\, \frac{d^\top g_{k-1}}{d^\top d} \right)$$
 
     **Arguments:**
 
-    - `eta`: how far the factor may be negative, $\eta$; at least 0.
+    - `eta`: the bound $\eta$ of a negative factor; at least 0.
     - `theta`: the weight $\theta$ of the second term, greater than 1/4. The paper has 2.
 
     ??? cite "Reference"
@@ -122,8 +122,8 @@ class FletcherReeves(AbstractConjugacy):
 
     $$\beta_k = \frac{g_k^\top g_k}{g_{k-1}^\top g_{k-1}}$$
 
-    After a short step many more follow, but for the restarts of
-    [`eqopt.quasi_newton.ScaleByNonlinearCG`][].
+    After a short step, many short steps follow, unless
+    [`eqopt.quasi_newton.ScaleByNonlinearCG`][] restarts.
 
     ??? cite "Reference"
 
@@ -136,13 +136,13 @@ class FletcherReeves(AbstractConjugacy):
 
 
 class DaiYuan(AbstractConjugacy):
-    r"""Dai and Yuan's factor, with which every direction points downhill after a search for the
-    weak Wolfe conditions.
+    r"""Dai and Yuan's factor: every direction points downhill after a search for the weak Wolfe
+    conditions.
 
     $$\beta_k = \frac{g_k^\top g_k}{y^\top d}$$
 
-    After a short step many more follow, but for the restarts of
-    [`eqopt.quasi_newton.ScaleByNonlinearCG`][].
+    After a short step, many short steps follow, unless
+    [`eqopt.quasi_newton.ScaleByNonlinearCG`][] restarts.
 
     ??? cite "Reference"
 
@@ -176,9 +176,9 @@ class ScaleByNonlinearCG(AbstractTransformation[ScaleByNonlinearCGState]):
 
     $$d_k = -g_k + \beta_k d_{k-1}, \qquad u \leftarrow -\tau_k d_k$$
 
-    Of a quadratic function, and with exact line searches, every `method` gives the same directions,
-    and the minimum is reached in as many steps as there are parameters. A line search must follow,
-    and the sign must be flipped before it, as [`eqopt.NonlinearCG`][] does.
+    For a quadratic function and exact line searches, every `method` gives the same directions, and
+    the minimum is reached in as many steps as there are parameters. A line search must follow, and
+    the sign must be flipped before it, as [`eqopt.NonlinearCG`][] does.
 
     The scale $\tau_k$ makes 1 a sensible first step to try: there, the slope promises the same
     decrease as it did for the last step,
@@ -200,7 +200,7 @@ class ScaleByNonlinearCG(AbstractTransformation[ScaleByNonlinearCGState]):
 
     **Arguments:**
 
-    - `method`: how much of the last direction is in the next one, $\beta_k$:
+    - `method`: the weight $\beta_k$ of the last direction in the next one:
         [`eqopt.quasi_newton.HagerZhang`][], [`eqopt.quasi_newton.PolakRibierePlus`][],
         [`eqopt.quasi_newton.FletcherReeves`][], [`eqopt.quasi_newton.DaiYuan`][] or another
         [`eqopt.quasi_newton.AbstractConjugacy`][].
@@ -209,7 +209,7 @@ class ScaleByNonlinearCG(AbstractTransformation[ScaleByNonlinearCGState]):
 
     Its `update` needs `params`. The state holds three copies of the parameters.
 
-    Raises a `TypeError` if `method` is no such Module.
+    Raises a `TypeError` if `method` is not such a Module.
 
     ??? cite "Reference"
 
@@ -267,7 +267,7 @@ class ScaleByNonlinearCG(AbstractTransformation[ScaleByNonlinearCGState]):
 
 
 def check_conjugacy(method: object) -> None:
-    """Refuses what is no method."""
+    """Refuses anything but a conjugacy."""
     if not isinstance(method, AbstractConjugacy):
         raise TypeError(
             "`method` must be an `eqopt.quasi_newton.AbstractConjugacy`, such as "
@@ -281,7 +281,7 @@ _ROUNDING = {np.dtype(x): float(np.finfo(x).eps) ** (2 / 3) for x in (np.float32
 
 def _first_scale(grad_sq: Float[Array, ""], size_sq: Float[Array, ""]) -> Float[Array, ""]:
     norm, longest = safe_sqrt(grad_sq), jnp.maximum(safe_sqrt(size_sq) / 100, 1)
-    # A norm that overflows would make a zero of a gradient that is not.
+    # If the norm overflowed, a nonzero gradient would be scaled to zero.
     long = (norm > longest) & jnp.isfinite(norm)
     return safe_divide(longest, norm, 1, zero=~long)
 
@@ -289,7 +289,7 @@ def _first_scale(grad_sq: Float[Array, ""], size_sq: Float[Array, ""]) -> Float[
 def _measure(
     grad: Updates, state: ScaleByNonlinearCGState, params: Params
 ) -> tuple[ConjugacyProducts, Float[Array, ""]]:
-    """The products, and the one of the last direction and how far the parameters have moved."""
+    """The products, and the product of the last direction with the parameters' movement."""
     last, d = mask_like(grad, state.updates), mask_like(grad, state.direction)
     y = jax.tree.map(_change, grad, last)
     step = jax.tree.map(_change, mask_like(grad, params), mask_like(grad, state.params))

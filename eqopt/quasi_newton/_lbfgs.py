@@ -46,13 +46,13 @@ class ScaleByLBFGSState(eqx.Module):
 
     **Arguments:**
 
-    - `count`: how many steps there were since the last reset.
-    - `num_pairs`: how many pairs were stored since then.
+    - `count`: the number of steps since the last reset.
+    - `num_pairs`: the number of pairs stored since then.
     - `params`, `updates`, `value`: the parameters, the gradient and the objective's value at the
         last step.
     - `diff_params_memory`, `diff_updates_memory`: the last differences of the parameters and of the
         gradients, with one more leading axis; ring buffers.
-    - `weights_memory`: the reciprocals of their inner products; 0 for what is not there.
+    - `weights_memory`: the reciprocals of their inner products; 0 for missing pairs.
     - `init_matrix`: the state of the initial matrix.
     """
 
@@ -79,24 +79,23 @@ class ScaleByLBFGS(AbstractTransformation[ScaleByLBFGSState]):
     is applied without being formed, starting from `init_matrix`, $m$ steps ago.
 
     A step whose curvature $s^T y$ is not positive, up to rounding, is not remembered, so the
-    negative of the updates always points downhill. Where it would not, and where the parameters
-    have not moved since the last step (a line search failed), the memory is forgotten. Before
-    anything is remembered, the updates are the gradient, made no longer than
-    $\max(1, r |\theta|)$.
+    negative of the updates always points downhill. If it would not, or if the parameters have not
+    moved since the last step (a line search failed), the memory is cleared. While the memory is
+    empty, the updates are the gradient, limited to the length $\max(1, r |\theta|)$.
 
     **Arguments:**
 
     - `memory_size`: the number $m$ of steps remembered; at least 1.
-    - `scale_init_precond`: whether the first updates are shortened as said, and `init_matrix` is
-        used; if not, the estimate starts from the identity.
+    - `scale_init_precond`: whether the first updates are limited as above, and `init_matrix` is
+        used; otherwise the estimate starts from the identity.
     - `first_step_rtol`: their length $r$ relative to that of the parameters; at least 0.
-    - `init_matrix`: what the estimate starts from: [`eqopt.quasi_newton.DiagonalMatrix`][] or
-        [`eqopt.quasi_newton.ScalarMatrix`][].
-    - `secant`: what the change of the gradient is taken to be:
-        [`eqopt.quasi_newton.ModifiedSecant`][], which uses the objective's `value` if `update` is
-        given it, or [`eqopt.quasi_newton.PlainSecant`][].
-    - `memory_dtype`: the dtype of what is remembered; `None` is the parameter's, and float32 for
-        half precision.
+    - `init_matrix`: the matrix that the estimate starts from:
+        [`eqopt.quasi_newton.DiagonalMatrix`][] or [`eqopt.quasi_newton.ScalarMatrix`][].
+    - `secant`: which change of the gradient is used: [`eqopt.quasi_newton.ModifiedSecant`][], which
+        uses the objective's `value` if `update` is given it, or
+        [`eqopt.quasi_newton.PlainSecant`][].
+    - `memory_dtype`: the dtype of the memory; `None` is the parameter's, and float32 for half
+        precision.
 
     The state holds $2m + 3$ copies of the parameters (one less with a scalar matrix). `optax`'s
     transformation is `ScaleByLBFGS(first_step_rtol=0, init_matrix=ScalarMatrix(),
@@ -158,7 +157,7 @@ class ScaleByLBFGS(AbstractTransformation[ScaleByLBFGSState]):
     def _remember(
         self, grad: PyTree, state: ScaleByLBFGSState, params: PyTree, context: Context
     ) -> ScaleByLBFGSState:
-        """The state with the step that has led here."""
+        """The state after storing the last step."""
         value, eps = value_of(context)
         pair, good = secant_pair(
             self.secant, (state.params, params), (state.updates, grad), (state.value, value), eps
@@ -206,7 +205,7 @@ class ScaleByLBFGS(AbstractTransformation[ScaleByLBFGSState]):
             i, s, y, rho = pair(j)
             alpha = rho * inner(s, q)
             q = jax.tree.map(lambda q, y: q - scaled(y, alpha, q), q, y)
-            # Not an update of the array in its place, which wants both to be of one mesh.
+            # Not an update in place, which requires both arrays to have the same mesh.
             return q, jnp.where(jnp.arange(m, dtype=np.int32) == i, alpha, alphas)
 
         def forward(j: Array, carry: tuple[PyTree, Array]) -> tuple[PyTree, Array]:
