@@ -92,8 +92,8 @@ class Objective(eqx.Module):
     - `fn`: the user's function, called `fn(model, *args, **kwargs)`.
     - `rest`: the leaves of the model that are not trained.
     - `args`, `kwargs`: the other arguments.
-    - `has_aux`: whether `fn` returns `(value, aux)`; `None` decides by the value that it returns. -
-        `argnums`: the position of the model among the positional arguments; with several positions,
+    - `has_aux`: whether `fn` returns `(value, aux)`; `None` decides by the value that it returns.
+    - `argnums`: the position of the model among the positional arguments; with several positions,
         the model is the tuple of these arguments.
     - `replay`: the objective's evaluation, if it has been traced already; see `traced`.
     """

@@ -73,9 +73,9 @@ def value_and_grad(
         a pair of that and anything else with `has_aux`.
     - `argnums`: the positional argument to differentiate, or a sequence of several; negative
         numbers count from the last.
-    - `has_aux`: whether `fun` returns `(value, aux)`. Leaves of aux need not be arrays. -
-        `holomorphic`: whether `fun` is holomorphic: the differentiated arrays and the value must
-        then be complex.
+    - `has_aux`: whether `fun` returns `(value, aux)`. Leaves of aux need not be arrays.
+    - `holomorphic`: whether `fun` is holomorphic: the differentiated arrays and the value must then
+        be complex.
     - `allow_int`: whether to differentiate integers and Booleans too. Their gradients have the
         dtype `jax.dtypes.float0`.
     - `reduce_axes`: the names of `vmap` and `shard_map` axes over which to sum the gradients of

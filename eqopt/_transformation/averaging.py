@@ -51,9 +51,9 @@ def periodic_update(
 
     **Arguments:**
 
-    - `new_tensors`: the model to take if `steps` is a multiple of `update_period`: any PyTree. -
-        `old_tensors`: the model to keep otherwise, of the same structure and shapes. Its arrays
-        keep their dtypes.
+    - `new_tensors`: the model to take if `steps` is a multiple of `update_period`: any PyTree.
+    - `old_tensors`: the model to keep otherwise, of the same structure and shapes. Its arrays keep
+        their dtypes.
     - `steps`: the number of steps taken; it is data, and may be traced.
     - `update_period`: how many steps there are between replacements, at least 1; data as well.
 

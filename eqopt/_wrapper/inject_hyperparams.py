@@ -70,8 +70,8 @@ class InjectHyperparamsState(eqx.Module, Generic[State]):
     - `count`: the number of steps taken, int32 of shape `()`.
     - `hyperparams`: the values that were used in the last step, by name; in a new state, the values
         for the first step. To change a value, assign it: `state.hyperparams["learning_rate"] =
-        0.1`. Assigned values are not compared with the bounds of the optimizer's fields. -
-        `scheduled`: for each hyper-parameter, the last value that came from its schedule.
+        0.1`. Assigned values are not compared with the bounds of the optimizer's fields.
+    - `scheduled`: for each hyper-parameter, the last value that came from its schedule.
     - `inner_state`: the state of the inner transformation.
     """
 
@@ -110,8 +110,8 @@ class InjectedHyperparams(AbstractConstrained[InjectHyperparamsState[State]], Ge
     - `inner_factory`: builds the inner transformation. Static.
     - `hyperparams`: the schedules of the numbers by name; a number becomes an
         [`eqopt.Constant`][].
-    - `arguments`: the factory's other arguments that may hold arrays, by name. -
-        `static_arguments`: the remaining arguments, in pairs of name and value. Static.
+    - `arguments`: the factory's other arguments that may hold arrays, by name.
+    - `static_arguments`: the remaining arguments, in pairs of name and value. Static.
     - `hyperparam_dtype`: the dtype of the numbers in the state; `None` is JAX's default. Static.
     """
 

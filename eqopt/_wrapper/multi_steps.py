@@ -114,9 +114,8 @@ class MultiStepsState(eqx.Module, Generic[State]):
     - `mini_step`: the number of mini-batches in the present window, int32 of shape `()`.
     - `gradient_step`: how often the parameters have been moved, int32 of shape `()`.
     - `inner_opt_state`: the state of the inner optimizer.
-    - `acc_grads`: the mean, or the sum, of the window's gradients, like the parameters. -
-        `skip_state`: the last arrays from `should_skip_update_fn`, zeros at first; `()` without
-        one.
+    - `acc_grads`: the mean, or the sum, of the window's gradients, like the parameters.
+    - `skip_state`: the last arrays from `should_skip_update_fn`, zeros at first; `()` without one.
     - `updated`: whether the last call moved the parameters, a boolean of shape `()`.
     - `acc_value`: the mean, or the sum, of the window's values of the objective, of shape `()`; 0
         if none was given.

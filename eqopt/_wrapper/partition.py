@@ -65,8 +65,8 @@ class Partition(AbstractTransformation[PartitionState]):
     - `param_labels`: the label of each parameter: a tree of labels, possibly a prefix (also a
         Module that holds labels, callable or not); a function from the parameters to such a tree;
         labels by selector, with `...` for parameters that no selector chooses; or a selector, for
-        the labels `True` and `False`. They must be the same at each step. -
-        `mask_compatible_extra_args`: whether each transformation sees only its own group of extra
+        the labels `True` and `False`. They must be the same at each step.
+    - `mask_compatible_extra_args`: whether each transformation sees only its own group of extra
         arguments that are trees like the parameters.
 
     Raises a `ValueError` that names the parameters for which there is no transformation, or that

@@ -105,8 +105,8 @@ class WeightNormState(AbstractEvalState, Generic[State]):
 
     **Arguments:**
 
-    - `inner_state`: the state of the inner transformation, which sees directions and lengths. -
-        `direction`: the direction of each weight, like the weight, but at least float32; `None` for
+    - `inner_state`: the state of the inner transformation, which sees directions and lengths.
+    - `direction`: the direction of each weight, like the weight, but at least float32; `None` for
         parameters that are not split.
     - `scale`: its lengths: real, of size 1 along all axes but one, and at least float32.
     """

@@ -31,10 +31,10 @@ class ScaleByBacktrackingLinesearch(AbstractLinesearch[_Backtracking]):
     **Arguments:**
 
     - `max_backtracking_steps`: how many times the step may be decreased; at least 0.
-    - `slope_rtol`: the required fraction $c$ of the decrease predicted by the slope; in $[0, 1)$. -
-        `decrease_factor`: the factor of the step while it is too long; in $(0, 1)$. -
-        `increase_factor`: the ratio of the first step tried to the last step taken; at least 1.
-        With infinity, every search begins at `max_learning_rate`.
+    - `slope_rtol`: the required fraction $c$ of the decrease predicted by the slope; in $[0, 1)$.
+    - `decrease_factor`: the factor of the step while it is too long; in $(0, 1)$.
+    - `increase_factor`: the ratio of the first step tried to the last step taken; at least 1. With
+        infinity, every search begins at `max_learning_rate`.
     - `max_learning_rate`: the longest step; positive.
     - `atol`, `rtol`: the increases $\epsilon$, absolute, and $\rho$, relative, that are tolerated.
     - `store_grad`: whether trials are evaluated with their gradients, so that the next step reads

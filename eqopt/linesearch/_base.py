@@ -51,8 +51,8 @@ class LinesearchInfo(eqx.Module):
     **Arguments:**
 
     - `num_linesearch_steps`: how many times it evaluated the objective.
-    - `decrease_error`: by how much the decrease of the last trial was too small. -
-        `curvature_error`: by how much its slope was too steep; 0 without a condition on slopes.
+    - `decrease_error`: by how much the decrease of the last trial was too small.
+    - `curvature_error`: by how much its slope was too steep; 0 without a condition on slopes.
     - `result`: an [`eqopt.linesearch.LinesearchResult`][], with a message.
     """
 
@@ -103,8 +103,8 @@ class Answer(eqx.Module):
 
     - `verdict`: `TRY` another step, `ACCEPT` this one, `RETURN` to the one kept, or `FAIL`. A step
         accepted with a positive `curvature_error` is the longest allowed.
-    - `step`: the step to try or to take; after a failure, a first step for the next search. -
-        `keep`: whether to keep this trial, so that the search can return to it.
+    - `step`: the step to try or to take; after a failure, a first step for the next search.
+    - `keep`: whether to keep this trial, so that the search can return to it.
     - `not_worse`: whether the value is no higher than at the start, up to rounding.
     - `decrease_error`, `curvature_error`: as in [`eqopt.linesearch.LinesearchInfo`][].
     """

@@ -50,9 +50,8 @@ class ScaleByWolfeLinesearch(AbstractLinesearch[_Wolfe]):
 
     **Arguments:**
 
-    - `max_linesearch_steps`: the largest number of evaluations in one search; at least 1. -
-        `slope_rtol`: the required fraction $c_1$ of the decrease predicted by the slope; in $(0,
-        1)$.
+    - `max_linesearch_steps`: the largest number of evaluations in one search; at least 1.
+    - `slope_rtol`: the required fraction $c_1$ of the decrease predicted by the slope; in $(0, 1)$.
     - `curv_rtol`: the allowed fraction $c_2$ of the first slope; in $(0, 1)$, greater than
         `slope_rtol`.
     - `approx_dec_rtol`: the relative part $r$ of the noise floor; at least 0.

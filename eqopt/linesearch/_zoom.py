@@ -55,9 +55,8 @@ class ScaleByZoomLinesearch(AbstractLinesearch[_Zoom]):
         low enough there, and still falls.
     - `tol`: how much each condition may be violated, in the units of $\phi$ and $\phi'$; at
         least 0.
-    - `increase_factor`: the factor of the step while it is too short; greater than 1. -
-        `slope_rtol`: the required fraction $c_1$ of the decrease predicted by the slope; in $[0,
-        1)$.
+    - `increase_factor`: the factor of the step while it is too short; greater than 1.
+    - `slope_rtol`: the required fraction $c_1$ of the decrease predicted by the slope; in $[0, 1)$.
     - `curv_rtol`: the allowed fraction $c_2$ of the first slope; at least 0. With infinity, only
         enough decrease is required.
     - `approx_dec_rtol`: the relative increase $r$ that counts as rounding; at least 0. With `None`,
