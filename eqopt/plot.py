@@ -1,6 +1,6 @@
 """Pictures, by matplotlib: `pip install eqopt[plot]`.
 
-Begin with `history(fit.history)`, for what `eqopt.fit` returns.
+Begin with `history(fit.history)`, where `fit` is the result of `eqopt.fit`.
 """
 
 from collections.abc import Callable
@@ -77,7 +77,7 @@ def schedule(
 
 
 def _pyplot() -> Any:
-    # On use: `import eqopt` must not pay for it, nor need it.
+    # Imported on use: `import eqopt` must neither need matplotlib nor be slowed by it.
     try:
         import matplotlib.pyplot as plt
     except ImportError as e:

@@ -35,7 +35,7 @@ def get(state: PyTree, which: type[_Class]) -> _Class: ...
 @overload
 def get(state: PyTree, which: str) -> Any: ...
 def get(state: PyTree, which: object) -> Any:
-    """Gives the one thing in a state that is of a class, or has a name.
+    """Returns the only part of a state that has a given class or name.
 
     ```python
     import eqopt, jax.numpy as jnp
@@ -48,26 +48,25 @@ def get(state: PyTree, which: object) -> Any:
 
     **Arguments:**
 
-    - `state`: a state, however nested, an [`eqopt.Optimizer`][], of which it is the state, or any
-        other PyTree.
-    - `which`: a class; or a name, of a field or of a key; or a whole path, as a message or
-        `get_all` writes it, such as `"states[1].states[0].count"`.
+    - `state`: a state, an [`eqopt.Optimizer`][] (its state is searched), or any other PyTree.
+    - `which`: a class; or a name, of a field or of a key; or a whole path, as in messages and in
+        `get_all`, such as `"states[1].states[0].count"`.
 
     **Returns:**
 
-    What is there, as it is.
+    That part, unchanged.
 
     **Raises:**
 
-    A `ValueError` if there are several, which lists their paths, or none, which lists what there
-    is.
+    A `ValueError` if there are several parts, which lists their paths, or none, which lists the
+    classes or names in the state.
     """
     tree = _state(state)
     return _one(tree, which)[1]
 
 
 def get_all(state: PyTree, which: type[_Class] | str) -> dict[str, Any]:
-    """Gives all that is of a class, or has a name, in a state.
+    """Returns all parts of a state that have a given class or name.
 
     **Arguments:**
 
@@ -75,14 +74,14 @@ def get_all(state: PyTree, which: type[_Class] | str) -> dict[str, Any]:
 
     **Returns:**
 
-    What there is by its path, such as `"states[1].states[0].mu"`, from the outside inward; perhaps
-    nothing.
+    The parts by their paths, such as `"states[1].states[0].mu"`, from the outside inward; possibly
+    an empty dictionary.
     """
     return {_written(path): x for path, x in _found(_state(state), which)}
 
 
 def set(state: Tree, which: type[Any] | str, value: object) -> Tree:
-    """Gives a copy of a state with something else in place of the one thing of a class, or name.
+    """Returns a copy of a state in which the only part with a class or name is replaced.
 
     ```python
     import eqopt, jax.numpy as jnp
@@ -95,7 +94,7 @@ def set(state: Tree, which: type[Any] | str, value: object) -> Tree:
 
     - `state`, `which`: as for [`eqopt.tree.get`][].
     - `value`: of the same structure, shapes and dtypes. For an array of shape `()`, a Python number
-        will do. The arrays are not copied: whoever donates the state, donates them.
+        is accepted. The arrays are not copied: if the state is donated, they are donated.
 
     **Returns:**
 
@@ -122,7 +121,8 @@ def map_params(
     """Applies a function to every part of a state that is like the parameters: moments, averages,
     copies.
 
-    This places each moment where a specification for the parameters says, and all else everywhere:
+    This example places moments by the parameters' specifications, and copies other arrays to all
+    devices:
 
     ```python
     import eqopt, jax, jax.numpy as jnp
@@ -143,12 +143,13 @@ def map_params(
 
     **Arguments:**
 
-    - `fn`: called `fn(leaf, param, *others)` with each array of a part, the parameter that it
-        belongs to, and what is in its place in `rest`.
+    - `fn`: called `fn(leaf, param, *others)` with each array of a part, its parameter, and the
+        leaves in its place in `rest`.
     - `state`: a state, however nested, or an [`eqopt.Optimizer`][].
-    - `params`: the model: any PyTree. What is not trained is no part of a state.
+    - `params`: the model: any PyTree. Leaves that are not trained have no part in a state.
     - `*rest`: trees like the model, with anything in the place of its inexact arrays.
-    - `others`: called with each array that is in no such part; `None` leaves them as they are.
+    - `others`: called with each array that is in no such part; `None` leaves these arrays as they
+        are.
 
     **Returns:**
 
@@ -189,7 +190,7 @@ _LEAF = jax.tree.structure(0)
 
 
 def _column(tree: PyTree, params: PyTree, leaves: Leaves, treedef: TreeDef, i: int) -> Leaves:
-    """What in a tree like the model is in the places of the parameters."""
+    """The leaves of a tree like the model that are in the places of the parameters."""
     try:
         found = treedef.flatten_up_to(tree)
     except ValueError as error:
@@ -206,9 +207,9 @@ def _written(path: _Path) -> str:
 
 
 def _walk(tree: PyTree, path: _Path = ()) -> Iterator[tuple[_Path, PyTree]]:
-    """All that is in a tree, and itself, with its paths, from the outside inward."""
+    """A tree and all its subtrees, with their paths, from the outside inward."""
     yield path, tree
-    # `None` too is something that a field may hold.
+    # A field may hold `None` too.
     children, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: x is not tree)
     for own, child in children:
         if own:  # a leaf is its own child
@@ -258,7 +259,7 @@ def _replaced(tree: PyTree, path: _Path, value: object) -> PyTree:
 
 
 def _fitted(value: object, old: object, name: str) -> PyTree:
-    """Refuses what is of another type, by the name of the leaf."""
+    """Refuses a leaf of another type, and names it."""
     expected, treedef = checks.flatten(old)
     given, own = checks.flatten(value)
     if own != treedef:

@@ -1,4 +1,4 @@
-"""Abstract classes and building blocks, to write transformations and other parts with.
+"""Abstract classes and building blocks for writing transformations and other parts.
 
 Begin with `AbstractTransformation`, which has two methods to write, or with `AbstractLeafwise` for
 a rule that is the same for every leaf. `AbstractOptimizer` names a composition. The page "Writing a

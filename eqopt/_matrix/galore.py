@@ -1,4 +1,4 @@
-"""Any rule, on gradients of low rank."""
+"""GaLore: any rule, applied to gradients projected to low rank."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -30,14 +30,14 @@ def as_base_optimizer(value: Any) -> AnyTransformation:
     return value
 
 
-# Of one parameter, a stack of matrices.
+# Functions of one parameter, a stack of matrices.
 
 
 @checks.typed
 def _leading(x: Inexact[Array, "batch m n"], rank: int) -> Inexact[Array, "batch largest rank"]:
-    """The first singular vectors of each matrix, those on its longer side."""
-    # Taken for constants: singular vectors have no derivative where two singular values are equal,
-    # as all are of a gradient of zero.
+    """The first singular vectors of each matrix, on its longer side."""
+    # Treated as constants: singular vectors have no derivative where two singular values are equal,
+    # as for a gradient of zero.
     left, _, right = jnp.linalg.svd(lax.stop_gradient(x), full_matrices=False)
     return adjoint(right[:, :rank]) if _is_wide(x) else left[..., :rank]
 
@@ -70,7 +70,8 @@ def _matrices(x: Array, form: Form) -> Inexact[Array, "batch m n"]:
 
 
 def _kept(x: Array, form: Form) -> Array:
-    """A stack as it is kept: of a parameter without batch axes, without the first axis."""
+    """A stack in the form that the state keeps: without the first axis if there are no batch
+    axes."""
     return x if form.batched else lax.squeeze(x, (0,))
 
 
@@ -83,7 +84,7 @@ def _beginning(x: Array, form: Form, rank: int) -> tuple[Array, Array]:
     """The zeros that stand for a projected parameter, and for its projector."""
     batch, m, n = x.shape
     rank = min(rank, m, n)
-    # Like sums, so that they live where the axes that they have in common with the parameter do.
+    # Computed like sums, so that they are placed like the axes that they share with the parameter.
     rows, columns = jnp.sum(x, -1, keepdims=True), jnp.sum(x, -2, keepdims=True)
     if _is_wide(x):
         low, projector = rows, jnp.swapaxes(columns, -1, -2)
@@ -96,7 +97,7 @@ def _beginning(x: Array, form: Form, rank: int) -> tuple[Array, Array]:
     return _kept(zeros_like(low), form), _kept(zeros_like(projector), form)
 
 
-# Of all of them
+# Functions of all parameters
 
 
 def _places(leaves: Sequence[Any], forms: Sequence[Form | None]) -> list[tuple[int, Form]]:
@@ -107,12 +108,12 @@ def _places(leaves: Sequence[Any], forms: Sequence[Form | None]) -> list[tuple[i
 
 @dataclasses.dataclass
 class _Subspaces:
-    """Where the gradients of one step are projected to.
+    """The projection of the gradients of one step.
 
     **Arguments:**
 
     - `places`: which leaves are projected, and their forms.
-    - `groups`: those of one size.
+    - `groups`: the leaves of equal size.
     - `wide`, `projectors`: for each group, whether its matrices have more columns than rows, and
         the stack of projectors.
     """
@@ -128,7 +129,7 @@ class _Subspaces:
         return self._replaced(leaves, list(map(_projected, stacks, self.projectors)))
 
     def up(self, leaves: Sequence[Any], references: Sequence[Any], scale: Scalar) -> Leaves:
-        """The way back, and `scale`."""
+        """Projects back, and multiplies by `scale`."""
         low = [_stack(cast(x, wider(x.dtype)), f) for x, f in self._of(leaves)]
         high = [
             _lifted(wide, x, p, cast(jnp.asarray(scale), real_dtype(x.dtype)))
@@ -140,7 +141,7 @@ class _Subspaces:
         return found
 
     def kept(self, old: Sequence[object]) -> Leaves:
-        """The projectors by leaf; `old` of those that have no gradient."""
+        """The projectors by leaf; from `old` for leaves without a gradient."""
         return self._replaced(old, self.projectors)
 
     def _of(self, leaves: Sequence[Any]) -> list[tuple[Array, Form]]:
@@ -181,11 +182,11 @@ class ScaleByGaLoreState(eqx.Module):
     **Arguments:**
 
     - `count`: the number of steps taken, int32 of shape `()`.
-    - `base_optimizer_state`: the state of the base optimizer, which has never seen more than the
-        projected parameters.
+    - `base_optimizer_state`: the state of the base optimizer, which sees only the projected
+        parameters.
     - `projector`: for each matrix the orthonormal columns that it is projected on, of shape
-        `(max(m, n), rank)`, with one axis in front for what batch axes there are; at least float32.
-        `None` for what is no matrix.
+        `(max(m, n), rank)`, with one axis in front for all batch axes; at least float32. `None` for
+        parameters that are not matrices.
     """
 
     count: Count
@@ -194,7 +195,7 @@ class ScaleByGaLoreState(eqx.Module):
 
 
 class ScaleByGaLore(AbstractTransformation[ScaleByGaLoreState]):
-    r"""Applies a rule to gradients that are projected on few directions, and takes what comes of it
+    r"""Applies a rule to gradients that are projected on few directions, and projects the result
     back.
 
     With $P$ the first $r$ left singular vectors of the gradient $G$, an $m \times n$ matrix with
@@ -202,33 +203,34 @@ class ScaleByGaLore(AbstractTransformation[ScaleByGaLoreState]):
 
     $$U = \alpha P\, \rho(P^H G).$$
 
-    Where $m < n$, they are the right ones, and $U = \alpha\, \rho(G P) P^H$. The rule's memory is
-    of $r$ rows, or columns, only. What is no matrix goes to the rule as it is, without $\alpha$.
+    Where $m < n$, $P$ holds the right singular vectors, and $U = \alpha\, \rho(G P) P^H$. The
+    rule's state has only $r$ rows, or columns. Parameters that are not matrices go to the rule
+    unchanged, without $\alpha$.
 
-    Gradients of one size are stacked, and decomposed and projected together.
+    Gradients of equal size are stacked, and decomposed and projected together.
 
     **Arguments:**
 
-    - `rank`: the number of directions $r$, at least 1; of a smaller matrix, all of it.
+    - `rank`: the number of directions $r$, at least 1; a smaller matrix keeps all its directions.
     - `update_proj_gap`: the number of steps from one projector to the next, at least 1.
     - `scale`: the factor of the updates of matrices, $\alpha \ge 0$.
     - `base_optimizer`: the rule, any transformation whose updates point uphill; `None` is
         [`eqopt.ScaleByAdam`][].
     - `weight_dimension_numbers`: which axes of a parameter form a matrix: a tree of
         [`eqopt.options.MuonDimensionNumbers`][] and `None`, possibly a prefix, or a function from
-        the parameters to one. `None` is for parameters with two axes. Each index of the batch axes
-        has a projector of its own.
+        the parameters to one. `None` takes parameters with two axes. Each index of the batch axes
+        has its own projector.
 
-    The base optimizer is given the parameters, and `grad`, projected as the gradient is, and the
-    other arguments as they are; but for `value_fn`, which is of whole parameters. When the
-    projector changes, its memory stays as it is.
+    The base optimizer gets the parameters and `grad`, projected like the gradient, and the other
+    arguments unchanged, except `value_fn`, which is a function of whole parameters. When the
+    projector changes, the base optimizer's state stays as it is.
 
     !!! note
         The paper, and its code, project the other side: matrices with $m \ge n$ from the right.
-        The memory is the smaller here, and the projector the larger. (It is optax's choice too.)
+        Here the state is smaller, and the projector larger. (optax makes the same choice.)
 
-        The singular vectors are those of the gradient's own dtype, and at least of float32; optax's
-        are always of float32.
+        The singular vectors are computed in the gradient's own dtype, and at least in float32;
+        optax always computes them in float32.
 
     ??? cite "Reference"
         Zhao et al., *GaLore: Memory-Efficient LLM Training by Gradient Low-Rank Projection*, ICML

@@ -1,4 +1,4 @@
-"""Parameters as stacks of matrices, and those of one size in one stack."""
+"""Parameters as stacks of matrices; matrices of equal size form one stack."""
 
 import abc
 import dataclasses
@@ -21,7 +21,7 @@ from .._base.types import Params, TreeDef
 from .._base.xla import hidden_from_compiler
 from ..selectors._selector import AbstractSelector
 
-# Those of the rows, and those of the columns.
+# The axes of the rows, and the axes of the columns.
 Axes: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
 
 MATRIX: Axes = ((0,), (1,))
@@ -40,18 +40,18 @@ def _axis(name: str) -> Callable[[Any], int | tuple[int, ...]]:
 
 
 class MuonDimensionNumbers(eqx.Module):
-    """Says which axes of a parameter are those of a matrix.
+    """Says which axes of a parameter form a matrix.
 
-    The axes that are neither in the one nor in the other are batch axes: there is a matrix for each
-    index of theirs. A convolution's kernel of shape `(out, in, height, width)`, as Equinox has it,
-    is one matrix with `MuonDimensionNumbers((1, 2, 3), 0)`, and `height * width` of them with
+    The axes in neither of the two are batch axes: there is a matrix for each index of the batch
+    axes. A convolution's kernel of shape `(out, in, height, width)`, as Equinox has it, is one
+    matrix with `MuonDimensionNumbers((1, 2, 3), 0)`, and `height * width` of them with
     `MuonDimensionNumbers(1, 0)`.
 
     **Arguments:**
 
     - `reduction_axis`: the axis that is summed over when the parameter is applied, or several in a
-        tuple; negative ones count from the last. Of none, `()`, the size is 1.
-    - `output_axis`: the axis of what comes out, or several.
+        tuple; negative numbers count from the last axis. The size of no axes, `()`, is 1.
+    - `output_axis`: the axis of the output, or several.
     """
 
     reduction_axis: int | tuple[int, ...] = eqx.field(
@@ -76,15 +76,15 @@ def _axes(x: MuonDimensionNumbers) -> Axes:
 
 
 class AbstractDimensions(eqx.Module):
-    """Gives the axes of each parameter's matrices; `None` for what is none."""
+    """Gives the axes of each parameter's matrices; `None` for parameters that are not matrices."""
 
     @abc.abstractmethod
     def axes(self, params: PyTree) -> list[Axes | None]:
-        """Gives those of each leaf of `params`, in order."""
+        """Gives the axes for each leaf of `params`, in order."""
 
 
 class _FunctionDimensions(AbstractDimensions):
-    """Those that a function of the parameters gives."""
+    """The axes that a function of the parameters gives."""
 
     function: Callable[[Any], Any] = eqx.field(static=True)
 
@@ -93,10 +93,10 @@ class _FunctionDimensions(AbstractDimensions):
 
 
 class _TreeDimensions(AbstractDimensions):
-    """Those of a tree, possibly a prefix of the parameters."""
+    """The axes in a tree, possibly a prefix of the parameters."""
 
-    # Kept flat and static, as they decide the shape of the program; of plain numbers, for they are
-    # hashed at every call.
+    # Kept flat and static, because they decide the shape of the program; as plain numbers, because
+    # they are hashed at every call.
     entries: tuple[Axes | None, ...] = eqx.field(static=True)
     structure: TreeDef = eqx.field(static=True, repr=False)
 
@@ -122,7 +122,7 @@ def _is_entry(x: object) -> bool:
 def _entry(x: object) -> Axes | None:
     if isinstance(x, MuonDimensionNumbers):
         return _axes(x)
-    # What else a model holds may stand where it has no parameter.
+    # Other leaves of a model may be in places without a parameter.
     if x is None or checks.is_array(x) or isinstance(x, str) or callable(x):
         return None
     raise TypeError(
@@ -141,7 +141,7 @@ def as_dimensions(value: Any) -> AbstractDimensions:
 
 
 class HasDimensions(AbstractSelector):
-    """Chooses what has the axes of a matrix.
+    """Chooses the parameters that have the axes of a matrix.
 
     **Arguments:**
 
@@ -168,9 +168,9 @@ class Form:
     **Arguments:**
 
     - `order`: the parameter's axes: those of the batch, of the rows, and of the columns.
-    - `split`: its shape, its axes in that order.
+    - `split`: its shape, with the axes in that order.
     - `sizes`: the shape of the stack.
-    - `turned`: whether the matrices are turned over then, so that rows are columns.
+    - `turned`: whether the matrices are then transposed.
     - `batched`: whether there are batch axes at all.
     """
 
@@ -187,7 +187,7 @@ class Form:
     def back(
         self, x: Inexact[Array, "batch rows columns"], reference: Inexact[Array, "..."]
     ) -> Inexact[Array, "..."]:
-        """Undoes `matrices`; where `reference` lives."""
+        """Undoes `matrices`; placed like `reference`."""
         x = lax.reshape(turn(x, (0, 2, 1)) if self.turned else x, self.split)
         x = turn(x, tuple(sorted(range(len(self.order)), key=self.order.__getitem__)))
         return placed_like(x, reference)
@@ -228,8 +228,8 @@ def forms_of(
 ) -> list[Form | None]:
     """The form of each leaf, in order.
 
-    It is `None` for what is not there, and what has no dimensions; without any, every parameter
-    with two axes is a matrix. A `ValueError` names the leaf that has not the axes it should have.
+    It is `None` for missing leaves, and for leaves without given axes; by default every parameter
+    with two axes is a matrix. A `ValueError` names a leaf that lacks the given axes.
     """
     leaves, _ = checks.flatten(params)
     if dimensions is None:
@@ -254,8 +254,8 @@ def forms_of(
 def all_forms_of(
     params: Params, dimensions: AbstractDimensions | None, name: str, owner: object
 ) -> list[Form | None]:
-    """The same, turned over where there are more rows than columns, and a `ValueError` for a leaf
-    that is no matrix."""
+    """The same, transposed if there are more rows than columns; a `ValueError` names a leaf that is
+    not a matrix."""
     forms = forms_of(params, dimensions, name, turned=True)
     leaves, _ = checks.flatten(params)
     pairs = enumerate(zip(leaves, forms, strict=True))
@@ -268,13 +268,13 @@ def all_forms_of(
     return forms
 
 
-# Many
+# Many parameters
 
 
 class Groups:
-    """Matrices of one size and dtype, of whichever parameters, in one stack.
+    """Matrices of equal size and dtype, from any parameters, in one stack.
 
-    What is done to a stack is traced and compiled once, however many parameters there are.
+    Operations on a stack are traced and compiled once, for any number of parameters.
     """
 
     def __init__(self, matrices: Sequence[Array]) -> None:
@@ -310,7 +310,7 @@ def _parts(stack: Array, nums: list[int]) -> list[Array]:
 def map_matrices(
     function: Callable[[Array], Array], leaves: Sequence[Array | None], forms: Sequence[Form | None]
 ) -> list[Array | None]:
-    """`function` of stacks of matrices, one for each size; leaves without a form stay."""
+    """Applies `function` to stacks of matrices, one for each size; leaves without a form stay."""
     places = [
         (i, x, form)
         for i, (x, form) in enumerate(zip(leaves, forms, strict=True))

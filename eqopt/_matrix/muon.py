@@ -1,4 +1,4 @@
-"""Muon's momentum, as matrices without singular values."""
+"""Muon's momentum, made nearly orthogonal."""
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -46,7 +46,7 @@ def _by_the_dual_norm(
     before: Inexact[Array, "*shape"], after: Inexact[Array, "*shape"]
 ) -> Inexact[Array, "*shape"]:
     product = lax.mul(jnp.conj(before), after)
-    # Real but for rounding: both have the same singular vectors.
+    # Real up to rounding: both have the same singular vectors.
     return times(jnp.sum(jnp.real(product)), after)
 
 
@@ -67,23 +67,23 @@ class ScaleByMuonState(eqx.Module):
 class ScaleByMuon(AbstractTransformation[ScaleByMuonState]):
     r"""Replaces the updates by an average of the gradients that is made nearly orthogonal.
 
-    With $X_0$ the average, debiased and divided by its norm, each parameter a matrix,
+    Each parameter is a matrix. With $X_0$ the average, debiased and divided by its norm,
 
     $$m_t = \beta m_{t-1} + (1 - \beta) g_t, \qquad
     X_{k+1} = a X_k + b\, (X_k X_k^H) X_k + c\, (X_k X_k^H)^2 X_k.$$
 
-    The iteration keeps the singular vectors, and takes each singular value $\sigma$ to
-    $a\sigma + b\sigma^3 + c\sigma^5$, over and over. The coefficients by default are made for few
-    steps: values from 0.01 to 1 end up between 0.68 and 1.14, and do not converge.
+    The iteration keeps the singular vectors, and maps each singular value $\sigma$ to
+    $a\sigma + b\sigma^3 + c\sigma^5$, repeatedly. The default coefficients are made for few steps:
+    values from 0.01 to 1 end up between 0.68 and 1.14, and do not converge.
 
-    Matrices of one size are stacked and go through the iteration together, those of the transposed
-    size too: its program does not grow with the number of parameters.
+    Matrices of equal size, and those of the transposed size, are stacked and go through the
+    iteration together: the program does not grow with the number of parameters.
 
     **Arguments:**
 
-    - `ns_coeffs`: the numbers $a$, $b$, $c$, or those of each step: `((a, b, c), (a, b, c), ...)`;
-        also `"standard"`, which is the default, and `"dion"`, five steps of their own.
-    - `ns_steps`: the number of steps of the iteration, at least 1; not used where each step has its
+    - `ns_coeffs`: the numbers $a$, $b$, $c$, or separate numbers for each step: `((a, b, c), (a, b,
+        c), ...)`; also `"standard"`, the default, and `"dion"`, five steps with separate numbers.
+    - `ns_steps`: the number of steps of the iteration, at least 1; not used if each step has its
         own numbers.
     - `beta`: the decay $\beta$ of the average, in $[0, 1)$.
     - `eps`: $\epsilon \ge 0$, added to the norm.
@@ -91,25 +91,25 @@ class ScaleByMuon(AbstractTransformation[ScaleByMuonState]):
         half precision.
     - `nesterov`: whether to look ahead, with
         $\beta m_t / (1 - \beta^{t+1}) + (1 - \beta) g_t / (1 - \beta^t)$ for the average.
-    - `adaptive`: whether to multiply by the real part of
-        $\langle \hat m_t, X \rangle$ at last, nearly the sum of the average's singular values.
-    - `preconditioning`: what brings the singular values below 1 at first:
+    - `adaptive`: whether to multiply the result by the real part of $\langle \hat m_t, X \rangle$,
+        nearly the sum of the average's singular values.
+    - `preconditioning`: the first step, which brings the singular values below 1:
         [`eqopt.options.muon_frobenius`][], [`eqopt.options.muon_spectral`][],
         [`eqopt.options.muon_aol`][], [`eqopt.options.muon_schatten`][], or a function
         `preconditioning(x, eps)` of a stack of matrices, `(batch, m, n)` with $m \le n$.
         (`"frobenius"` and so on are accepted too.)
     - `weight_dimension_numbers`: which axes of a parameter form a matrix: a tree of
         [`eqopt.options.MuonDimensionNumbers`][], possibly a prefix, or a function from the
-        parameters to one. `None` is for parameters with two axes.
+        parameters to one. `None` takes parameters with two axes.
 
-    Raises a `ValueError` that names a parameter that is not a matrix; [`eqopt.Muon`][] has
-    something for those.
+    Raises a `ValueError` that names a parameter that is not a matrix; [`eqopt.Muon`][] handles
+    these too.
 
     !!! note
-        It computes in float32 for half precision, and in the parameter's dtype else; torch's `Muon`
-        computes in bfloat16, and differs by 5e-3. To trade digits for time on an accelerator, let
-        `jax.default_matmul_precision` be `"bfloat16"` around it. Neither torch nor the first
-        implementation debias the average, which with `nesterov` makes a difference in the first
+        It computes in float32 for half precision, and otherwise in the parameter's dtype; torch's
+        `Muon` computes in bfloat16, and differs by 5e-3. For more speed and less precision on an
+        accelerator, set `jax.default_matmul_precision` to `"bfloat16"`. Neither torch nor the first
+        implementation debiases the average. With `nesterov` this makes a difference in the first
         steps.
 
     ??? cite "Reference"
@@ -170,10 +170,10 @@ class ScaleByMuon(AbstractTransformation[ScaleByMuonState]):
 
 
 class ScaleByShape(AbstractTransformation[EmptyState]):
-    r"""Multiplies the updates by a factor of the parameter's shape.
+    r"""Multiplies the updates by a factor that depends on the parameter's shape.
 
-    With $d_\mathrm{in}$ and $d_\mathrm{out}$ the sizes of the reduced axes and of those that come
-    out, the factor is $\sqrt{\max(1, d_\mathrm{out} / d_\mathrm{in})}$, or with `consistent_rms`
+    With $d_\mathrm{in}$ and $d_\mathrm{out}$ the sizes of the reduction axes and the output axes,
+    the factor is $\sqrt{\max(1, d_\mathrm{out} / d_\mathrm{in})}$, or with `consistent_rms`
     $\rho$
 
     $$\rho \sqrt{\max(d_\mathrm{in}, d_\mathrm{out})},$$
@@ -184,7 +184,7 @@ class ScaleByShape(AbstractTransformation[EmptyState]):
 
     - `weight_dimension_numbers`: which axes of a parameter form a matrix, as for
         [`eqopt.ScaleByMuon`][].
-    - `consistent_rms`: the root mean square $\rho \ge 0$, or `None`. Of Adam's updates, it is about
+    - `consistent_rms`: the root mean square $\rho \ge 0$, or `None`. For Adam's updates it is about
         0.2.
 
     Raises a `ValueError` that names a parameter that is not a matrix.
@@ -211,7 +211,7 @@ class ScaleByShape(AbstractTransformation[EmptyState]):
         forms = all_forms_of(updates, self.weight_dimension_numbers, "updates", self)
         _, treedef = checks.flatten(updates)
         factors = [None if x is None else self._factor(*x.sizes[1:]) for x in forms]
-        # A rule for each factor, and each leaf has one: they are still one pass.
+        # A rule for each factor; each leaf has one factor, so this is still one pass.
         rules = [
             Rule(
                 times,

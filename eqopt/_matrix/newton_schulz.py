@@ -20,13 +20,13 @@ from .matrices import adjoint
 Preconditioning: TypeAlias = Callable[[Array, Array], Array]
 
 
-# What comes before the iteration
+# Before the iteration
 
 
 def _divided(
     x: Inexact[Array, "batch m n"], by: Float[Array, "batch _ _"]
 ) -> Inexact[Array, "batch m n"]:
-    # What is all zero stays zero, also with an `eps` of 0.
+    # A zero matrix stays zero, also with an `eps` of 0.
     by = jnp.where(by == 0, jnp.ones_like(by), by)
     return divide(x, jnp.broadcast_to(by, x.shape))
 
@@ -67,11 +67,11 @@ def muon_spectral(
 
 @checks.typed
 def muon_aol(x: Inexact[Array, "batch m n"], eps: Float[Array, ""]) -> Inexact[Array, "batch m n"]:
-    r"""Divides each row by a bound of its own, as almost orthogonal layers do.
+    r"""Divides each row by its own bound, as almost orthogonal layers do.
 
     $$x_i \leftarrow x_i \Big/ \sqrt{\max\Big(\sum_j |X X^H|_{ij},\, \epsilon^2\Big)}.$$
 
-    No singular value is above 1 then, and few are far below. The singular vectors are others.
+    Then no singular value is above 1, and few are much smaller. The singular vectors change.
 
     **Arguments:**
 
@@ -115,7 +115,7 @@ _PRECONDITIONINGS: dict[str, Preconditioning] = {
 
 
 def preconditioning(value: object) -> Preconditioning:
-    """The converter of `preconditioning`; strings are taken for those who come from optax."""
+    """The converter of `preconditioning`, which also accepts optax's strings."""
     if isinstance(value, str) and value in _PRECONDITIONINGS:
         return _PRECONDITIONINGS[value]
     if not isinstance(value, str) and callable(value):
@@ -210,5 +210,5 @@ def orthogonalized(
         both = plus(times(row[1], square), times(row[2], square @ square))
         return plus(times(row[0], x), both @ x), None
 
-    # A scan, and not a `fori_loop`, which has no derivative in reverse.
+    # A scan, and not a `fori_loop`, which has no reverse-mode derivative.
     return lax.scan(step, x, table)[0]

@@ -16,7 +16,8 @@ _State = ChainState[tuple[ScaleByACPropState, EmptyState, ScaleByLearningRateSta
 
 
 class ACProp(AbstractOptimizer[_State]):
-    """Steps by the gradient, divided by how far those before it were from their average.
+    """Steps by the gradient, divided by the typical distance of earlier gradients from their
+    average.
 
     It is a chain of [`eqopt.ScaleByACProp`][], [`eqopt.AddDecayedWeights`][] and
     [`eqopt.ScaleByLearningRate`][].

@@ -30,8 +30,8 @@ class Adadelta(AbstractOptimizer[_State]):
     - `learning_rate`: the rate, a number or a schedule, not negative; the paper has none, which
         is 1.
     - `rho`: the decay of both averages, in $[0, 1)$.
-    - `eps`: added to both averages under the root, positive. The first steps are as long as it
-        allows: without it there would be none.
+    - `eps`: added to both averages under the root, positive. It sets the length of the first steps,
+        which would be 0 without it.
     - `weight_decay`: the decay, not negative. It comes before the averages, as the gradient of a
         penalty.
     - `weight_decay_mask`: the parameters that decay: a selector, a function from the parameters to

@@ -32,8 +32,8 @@ _State = ChainState[tuple[Any, ...]]
 
 
 class Adafactor(AbstractOptimizer[_State]):
-    """Divides the gradient by the root of its average squares, of which only the means of rows and
-    columns are kept; the memory of a matrix is that of two vectors.
+    """Divides the gradient by the root of its average squares, stored as means of rows and columns:
+    a matrix needs the memory of two vectors.
 
     It is a chain of [`eqopt.ScaleByFactoredRMS`][], [`eqopt.ClipByBlockRMS`][],
     [`eqopt.ScaleByLearningRate`][], [`eqopt.ScaleByParamBlockRMS`][], [`eqopt.EMA`][],

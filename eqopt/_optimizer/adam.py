@@ -1,4 +1,4 @@
-"""Adam and its kin."""
+"""Adam and its variants."""
 
 import equinox as eqx
 import numpy as np

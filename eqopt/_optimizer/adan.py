@@ -17,13 +17,14 @@ _State = ChainState[tuple[ScaleByAdanState, EmptyState, ScaleByLearningRateState
 
 
 class Adan(AbstractOptimizer[_State]):
-    r"""Steps by the average gradient, looked ahead by how gradients change, at the scale of Adam.
+    r"""Steps by the average gradient, extrapolated by the change of gradients, at the scale of
+    Adam.
 
     It is a chain of [`eqopt.ScaleByAdan`][], [`eqopt.AddDecayedWeights`][] and
     [`eqopt.ScaleByLearningRate`][].
 
     !!! note
-        As in optax, the weights decay as AdamW's do. In the paper the decay is proximal: after the
+        As in optax, the weight decay is AdamW's. In the paper the decay is proximal: after the
         step, the weights are divided by $1 + \gamma\lambda$.
 
     **Arguments:**

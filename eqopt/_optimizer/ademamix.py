@@ -1,4 +1,4 @@
-"""AdEMAMix, and the simplified one."""
+"""AdEMAMix, and the simplified AdEMAMix."""
 
 import equinox as eqx
 import numpy as np
@@ -75,8 +75,8 @@ class SimplifiedAdEMAMix(AbstractOptimizer[_SimplifiedState]):
     """Steps as [`eqopt.AdEMAMix`][] does, with one average less.
 
     It is a chain of [`eqopt.ScaleBySimplifiedAdEMAMix`][], [`eqopt.AddDecayedWeights`][] and
-    [`eqopt.ScaleByLearningRate`][]. By default its steps are a hundred times as long as those of
-    Adam, and the learning rate is to be smaller by as much.
+    [`eqopt.ScaleByLearningRate`][]. By default its steps are a hundred times as long as Adam's, so
+    use a learning rate that is a hundred times smaller.
 
     **Arguments:**
 

@@ -16,7 +16,7 @@ _State = ChainState[tuple[ScaleByADOPTState, ScaleByLearningRateState]]
 
 
 class ADOPT(AbstractOptimizer[_State]):
-    """Steps by the average of gradients, each divided by the root of the average square before it.
+    """Averages gradients, each divided by the root of the average square of the earlier gradients.
 
     It is a chain of [`eqopt.ScaleByADOPT`][] and [`eqopt.ScaleByLearningRate`][].
 
@@ -25,11 +25,11 @@ class ADOPT(AbstractOptimizer[_State]):
     - `learning_rate`: the rate, a number or a schedule, not negative.
     - `b1`: the decay of the average, in $[0, 1)$.
     - `b2`: the decay of the average squared gradient, in $[0, 1)$.
-    - `eps`: the least divisor, not negative.
+    - `eps`: the smallest divisor, not negative.
     - `mu_dtype`: the dtype of the average gradient; `None` is the parameter's, and float32 for half
         precision.
     - `nesterov`: whether to look ahead, as Nesterov's momentum does.
-    - `use_clipping`: whether each gradient, so divided, is clipped.
+    - `use_clipping`: whether each divided gradient is clipped.
     - `clip_value_fn`: the limit, not negative: an [`eqopt.writing.AbstractSchedule`][], or a
         function of the count, which is static; by default [`eqopt.options.clip_value_pow`][].
     """

@@ -18,16 +18,16 @@ _State = ChainState[tuple[EmptyState, ScaleByLearningRateState, ScaleByCOCOBStat
 class COCOB(AbstractOptimizer[_State]):
     """Bets on the signs of the gradients, and needs no learning rate.
 
-    It is a chain of [`eqopt.AddDecayedWeights`][], [`eqopt.ScaleByLearningRate`][], which scales
-    the gradients here and does not turn them, and [`eqopt.ScaleByCOCOB`][].
+    It is a chain of [`eqopt.AddDecayedWeights`][], [`eqopt.ScaleByLearningRate`][] (which here
+    scales the gradients and does not flip their sign) and [`eqopt.ScaleByCOCOB`][].
 
     **Arguments:**
 
-    - `learning_rate`: the weight of each gradient, a number or a schedule, not negative. One and
-        the same for all matters only against `eps`, where gradients are tiny.
+    - `learning_rate`: the weight of each gradient, a number or a schedule, not negative. A constant
+        weight matters only in comparison with `eps`, if gradients are tiny.
     - `alpha`: keeps the first bets small, not negative: at first, a parameter moves by about `1 /
         alpha` a step.
-    - `eps`: the least scale of the gradients, positive.
+    - `eps`: the smallest scale of the gradients, positive.
     - `weight_decay`: the factor of an added l2 penalty, not negative.
     - `mask`: the parameters that decay: a selector, a function from the parameters to booleans, or
         a tree of booleans, possibly a prefix; `None` is everything.

@@ -31,7 +31,8 @@ def _decay(
 
 
 class DoG(AbstractOptimizer[_DoGState]):
-    """Steps by the largest distance gone so far, over the size of all gradients met on the way.
+    """Steps by the largest distance moved so far, divided by the root of the sum of squared
+    gradients.
 
     It is a chain of [`eqopt.AddDecayedWeights`][], if there is decay, [`eqopt.ScaleByDoG`][] and
     [`eqopt.ScaleByLearningRate`][]. The authors advise to evaluate with averaged parameters; see
@@ -67,7 +68,7 @@ class DoG(AbstractOptimizer[_DoGState]):
 
 
 class DoWG(AbstractOptimizer[_DoWGState]):
-    """Steps as [`eqopt.DoG`][] does, but counts late gradients for more.
+    """Steps as [`eqopt.DoG`][] does, but gives later gradients a larger weight.
 
     It is a chain of [`eqopt.AddDecayedWeights`][], if there is decay, [`eqopt.ScaleByDoWG`][] and
     [`eqopt.ScaleByLearningRate`][].

@@ -24,11 +24,10 @@ _State = ChainState[
 
 
 class DPSGD(AbstractOptimizer[_State]):
-    """Steps by the gradients of single examples, clipped, added up and hidden in noise.
+    """Steps by the sum of clipped per-example gradients plus noise.
 
     It is a chain of [`eqopt.DifferentiallyPrivateAggregate`][], [`eqopt.Trace`][] if there is
-    momentum, and [`eqopt.ScaleByLearningRate`][]. Its `update` is given the gradient of each
-    example:
+    momentum, and [`eqopt.ScaleByLearningRate`][]. Its `update` takes the gradient of each example:
 
     ```python
     def loss_fn(model, x, y):  # of one example
@@ -54,7 +53,7 @@ class DPSGD(AbstractOptimizer[_State]):
     **Arguments:**
 
     - `learning_rate`: the rate, a number or a schedule, not negative.
-    - `l2_norm_clip`: the largest norm of what one example adds, not negative.
+    - `l2_norm_clip`: the largest norm of one example's contribution, not negative.
     - `noise_multiplier`: the standard deviation of the noise over `l2_norm_clip`, not negative.
     - `key`: the PRNG key to begin with, a secret. It is kept as an [`eqopt.states.KeyData`][].
     - `momentum`: the momentum's factor, in $[0, 1]$; `None` is none.

@@ -26,14 +26,14 @@ class GaLore(AbstractOptimizer[_State]):
     """Steps as Adam does, or another rule, on gradients that are projected on few directions.
 
     It is a chain of [`eqopt.ScaleByGaLore`][], [`eqopt.AddDecayedWeights`][] and
-    [`eqopt.ScaleByLearningRate`][]. The weights decay whole, and not only what is
-    projected of them.
+    [`eqopt.ScaleByLearningRate`][]. The decay applies to the whole weights, not only to their
+    projection.
 
     **Arguments:**
 
     - `learning_rate`: the rate, a number or a schedule, not negative. For a base optimizer that has
         one of its own, see [`eqopt.ScaleByGaLore`][].
-    - `rank`: the number of directions, at least 1; of a smaller matrix, all of it.
+    - `rank`: the number of directions, at least 1; a smaller matrix keeps all its directions.
     - `update_proj_gap`: the number of steps from one projector to the next, at least 1.
     - `scale`: the factor of the updates of matrices, not negative.
     - `base_optimizer`: the rule, any transformation whose updates point uphill; `None` is
@@ -43,8 +43,8 @@ class GaLore(AbstractOptimizer[_State]):
         a tree of booleans, possibly a prefix; `None` is everything.
     - `weight_dimension_numbers`: which axes of a parameter form a matrix: a tree of
         [`eqopt.options.MuonDimensionNumbers`][] and `None`, possibly a prefix, or a function from
-        the parameters to one. `None` is for parameters with two axes. Each index of the batch axes
-        has a projector of its own.
+        the parameters to one. `None` takes parameters with two axes. Each index of the batch axes
+        has its own projector.
     """
 
     learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)

@@ -20,8 +20,8 @@ class Lion(AbstractOptimizer[_State]):
     """Steps by the sign of an averaged gradient, every entry by the same amount.
 
     It is a chain of [`eqopt.ScaleByLion`][], [`eqopt.AddDecayedWeights`][] and
-    [`eqopt.ScaleByLearningRate`][]. It wants a learning rate three to ten times smaller than
-    Adam's, and a weight decay as much larger.
+    [`eqopt.ScaleByLearningRate`][]. It needs a learning rate three to ten times smaller than
+    Adam's, and a weight decay larger by the same factor.
 
     **Arguments:**
 

@@ -16,13 +16,13 @@ _State = ChainState[tuple[EmptyState, ScaleByMADGRADState]]
 class MADGRAD(AbstractOptimizer[_State]):
     """Averages all gradients, divided by the cube root of the sum of their squares.
 
-    It is a chain of [`eqopt.AddDecayedWeights`][] and [`eqopt.ScaleByMADGRAD`][]. It wants less
+    It is a chain of [`eqopt.AddDecayedWeights`][] and [`eqopt.ScaleByMADGRAD`][]. It needs less
     weight decay than other optimizers, and often none.
 
     **Arguments:**
 
     - `learning_rate`: the rate, a number or a schedule, not negative.
-    - `momentum`: how much of the parameters each step keeps, in $[0, 1)$.
+    - `momentum`: the weight of the old parameters in each step, in $[0, 1)$.
     - `weight_decay`: the factor of an added l2 penalty, not negative.
     - `eps`: added to the cube root and to the rate, not negative.
     """

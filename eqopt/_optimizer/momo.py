@@ -25,8 +25,8 @@ class MoMo(AbstractOptimizer[_MoMoState]):
     - `learning_rate`: the largest step size, a number or a schedule, not negative; better too large
         than too small.
     - `beta`: the decay of the averages, in $[0, 1)$.
-    - `lower_bound`: the least value that the objective can have, or a bound below it. Where the
-        objective goes below it, the steps end.
+    - `lower_bound`: the least value that the objective can have, or a bound below it. If the
+        objective falls below it, the steps become zero.
     - `weight_decay`: the decay, in proportion to the learning rate, not negative.
     - `adapt_lower_bound`: whether to estimate a better bound on the way.
 

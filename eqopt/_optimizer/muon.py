@@ -26,27 +26,27 @@ from ..selectors._selector import AbstractSelector, as_selector, ByNdim
 
 
 class Muon(AbstractOptimizer[PartitionState]):
-    """Steps by orthogonal matrices, and for what is no matrix as Adam does.
+    """Steps by orthogonal matrices; parameters that are not matrices step as Adam does.
 
     Matrices go through a chain of [`eqopt.ScaleByMuon`][], [`eqopt.ScaleByShape`][],
-    [`eqopt.AddDecayedWeights`][] and [`eqopt.ScaleByLearningRate`][], and all else through that
-    which [`eqopt.AdamW`][] is. It is an [`eqopt.Partition`][] of the two, labeled `"muon"` and
+    [`eqopt.AddDecayedWeights`][] and [`eqopt.ScaleByLearningRate`][], and other parameters through
+    the chain of [`eqopt.AdamW`][]. It is an [`eqopt.Partition`][] of the two, labeled `"muon"` and
     `"adam"`.
 
     !!! note
         An embedding and the last layer of a classifier are matrices too, but are trained better by
         Adam. Give such parameters `None` in `muon_weight_dimension_numbers`.
 
-        `eqx.nn.Linear` has its weight as `(out, in)`; the default reads matrices as `(in, out)`. To
-        the direction it makes no difference, to the factor of the shape it does. For such layers,
-        take `MuonDimensionNumbers(1, 0)`.
+        The weight of `eqx.nn.Linear` has shape `(out, in)`; the default reads matrices as `(in,
+        out)`. This does not change the direction, but it changes the factor that depends on the
+        shape. For such layers, use `MuonDimensionNumbers(1, 0)`.
 
     **Arguments:**
 
     - `learning_rate`: the rate, a number or a schedule, not negative.
     - `ns_coeffs`: the coefficients of the iteration, three numbers, or three for each step, or
         `"dion"`.
-    - `ns_steps`: the number of steps of the iteration, at least 1; not used where each step has its
+    - `ns_steps`: the number of steps of the iteration, at least 1; not used if each step has its
         own numbers.
     - `beta`: the decay of the average gradient of matrices, in $[0, 1)$.
     - `eps`: added to the norm of a matrix, and to Adam's root, not negative.
@@ -57,18 +57,18 @@ class Muon(AbstractOptimizer[PartitionState]):
         precision.
     - `nesterov`: whether to look ahead, as Nesterov's momentum does; Adam too.
     - `adaptive`: whether to multiply by the dual norm of the average gradient.
-    - `preconditioning`: what is done before the iteration: [`eqopt.options.muon_frobenius`][],
+    - `preconditioning`: the step before the iteration: [`eqopt.options.muon_frobenius`][],
         [`eqopt.options.muon_spectral`][], [`eqopt.options.muon_aol`][],
         [`eqopt.options.muon_schatten`][], or a function.
     - `adam_b1`: the decay of Adam's average gradient, in $[0, 1)$.
     - `adam_b2`: the decay of Adam's average squared gradient, in $[0, 1)$.
     - `adam_eps_root`: added under Adam's root, not negative.
-    - `adam_weight_decay`: the decay of what is no matrix, not negative.
+    - `adam_weight_decay`: the decay of parameters that are not matrices, not negative.
     - `adam_learning_rate`: Adam's rate, a number or a schedule, not negative; `None` is
         `learning_rate`.
     - `muon_weight_dimension_numbers`: which parameters are matrices, and how: a tree of
         [`eqopt.options.MuonDimensionNumbers`][] and `None`, possibly a prefix, or a function from
-        the parameters to one. `None` takes what has two axes.
+        the parameters to one. `None` takes parameters with two axes.
     - `consistent_rms`: the root mean square that the steps are to have before the learning rate,
         not negative; `None` scales them as [`eqopt.ScaleByShape`][] does by default.
     """

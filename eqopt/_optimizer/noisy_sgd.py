@@ -16,7 +16,7 @@ _State = ChainState[tuple[AddNoiseState, ScaleByLearningRateState]]
 
 
 class NoisySGD(AbstractOptimizer[_State]):
-    """Goes down the gradient plus noise, of which there is less and less.
+    """Goes down the gradient plus noise whose variance decreases.
 
     It is a chain of [`eqopt.AddNoise`][] and [`eqopt.ScaleByLearningRate`][].
 

@@ -14,7 +14,7 @@ _State = ChainState[tuple[ScaleByOptimisticGradientState, ScaleByLearningRateSta
 
 
 class OptimisticGradientDescent(AbstractOptimizer[_State]):
-    """Goes down the gradient, and on in the direction in which the gradient changes, for games.
+    """Goes down the gradient plus its last change, for games.
 
     It is a chain of [`eqopt.ScaleByOptimisticGradient`][] and [`eqopt.ScaleByLearningRate`][].
 

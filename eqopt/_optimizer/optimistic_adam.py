@@ -19,7 +19,7 @@ _State = ChainState[
 
 
 class OptimisticAdamV2(AbstractOptimizer[_State]):
-    """Steps as [`eqopt.Adam`][] does, and on in the direction in which its steps change, for games.
+    """Steps as [`eqopt.Adam`][] does, plus the last change of its steps, for games.
 
     It is a chain of [`eqopt.ScaleByAdam`][], [`eqopt.ScaleByOptimisticGradient`][] and
     [`eqopt.ScaleByLearningRate`][].

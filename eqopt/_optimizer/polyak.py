@@ -21,8 +21,8 @@ class PolyakSGD(AbstractOptimizer[_State]):
     It is a chain of [`eqopt.ScaleByPolyak`][] and [`eqopt.ScaleByLearningRate`][].
 
     !!! note
-        `scaling` multiplies the step. optax scales the gradient first and divides by the square of
-        its norm next, and so divides the step by it.
+        `scaling` multiplies the step. optax scales the gradient before it divides by the square of
+        its norm, so in effect `scaling` divides the step.
 
     **Arguments:**
 

@@ -15,7 +15,7 @@ _State = ChainState[tuple[ScaleByRAdamState, ScaleByLearningRateState]]
 
 
 class RAdam(AbstractOptimizer[_State]):
-    """Steps as [`eqopt.Adam`][] does, once the squares of the gradients are known well enough.
+    """Steps as [`eqopt.Adam`][] does, once the average of squares contains enough steps.
 
     It is a chain of [`eqopt.ScaleByRAdam`][] and [`eqopt.ScaleByLearningRate`][].
 

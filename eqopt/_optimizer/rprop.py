@@ -14,10 +14,10 @@ _State = ChainState[tuple[ScaleByRpropState, EmptyState]]
 
 
 class Rprop(AbstractOptimizer[_State]):
-    """Steps by the sign of the gradient, each entry by a step size that learns from sign changes.
+    """Steps by the sign of the gradient, each entry with a step size that adapts to sign changes.
 
     It is a chain of [`eqopt.ScaleByRprop`][] and [`eqopt.Scale`][] by -1. It is for gradients
-    without noise, of all of the data.
+    without noise, computed from all data.
 
     **Arguments:**
 
@@ -25,7 +25,7 @@ class Rprop(AbstractOptimizer[_State]):
         existing state.
     - `eta_minus`: the factor of a step size where the sign changes, in $(0, 1)$.
     - `eta_plus`: the factor of a step size where the sign stays the same, greater than 1.
-    - `min_step_size`: the least step size, not negative.
+    - `min_step_size`: the smallest step size, not negative.
     - `max_step_size`: the largest step size, positive.
     """
 

@@ -41,13 +41,13 @@ class Sophia(AbstractOptimizer[_State]):
     - `learning_rate`: the rate, a number or a schedule, not negative.
     - `b1`: the decay of the average gradient, in $[0, 1)$.
     - `b2`: the decay of the average curvature, in $[0, 1)$, for each estimate.
-    - `eps`: the least denominator, positive.
+    - `eps`: the smallest denominator, positive.
     - `weight_decay`: the decay, in proportion to the learning rate, not negative.
     - `weight_decay_mask`: the parameters that decay: a selector, a function from the parameters to
         booleans, or a tree of booleans; `None` is everything.
     - `gamma`: the factor of the curvature, positive. With a larger `gamma`, more entries stay
         within the limit; the paper advises that between a tenth and a half of them do.
-    - `clip_threshold`: the limit, positive; `None` is none, and then a step is as large as `1 /
+    - `clip_threshold`: the limit, positive; `None` is no limit, and then a step is as large as `1 /
         eps` wherever no positive curvature has been seen.
     - `update_interval`: the number of steps between estimates of the curvature, at least 1.
     - `hessian_diagonal_fn`: makes the estimates: a transformation that replaces the updates by

@@ -22,8 +22,8 @@ class Yogi(AbstractOptimizer[_State]):
 
     - `learning_rate`: the rate, a number or a schedule, not negative.
     - `b1`: the decay of the average gradient, in $[0, 1)$.
-    - `b2`: one minus the rate at which the squares are followed, in $[0, 1)$.
-    - `eps`: added to the root of what follows them, not negative.
+    - `b2`: one minus the rate at which the estimate follows the squares, in $[0, 1)$.
+    - `eps`: added to the root of the estimate, not negative.
     """
 
     learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)

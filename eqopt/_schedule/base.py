@@ -1,4 +1,4 @@
-"""What a schedule is."""
+"""The abstract schedule, and code that the schedules share."""
 
 import abc
 import inspect
@@ -40,18 +40,19 @@ class AbstractSchedule(eqx.Module):
 
 
 class FunctionSchedule(AbstractSchedule):
-    """Calls a function of the count; what a plain function becomes wherever a schedule may stand.
+    """Calls a function of the count. Plain functions are wrapped in it wherever a schedule is
+    accepted.
 
     **Arguments:**
 
     - `function`: from an integer count of shape `()` to a number. It is static: a new function
-        object is compiled again. Numbers to tune belong in a schedule of one's own.
+        object is compiled again. To tune its numbers, write your own schedule.
     """
 
     function: Function = eqx.field(static=True)
 
     def at(self, count: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
-        # The function need not work elementwise: it is only ever given one count.
+        # The function need not work elementwise: it is always called with one count.
         return jnp.vectorize(self._scalar)(count)
 
     def _scalar(self, count: Int[Array, ""]) -> Float[Array, ""]:
@@ -87,7 +88,8 @@ def scheduled_real(
     **Arguments:**
 
     - `name`: the field's name, for messages.
-    - `**bounds`: of a number, as for [`eqopt.writing.real`][]. A schedule is not held against them.
+    - `**bounds`: the bounds of a number, as for [`eqopt.writing.real`][]. They do not apply to a
+        schedule.
     """
     convert = real(name, **bounds)
 
@@ -127,7 +129,7 @@ def value_at(value: Scalar | AbstractSchedule, count: Int[Array, ""]) -> Float[A
 
 
 class Constant(AbstractSchedule):
-    r"""Holds one value at every count; what a number becomes wherever a schedule must stand.
+    r"""Has the same value at every count. A number is wrapped in it wherever a schedule is needed.
 
     $$\eta_t = \eta$$
 
@@ -142,9 +144,9 @@ class Constant(AbstractSchedule):
         return jnp.broadcast_to(as_real(self.value), count.shape)
 
 
-# What the families share. Counts stay integers until they have been subtracted from one another:
-# float32 is exact only to 2**24. They are clipped at 0, so that a schedule that is not yet in force
-# is finite, and so are the derivatives through the `where` that passes it over.
+# Shared code. Counts stay integers until they have been subtracted from one another: float32 is
+# exact only to 2**24. They are clipped at 0, so that a schedule before its start is finite, and so
+# are the derivatives through the `where` that does not select it.
 
 
 def as_real(x: object) -> Float[Array, "..."]:
@@ -164,7 +166,8 @@ def since(count: Int[Array, "*shape"], begin: Int[Array, ""]) -> Int[Array, "*sh
 
 @typed
 def remaining(count: Int[Array, "*shape"], num_steps: Int[Array, ""]) -> Float[Array, "*shape"]:
-    """The part of `num_steps` that is left: from 1 at a count of 0 down to 0. Of no steps, 0."""
+    """The fraction of `num_steps` that is left: from 1 at a count of 0 down to 0. 0 without
+    steps."""
     # Not `1 - count / num_steps`, which cancels towards the end.
     left = num_steps - jnp.clip(count, 0, num_steps)
     return as_real(left) / as_real(jnp.maximum(num_steps, 1))
@@ -177,8 +180,8 @@ def line(
     start: Float[Array, ""],
     end: Float[Array, ""],
 ) -> Float[Array, "*shape"]:
-    """The straight line from `start` to `end`. Of no steps, `end`."""
-    # Both parts are made of integers: the first steps up from 0 are as precise as the last.
+    """The straight line from `start` to `end`. `end` if there are no steps."""
+    # Both parts are computed from integers: the first steps up from 0 are as precise as the last.
     length = jnp.maximum(num_steps, 1)
     left = num_steps - jnp.clip(count, 0, num_steps)
     return start * (as_real(left) / as_real(length)) + end * (
@@ -220,7 +223,7 @@ def exponential(
         periods = as_real(count // num_steps)
     else:
         periods = as_real(count) / as_real(num_steps)
-    # Growth stops short of overflow: the derivative of what `end_value` cuts off would be 0 * inf.
+    # Growth is stopped before overflow: beyond `end_value` the derivative would be 0 * inf.
     growth = jax.lax.stop_gradient(jnp.log(decay_rate))
     highest = float(np.log(np.finfo(float_dtype()).max)) / 2
     periods = jnp.where(periods * growth > highest, highest / growth, periods)
@@ -248,7 +251,7 @@ def interpolate(
     following = jnp.minimum(index + 1, boundaries.size)
     begins = jnp.concatenate([jnp.zeros(1, jnp.int32), boundaries])
     length = jnp.maximum(begins[following] - begins[index], 1)
-    # After the last boundary both levels are the last one, whatever the fraction.
+    # After the last boundary both levels are the last level, so the fraction does not matter.
     step = jnp.clip(count - begins[index], 0, length)
     weight = as_real(curve(as_real(step) / as_real(length)))
     return between(levels[following], levels[index], weight)

@@ -18,8 +18,8 @@ class CosineDecay(AbstractSchedule):
 
     - `init_value`: the value $I$ at the first step.
     - `decay_steps`: the number of steps $T$ until the end; at least 1.
-    - `alpha`: the last value as a part $\alpha$ of the first one. Mind that it is a ratio, where
-        `eqopt.WarmupCosineDecay` has the last value itself.
+    - `alpha`: the last value divided by the first one, $\alpha$. It is a ratio, while
+        `eqopt.WarmupCosineDecay` takes the last value itself.
     - `exponent`: the power $p$ that the cosine is raised to; greater than 0.
 
     **Raises:** a `ValueError` where an argument is out of its range.

@@ -24,10 +24,10 @@ class ExponentialDecay(AbstractSchedule):
     - `decay_rate`: the factor $r$; greater than 0.
     - `transition_begin`: the number of steps $B$ before the decay begins; at least 0.
     - `staircase`: whether the value falls in jumps, every $T$ steps, instead of at each step.
-    - `end_value`: the value that is not passed; without one there is no such bound.
+    - `end_value`: the bound of the value; `None` is no bound.
 
-    **Raises:** a `ValueError` where an argument is out of its range. optax takes a rate of 0, or
-    0 steps, for a request to hold `init_value`; here both are errors.
+    **Raises:** a `ValueError` where an argument is out of its range. In optax a rate of 0 or 0
+    steps mean a constant `init_value`; here both are errors.
     """
 
     init_value: Scalar = eqx.field(converter=real("init_value"))

@@ -46,8 +46,8 @@ class Join(AbstractSchedule):
 
     $$\eta_t = \eta^{(i)}_{t - b_i}, \qquad b_i \leq t < b_{i+1}, \quad b_0 = 0$$
 
-    All the schedules are evaluated, and one is selected; each is only ever given counts from its
-    own part.
+    All schedules are evaluated, and one is selected; each schedule sees only counts from its own
+    part.
 
     **Arguments:**
 
@@ -73,8 +73,8 @@ class Join(AbstractSchedule):
             raise ValueError(f"`boundaries` must increase; got {self.boundaries.tolist()}")
 
     def at(self, count: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
-        # Each sees its own counts only: outside of them it may be infinite, and so may its
-        # derivatives, which would go through the `where`.
+        # Each schedule sees only its own counts: outside of them its value and its derivatives may
+        # be infinite, and such derivatives would pass through the `where`.
         ends = [*as_steps(self.boundaries)]
         begins = [jnp.zeros((), jnp.int32), *ends]
         counts = [*(jnp.minimum(count, end - 1) for end in ends), count]

@@ -1,4 +1,4 @@
-"""One cycle: up to a peak, and down far below where it began."""
+"""One cycle: up to a peak, and down far below the first value."""
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -119,5 +119,5 @@ class LinearOneCycle(AbstractSchedule):
 
 def _part(fraction: Scalar, num_steps: Int[Array, ""]) -> Int[Array, ""]:
     """A part of the steps, rounded down."""
-    # At most all of them: float32 rounds large numbers of steps, some of them up.
+    # At most all steps: float32 rounds large numbers of steps, sometimes up.
     return jnp.minimum((as_real(fraction) * as_real(num_steps)).astype(jnp.int32), num_steps)

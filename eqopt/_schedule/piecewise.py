@@ -36,7 +36,7 @@ class Pieces(eqx.Module):
         return jnp.cumprod(factors)
 
     def __pdoc__(self, **kwargs: Any) -> wl.AbstractDoc:
-        # As it was written: `{100: 0.1, 200: 0.1}`. Not under a transformation, nor if mapped.
+        # As the user wrote it: `{100: 0.1, 200: 0.1}`. Not if it is traced or mapped.
         traced = any(isinstance(x, Tracer) for x in (self.boundaries, self.scales))
         if traced or self.boundaries.ndim != 1:
             return wl.TextDoc("{...}")
@@ -95,7 +95,7 @@ class PiecewiseConstant(AbstractSchedule):
     - `init_value`: the value $I$ before the first boundary.
     - `boundaries_and_scales`: a dict `{boundary: scale}` of the counts $b_i$ and the factors $s_i$,
         all at least 0. It is stored as two arrays of shape `(n,)`, which are leaves: only the
-        number of boundaries is static. Without one the value is held.
+        number of boundaries is static. Without boundaries the value is constant.
 
     **Raises:** a `ValueError` where a boundary or a scale is negative.
     """
@@ -117,18 +117,18 @@ class PiecewiseInterpolate(AbstractSchedule):
     $$\eta_t = v_i + (v_{i+1} - v_i) \, f\!\left(\frac{t - b_i}{b_{i+1} - b_i}\right),
     \qquad b_i \leq t < b_{i+1}$$
 
-    and the last $v_n$ from $b_n$ on. The scales accumulate: it is not they that are interpolated.
+    and the last $v_n$ from $b_n$ on. The scales accumulate; values are interpolated, not scales.
 
     **Arguments:**
 
     - `interpolate_type`: the function $f$, elementwise, from fractions of the way in $[0, 1]$ to
         fractions, with $f(0) = 0$ and $f(1) = 1$: `eqopt.options.linear_interpolation`,
-        `eqopt.options.cosine_interpolation`, or one's own. optax's words `"linear"` and `"cosine"`
-        stand for the former two. It is static: a new function object is compiled again.
+        `eqopt.options.cosine_interpolation`, or your own. optax's words `"linear"` and `"cosine"`
+        are accepted for these two. It is static: a new function object is compiled again.
     - `init_value`: the value $I$ at the first step.
     - `boundaries_and_scales`: a dict `{boundary: scale}` of the counts $b_i$ and the factors $s_i$,
         all at least 0. It is stored as two arrays of shape `(n,)`, which are leaves: only the
-        number of boundaries is static. Without one the value is held.
+        number of boundaries is static. Without boundaries the value is constant.
 
     **Raises:** a `ValueError` where a boundary or a scale is negative, or the interpolation is
     unknown.

@@ -16,7 +16,7 @@ class Polynomial(AbstractSchedule):
 
     !!! warning
 
-        Where `transition_steps` is 0 the value is `init_value` at every count, and `end_value` is
+        If `transition_steps` is 0, the value is `init_value` at every count, and `end_value` is
         never reached. This is optax's rule.
 
     **Arguments:**
@@ -50,7 +50,7 @@ class Linear(AbstractSchedule):
 
     !!! warning
 
-        Where `transition_steps` is 0 the value is `init_value` at every count, and `end_value` is
+        If `transition_steps` is 0, the value is `init_value` at every count, and `end_value` is
         never reached. This is optax's rule.
 
     **Arguments:**

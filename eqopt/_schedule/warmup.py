@@ -1,4 +1,4 @@
-"""A straight rise to a peak, and what comes after it."""
+"""A linear rise to a peak, with and without a decay after it."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,7 +18,7 @@ class WarmupConstant(AbstractSchedule):
 
     $$\eta_t = I + (H - I) \min(t / W, 1)$$
 
-    Where `warmup_steps` is 0 the value is `peak_value` at every count. (optax has `init_value`
+    If `warmup_steps` is 0, the value is `peak_value` at every count. (optax has `init_value`
     there.) All arguments are by keyword, since `init_value` comes first in optax.
 
     **Arguments:**
@@ -120,7 +120,7 @@ class WarmupExponentialDecay(AbstractSchedule):
     - `decay_rate`: the factor $r$; greater than 0.
     - `transition_begin`: the number of steps $B$ between the warm-up and the decay; at least 0.
     - `staircase`: whether the value falls in jumps, every $T$ steps, instead of at each step.
-    - `end_value`: the value that is not passed; without one there is no such bound.
+    - `end_value`: the bound of the value; `None` is no bound.
 
     **Raises:** a `ValueError` where an argument is out of its range.
     """
@@ -215,5 +215,5 @@ class SGDR(AbstractSchedule):
 def _warmup(
     count: Int[Array, "*shape"], init_value: Scalar, peak_value: Scalar, warmup_steps: Steps
 ) -> Float[Array, "*shape"]:
-    """The straight rise, and the peak value after it (at once, if there is no rise)."""
+    """The linear rise, and the peak value after it (at once, if there is no rise)."""
     return line(count, as_steps(warmup_steps), as_real(init_value), as_real(peak_value))

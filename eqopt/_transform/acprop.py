@@ -1,4 +1,4 @@
-"""ACProp's rescaling by how far gradients were from their average, up to the last step."""
+"""ACProp's rescaling by the distance of earlier gradients from their average."""
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -50,7 +50,7 @@ class ScaleByACPropState(eqx.Module):
 
 
 class ScaleByACProp(AbstractLeafwise[ScaleByACPropState]):
-    r"""Divides the gradient by the root of how far, squared, the gradients before it were from
+    r"""Divides the gradient by the root of the average squared distance of earlier gradients from
     their average.
 
     With $\hat s_0 = 1$ and $\hat s_t = s_t / (1 - \beta_2^t)$,
@@ -61,8 +61,8 @@ class ScaleByACProp(AbstractLeafwise[ScaleByACPropState]):
     m_t = \beta_1 m_{t-1} + (1 - \beta_1) g_t.
     \end{aligned}$$
 
-    Numerator and denominator are of different steps, so that a gradient does not shorten its own
-    step. There is no momentum: $m$ serves as the center only.
+    Numerator and denominator belong to different steps, so that a gradient does not shorten its own
+    step. There is no momentum: $m$ is only the center.
 
     **Arguments:**
 
@@ -74,7 +74,7 @@ class ScaleByACProp(AbstractLeafwise[ScaleByACPropState]):
     !!! note
         The distance is from $m_{t-1}$, as in optax's code; in its formula, and in
         [`eqopt.ScaleByBelief`][], it is from $m_t$, which is shorter by a factor of $\beta_1$. The
-        first step is by the plain gradient, and as long as it is.
+        first step is the plain gradient.
 
     ??? cite "Reference"
         Zhuang, Ding, Tang, Dvornek, Tatikonda and Duncan, *Momentum Centering and Asynchronous
@@ -100,7 +100,8 @@ class ScaleByACProp(AbstractLeafwise[ScaleByACPropState]):
                 one_minus(self.b2),
                 self.eps,
                 self.eps_root,
-                # Of the steps before this one, and of one in the first, which makes no use of it.
+                # The bias correction of the earlier steps; 1 step in the first, where it is not
+                # used.
                 bias_correction(self.b2, jnp.maximum(state.count, 1)),
             ),
         )

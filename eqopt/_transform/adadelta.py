@@ -34,7 +34,7 @@ class ScaleByAdadeltaState(eqx.Module):
     **Arguments:**
 
     - `e_g`: the average of the gradients' squared moduli; real, and at least float32.
-    - `e_x`: the average of the squared moduli of what was made of them; real, and at least float32.
+    - `e_x`: the average of the squared moduli of the updates; real, and at least float32.
     """
 
     e_g: PyTree
@@ -56,11 +56,11 @@ class ScaleByAdadelta(AbstractLeafwise[ScaleByAdadeltaState]):
     **Arguments:**
 
     - `rho`: the decay $\rho$ of both averages, in $[0, 1)$.
-    - `eps`: added to both averages under the root, $\epsilon > 0$. The first steps are as long as
-        it allows: without it there would be none.
+    - `eps`: added to both averages under the root, $\epsilon > 0$. It sets the length of the first
+        steps, which would be 0 without it.
 
     !!! note
-        Of complex gradients the squared modulus is averaged, as in every other transformation;
+        For complex gradients the squared modulus is averaged, as in every other transformation;
         optax averages the complex square.
 
     ??? cite "Reference"

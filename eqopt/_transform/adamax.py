@@ -1,4 +1,4 @@
-"""Adamax's rescaling by the largest gradient, forgotten slowly."""
+"""Adamax's rescaling by a decaying maximum of the gradients."""
 
 import equinox as eqx
 from jax import lax
@@ -37,7 +37,7 @@ class ScaleByAdamaxState(eqx.Module):
 
     - `count`: the number of steps taken, int32 of shape `()`.
     - `mu`: the average of the gradients, not debiased, like the parameters.
-    - `nu`: the largest modulus, entry by entry, forgotten slowly; real, and at least float32.
+    - `nu`: the decaying maximum of the moduli, entry by entry; real, and at least float32.
     """
 
     count: Count
@@ -46,7 +46,7 @@ class ScaleByAdamaxState(eqx.Module):
 
 
 class ScaleByAdamax(AbstractLeafwise[ScaleByAdamaxState]):
-    r"""Divides the average gradient by the largest gradient, which is forgotten slowly.
+    r"""Divides the average gradient by a decaying maximum of the gradients.
 
     $$m_t = \beta_1 m_{t-1} + (1 - \beta_1) g_t, \qquad
     n_t = \max(\beta_2 n_{t-1},\, |g_t| + \epsilon), \qquad

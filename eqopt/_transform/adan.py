@@ -55,7 +55,7 @@ class ScaleByAdanState(eqx.Module):
     - `count`: the number of steps taken, int32 of shape `()`.
     - `m`: the average of the gradients, like the parameters.
     - `v`: the average of their changes, like the parameters.
-    - `n`: the average of the squared moduli of the gradients that are looked ahead to; real.
+    - `n`: the average of the squared moduli of the extrapolated gradients; real.
     - `g`: the last gradient, like the parameters.
 
     The averages are not debiased, and all four are at least float32.
@@ -69,7 +69,7 @@ class ScaleByAdanState(eqx.Module):
 
 
 class ScaleByAdan(AbstractLeafwise[ScaleByAdanState]):
-    r"""Divides the average gradient, looked ahead by the average change of gradients, by the root
+    r"""Divides the average gradient, extrapolated by the average change of gradients, by the root
     of the average square.
 
     With $\Delta_t = g_t - g_{t-1}$, which is 0 in the first step,
@@ -93,9 +93,9 @@ class ScaleByAdan(AbstractLeafwise[ScaleByAdanState]):
     - `eps_root`: added under that root, $\bar\epsilon \ge 0$.
 
     !!! note
-        The paper's $\beta_i$ are one minus these, and so it has $1 - \beta_2$ where $\beta_2$ is
-        here. optax kept that factor and turned the decays round, so it looks ahead by 0.08, and
-        not by 0.92. The authors' own code does as eqopt does.
+        The paper's $\beta_i$ are one minus these, so its factor $1 - \beta_2$ is $\beta_2$ here.
+        optax kept the factor but changed the meaning of the decays, so it looks ahead by 0.08 and
+        not by 0.92. The authors' code agrees with eqopt.
 
     ??? cite "Reference"
         Xie, Zhou, Li, Lin and Yan, *Adan: Adaptive Nesterov Momentum Algorithm for Faster

@@ -1,4 +1,4 @@
-"""Limits on the size of the updates, relative to that of the parameters."""
+"""Limits on the size of the updates, relative to the size of the parameters."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ def _axis(value: Any) -> _Axis | None:
 
 
 def _axes(axis: _Axis | None, shape: tuple[int, ...]) -> tuple[int, ...] | None:
-    """The axes that a unit goes along, or `None` if that cannot be said."""
+    """The axes along which a unit extends, or `None` if they are unknown."""
     ndim = len(shape)
     if axis is not None:
         axes = axis if isinstance(axis, tuple) else (axis,)
@@ -71,22 +71,23 @@ class AdaptiveGradClip(AbstractLeafwise[EmptyState]):
     r"""Shrinks the updates of each unit if their norm exceeds a fraction of that of its parameters:
     $u \leftarrow u \min(1, \lambda \max(\|\theta\|, \epsilon) / \|u\|)$.
 
-    A unit is a slice of a leaf along `axis`, often all that feeds one unit of a layer's output. Its
-    norms are taken in float32 at least. Updates of a unit whose norm is not finite become zero.
+    A unit is a slice of a leaf along `axis`, often all weights of one unit of a layer's output.
+    Norms are taken in float32 at least. If the norm of a unit's updates is not finite, they become
+    zero.
 
     **Arguments:**
 
     - `clipping`: the fraction $\lambda \ge 0$.
-    - `eps`: $\epsilon \ge 0$, the least norm of parameters that counts, so that those that are zero
+    - `eps`: $\epsilon \ge 0$, the smallest norm of parameters that is used, so that zero parameters
         can move.
-    - `axis`: the axis or the axes that a unit goes along, the same for every leaf. `None` goes by
-        the number of axes: of two or three, along the first; of four or five, along all but the
-        last; a leaf that is a vector, but for axes of size 1, is one unit.
+    - `axis`: the axis or the axes along which a unit extends, the same for every leaf. `None`
+        decides by the number of axes: with two or three, the first axis; with four or five, all
+        except the last; a vector, also with more axes of size 1, is one unit.
 
     !!! note
-        `None` is as in optax, for layers whose last axis is the output. The first axis of Equinox's
-        layers is: `axis=1` is right for `eqx.nn.Linear`, and `axis=(1, 2, 3)` for `eqx.nn.Conv2d`,
-        each in an [`eqopt.Masked`][].
+        `None` is optax's rule, for layers whose last axis is the output. In Equinox's layers the
+        output is the first axis: use `axis=1` for `eqx.nn.Linear`, and `axis=(1, 2, 3)` for
+        `eqx.nn.Conv2d`, each in an [`eqopt.Masked`][].
 
     Raises a `ValueError` if `update` is given no parameters, and one that names the leaf if it
     lacks an axis, or has more than five and `axis` is `None`.

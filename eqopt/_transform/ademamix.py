@@ -1,4 +1,4 @@
-"""AdEMAMix's rescaling of a mixture of averages, and the simplified one."""
+"""AdEMAMix's rescaling of a mixture of two averages, and the simplified AdEMAMix."""
 
 import equinox as eqx
 import numpy as np
@@ -56,7 +56,7 @@ class ScaleByAdEMAMixState(eqx.Module):
 
     - `count`: the number of steps taken, int32 of shape `()`.
     - `m1`: the fast average of the gradients, not debiased, like the parameters.
-    - `m2`: the slow one, like the parameters.
+    - `m2`: the slow average, like the parameters.
     - `nu`: the average of their squared moduli, not debiased; real, and at least float32.
     """
 
@@ -78,15 +78,15 @@ class ScaleByAdEMAMix(AbstractLeafwise[ScaleByAdEMAMixState]):
     \left(\sqrt{\frac{v_t}{1 - \beta_2^t} + \bar\epsilon} + \epsilon\right).
     \end{aligned}$$
 
-    The slow average is not debiased, and fills up in its own time: with the default, gradients of
-    10,000 steps ago still have a third of their weight.
+    The slow average is not debiased, and grows slowly: with the default, gradients of 10,000 steps
+    ago still have a third of their weight.
 
     **Arguments:**
 
     - `b1`: the decay $\beta_1$ of the fast average, in $[0, 1)$.
     - `b2`: the decay $\beta_2$ of the average squared gradient, in $[0, 1)$.
     - `b3`: the decay $\beta_3$ of the slow average, a number in $[0, 1)$ or a schedule.
-    - `alpha`: the weight $\alpha \ge 0$ of the slow average; it too may follow a schedule.
+    - `alpha`: the weight $\alpha \ge 0$ of the slow average, a number or a schedule.
     - `eps`: added to the root of the average square, $\epsilon \ge 0$.
     - `eps_root`: added under that root, $\bar\epsilon \ge 0$.
     - `mu_dtype`: the dtype of both averages; `None` is the parameter's, and float32 for half
@@ -163,7 +163,7 @@ class ScaleBySimplifiedAdEMAMixState(eqx.Module):
     **Arguments:**
 
     - `count`: the number of steps taken, int32 of shape `()`.
-    - `m`: the sum of the gradients, of which old ones count for less, like the parameters.
+    - `m`: the decaying sum of the gradients, like the parameters.
     - `n`: the average of their squared moduli, not debiased; real, and at least float32.
     """
 
@@ -173,8 +173,8 @@ class ScaleBySimplifiedAdEMAMixState(eqx.Module):
 
 
 class ScaleBySimplifiedAdEMAMix(AbstractLeafwise[ScaleBySimplifiedAdEMAMixState]):
-    r"""Divides a slow sum of the gradients, and more of the newest one, by the root of the average
-    squared gradient.
+    r"""Divides a decaying sum of the gradients, plus a multiple of the newest gradient, by the root
+    of the average squared gradient.
 
     $$\begin{aligned}
     m_t &= \beta_1 m_{t-1} + g_t, \qquad n_t = \beta_2 n_{t-1} + (1 - \beta_2) |g_t|^2, \\
@@ -182,8 +182,8 @@ class ScaleBySimplifiedAdEMAMix(AbstractLeafwise[ScaleBySimplifiedAdEMAMixState]
     \left(\sqrt{\frac{n_t}{1 - \beta_2^t} + \bar\epsilon} + \epsilon\right).
     \end{aligned}$$
 
-    In the mixture of [`eqopt.ScaleByAdEMAMix`][], the newest gradient stands for the fast average,
-    so that there is one average less to remember.
+    It is [`eqopt.ScaleByAdEMAMix`][] with the newest gradient in place of the fast average, so that
+    there is one average less in the state.
 
     **Arguments:**
 
@@ -194,9 +194,9 @@ class ScaleBySimplifiedAdEMAMix(AbstractLeafwise[ScaleBySimplifiedAdEMAMixState]
     - `eps_root`: added under that root, $\bar\epsilon \ge 0$.
 
     !!! note
-        $m$ is a sum and no average. With $\alpha = 0$ the updates are those of
-        [`eqopt.ScaleByAdam`][], but not debiased, and $1 / (1 - \beta_1)$ times as long: by default
-        100 times. The learning rate is to be smaller by as much.
+        $m$ is a sum and not an average. With $\alpha = 0$ the updates are the updates of
+        [`eqopt.ScaleByAdam`][], not debiased and $1 / (1 - \beta_1)$ times as long: by default 100
+        times. Make the learning rate smaller by this factor.
 
     ??? cite "Reference"
         Morwani, Vyas, Zhang and Kakade, *Connections between Schedule-Free Optimizers, AdEMAMix,

@@ -1,4 +1,4 @@
-"""ADOPT's rescaling, by a second moment without the gradient that is rescaled."""
+"""ADOPT's rescaling by the second moment of the earlier gradients."""
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from .._transformation.leafwise import Rule
 
 @checks.typed
 def clip_value_pow(count: Count) -> Float[Array, ""]:
-    r"""ADOPT's own limit of rescaled gradients, $t^{1/4}$.
+    r"""The paper's limit of rescaled gradients, $t^{1/4}$.
 
     **Arguments:**
 
@@ -66,7 +66,8 @@ class ScaleByADOPTState(eqx.Module):
 
 
 class ScaleByADOPT(AbstractLeafwise[ScaleByADOPTState]):
-    r"""Averages the gradients, each divided by the root of the average square of those before it.
+    r"""Averages the gradients, each divided by the root of the average square of the earlier
+    gradients.
 
     The first step only sets $v_0 = |g_0|^2$, and its update is 0. Then, for $t = 1, 2, \ldots$,
 
@@ -77,20 +78,20 @@ class ScaleByADOPT(AbstractLeafwise[ScaleByADOPTState]):
     u_t &= m_t,
     \end{aligned}$$
 
-    where $\operatorname{clip}$ limits each entry to $[-c_t, c_t]$; of a complex entry, the real and
-    the imaginary part. As no gradient is divided by a moment that it is part of, the method
-    converges with any $\beta_2$, which Adam does not.
+    where $\operatorname{clip}$ limits each entry to $[-c_t, c_t]$, for complex entries the real and
+    the imaginary part separately. No gradient is divided by a moment that contains it. Therefore
+    the method converges with any $\beta_2$, which Adam does not.
 
     **Arguments:**
 
     - `b1`: the decay $\beta_1$ of the average, in $[0, 1)$.
     - `b2`: the decay $\beta_2$ of the average squared gradient, in $[0, 1)$.
-    - `eps`: the least divisor $\epsilon \ge 0$.
+    - `eps`: the smallest divisor $\epsilon \ge 0$.
     - `mu_dtype`: the dtype of the average gradient $m$; `None` is the parameter's, and float32 for
         half precision.
-    - `nesterov`: whether the update is $\beta_1 m_t$ and $1 - \beta_1$ of what has just been
-        averaged, as of Nesterov's momentum.
-    - `use_clipping`: whether each gradient, so divided, is clipped.
+    - `nesterov`: whether the update is $\beta_1 m_t$ plus $1 - \beta_1$ times the newest term of
+        the average, as in Nesterov's momentum.
+    - `use_clipping`: whether each divided gradient is clipped.
     - `clip_value_fn`: the limit, $c_t \ge 0$: an [`eqopt.writing.AbstractSchedule`][], or a
         function of the count, which is static; by default [`eqopt.options.clip_value_pow`][].
 

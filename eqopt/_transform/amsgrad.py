@@ -48,7 +48,8 @@ class ScaleByAMSGradState(eqx.Module):
     - `count`: the number of steps taken, int32 of shape `()`.
     - `mu`: the average of the gradients, not debiased, like the parameters.
     - `nu`: the average of their squared moduli, not debiased; real, and at least float32.
-    - `nu_max`: the largest that it has been, entry by entry, debiased if asked for; like `nu`.
+    - `nu_max`: the largest `nu` so far, entry by entry, debiased with `bias_correction_nu`; like
+        `nu`.
     """
 
     count: Count
@@ -81,9 +82,9 @@ class ScaleByAMSGrad(AbstractLeafwise[ScaleByAMSGradState]):
         maximum is taken.
 
     !!! note
-        The paper debiases neither. The rule here is optax's. torch's `Adam(amsgrad=True)` takes the
-        maximum of $v_t$, and debiases that: its steps are longer, and after a first gradient that
-        was larger than the rest by far, longer by far.
+        The paper debiases neither. The rule here is optax's. torch's `Adam(amsgrad=True)` debiases
+        the maximum of $v_t$: its steps are longer, and much longer if the first gradient was much
+        larger than the later ones.
 
     ??? cite "Reference"
         Reddi, Kale and Kumar, *On the Convergence of Adam and Beyond*, ICLR 2018, algorithm 2

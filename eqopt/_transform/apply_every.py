@@ -39,11 +39,11 @@ class ApplyEveryState(eqx.Module):
 
 
 class ApplyEvery(AbstractLeafwise[ApplyEveryState]):
-    r"""Sums up $k$ updates, and then gives their sum; the others are zero.
+    r"""Sums up $k$ updates, and returns the sum at every $k$-th step; the other updates are zero.
 
     !!! note
-        It sums what the links before it make of each gradient. To give an optimizer the mean of
-        several gradients, use [`eqopt.MultiSteps`][].
+        It sums the outputs of the links before it. To give an optimizer the mean of several
+        gradients, use [`eqopt.MultiSteps`][].
 
     **Arguments:**
 

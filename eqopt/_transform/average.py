@@ -104,7 +104,8 @@ class EMA(AbstractLeafwise[EMAState]):
     **Arguments:**
 
     - `decay`: the factor $\delta$, in $[0, 1)$.
-    - `debias`: whether to divide by the sum of the weights, so that a constant stays itself.
+    - `debias`: whether to divide by the sum of the weights, so that the average of a constant is
+        that constant.
     - `accumulator_dtype`: the dtype of the average $m$; `None` is the parameter's, and float32 for
         half precision.
     """

@@ -99,8 +99,8 @@ class StatelessWithTreeMap(AbstractTransformation[EmptyState]):
     **Arguments:**
 
     - `f`: called `f(update, param)` with two arrays of one shape, where `param` is `None` if the
-        user gave none; it returns an array of that shape. It is not called for what has no
-        gradient. What is static of it is as in [`eqopt.Stateless`][].
+        user gave none; it returns an array of that shape. It is not called for leaves without a
+        gradient. Its static parts are as in [`eqopt.Stateless`][].
 
     Raises a `ValueError` that names the leaf if what `f` returns does not fit.
     """

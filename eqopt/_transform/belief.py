@@ -40,8 +40,8 @@ class ScaleByBeliefState(eqx.Module):
 
     - `count`: the number of steps taken, int32 of shape `()`.
     - `mu`: the average of the gradients, not debiased, like the parameters.
-    - `nu`: the average of the squared moduli of their distances from it, with `eps_root` added at
-        each step, not debiased; real, and at least float32.
+    - `nu`: the average of the squared moduli of the gradients' distances from `mu`, with `eps_root`
+        added at each step, not debiased; real, and at least float32.
     """
 
     count: Count
@@ -74,8 +74,8 @@ class ScaleByBelief(AbstractLeafwise[ScaleByBeliefState]):
     - `nesterov`: whether to look ahead, as Nesterov's momentum does.
 
     !!! note
-        $\bar\epsilon$ is part of $s_t$, and accumulates there, to $\bar\epsilon / (1 - \beta_2)$ in
-        the end. The paper has one number for both; here, as in optax, each has its own.
+        $\bar\epsilon$ is part of $s_t$, and accumulates there to $\bar\epsilon / (1 - \beta_2)$.
+        The paper has one number for both; here, as in optax, they are separate.
 
     ??? cite "Reference"
         Zhuang, Tang, Ding, Tatikonda, Dvornek, Papademetris and Duncan, *AdaBelief Optimizer:

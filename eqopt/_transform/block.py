@@ -41,22 +41,23 @@ class ScaleByTrustRatio(AbstractLeafwise[EmptyState]):
     $$u \leftarrow \eta\, \frac{\max(\|\theta\|, n)}{\max(\|u\|, n) + \epsilon}\; u$$
 
     with the norms over one leaf each, in float32 at least. Where a norm is 0, the ratio is 1, and
-    $\eta$ is left out with it: parameters that start at zero would never move otherwise, and an
-    update of zero stays zero.
+    $\eta$ is not used: otherwise parameters that start at zero would never move. An update of zero
+    stays zero.
 
-    With `weight_decay`, the update is of gradient and decay together, and the ratio is to the sum
-    of their norms, as in the paper:
+    With `weight_decay`, the update contains gradient and decay, and the ratio uses the sum of their
+    norms, as in the paper:
 
     $$u \leftarrow \eta\, \frac{\max(\|\theta\|, n)}
     {\max(\|u\|, n) + \lambda \max(\|\theta\|, n) + \epsilon}\; (u + \lambda \theta).$$
 
     **Arguments:**
 
-    - `min_norm`: the least norm $n \ge 0$.
+    - `min_norm`: the smallest norm $n \ge 0$.
     - `trust_coefficient`: the factor $\eta \ge 0$.
     - `eps`: added to the norm of the update, $\epsilon \ge 0$.
-    - `weight_decay`: the decay $\lambda \ge 0$; `None` is none. (With
-        [`eqopt.AddDecayedWeights`][] before, the ratio is to the norm of the sum, as in optax.)
+    - `weight_decay`: the decay $\lambda \ge 0$; `None` is no decay. (With
+        [`eqopt.AddDecayedWeights`][] before this link, the ratio uses the norm of the sum, as in
+        optax.)
     - `zeros_move`: whether a parameter whose norm is 0 has the ratio 1; otherwise it has the ratio
         0, and stays zero.
 

@@ -21,13 +21,12 @@ class Centralize(AbstractLeafwise[EmptyState]):
     r"""Subtracts from each slice of an update its mean:
     $u_{i \cdots} \leftarrow u_{i \cdots} - \overline{u_{i \cdots}}$.
 
-    A slice is all that has one index along the first axis. Updates of fewer than two axes are left
-    as they are.
+    A slice has one index along the first axis. Updates with fewer than two axes are unchanged.
 
     !!! note
-        The paper's slice is what feeds one unit of the output. The first axis of Equinox's linear
-        layers and convolutions is the output; where it is the last, as in Flax, this is another
-        rule.
+        The paper's slice is the weights of one unit of the output. The output is the first axis in
+        Equinox's linear layers and convolutions. Where it is the last, as in Flax, this rule
+        differs from the paper's.
 
     ??? cite "Reference"
         Yong, Huang, Hua and Zhang, *Gradient Centralization: A New Optimization Technique for Deep

@@ -27,7 +27,7 @@ def _clip(
 class Clip(AbstractLeafwise[EmptyState]):
     r"""Limits each entry of the updates: $u \leftarrow \min(\max(u, -\Delta), \Delta)$.
 
-    Of complex updates, the real and the imaginary part are each limited.
+    The real and the imaginary part of complex updates are limited separately.
 
     **Arguments:**
 
@@ -95,7 +95,7 @@ class ClipByGlobalNorm(AbstractTransformation[EmptyState]):
     $u \leftarrow u \min(1, c / \|u\|)$.
 
     The norm is taken in float32 at least. Updates whose norm is not finite have no direction, and
-    become zero; to skip such a step altogether, or to hear of it, wrap the optimizer.
+    become zero. To skip such a step, or to detect it, use [`eqopt.ApplyIfFinite`][].
 
     **Arguments:**
 
@@ -122,7 +122,7 @@ class ClipByGlobalNorm(AbstractTransformation[EmptyState]):
 def _of_length(
     size: object, eps: object, updates: Updates, state: EmptyState, params: Params | None
 ) -> tuple[Updates, EmptyState]:
-    """Updates whose norm is the size, but for `eps`; zero for those without a direction."""
+    """Updates whose norm is `size`, up to `eps`; zero if they have no direction."""
     norm = global_norm(updates)
     size, eps = (jnp.asarray(x).astype(norm.dtype) for x in (size, eps))
     some = (norm > 0) & jnp.isfinite(norm)
@@ -147,14 +147,14 @@ class Normalize(AbstractTransformation[EmptyState]):
 
 
 class NormalizeByUpdateNorm(AbstractTransformation[EmptyState]):
-    r"""Gives the updates one length, over all leaves together:
-    $u \leftarrow s\, u / (\|u\| + \epsilon)$.
+    r"""Scales the updates to a given length, over all leaves together: $u \leftarrow s\, u / (\|u\|
+    + \epsilon)$.
 
     It is [`eqopt.Normalize`][] where $s = 1$ and $\epsilon = 0$, with the same exceptions.
 
     **Arguments:**
 
-    - `scale_factor`: the length $s$, any real number; a negative one turns the updates downhill.
+    - `scale_factor`: the length $s$, any real number; a negative length flips the sign, downhill.
     - `eps`: $\epsilon \ge 0$, added to the norm, so that tiny updates stay tiny.
     """
 

@@ -47,7 +47,7 @@ def _cocob(
 
 
 def _real_product(x: Array, y: Array) -> Array:
-    """The real part of `conj(x) * y`: what is won along `x`."""
+    """The real part of `conj(x) * y`: the reward along `x`."""
     if is_complex(x):
         return lax.add(lax.mul(lax.real(x), lax.real(y)), lax.mul(lax.imag(x), lax.imag(y)))
     return lax.mul(x, y)
@@ -59,12 +59,12 @@ class ScaleByCOCOBState(eqx.Module):
 
     **Arguments:**
 
-    - `init_particles`: the parameters to begin with, in float32 at least.
+    - `init_particles`: the first parameters, in float32 at least.
     - `cumulative_gradients`: minus the sum of the gradients, like the parameters.
     - `scale`: the largest modulus of a gradient so far, for each entry; this one and the next two
         are real, and at least float32.
     - `subgradients`: the sum of the moduli of the gradients.
-    - `reward`: what the bets have won.
+    - `reward`: the rewards of the bets so far.
     """
 
     init_particles: PyTree
@@ -75,7 +75,7 @@ class ScaleByCOCOBState(eqx.Module):
 
 
 class ScaleByCOCOB(AbstractLeafwise[ScaleByCOCOBState]):
-    r"""Places each parameter where a gambler would who bets on the signs of its gradients.
+    r"""Moves each parameter by coin betting: a gambler bets on the signs of its gradients.
 
     $$\begin{aligned}
     L_t &= \max(L_{t-1}, |g_t|), & G_t &= G_{t-1} + |g_t|, \\
@@ -84,19 +84,19 @@ class ScaleByCOCOB(AbstractLeafwise[ScaleByCOCOBState]):
     \end{aligned}$$
 
     with $L_0 = \epsilon$. The updates are the differences $\theta_{t+1} - \theta_t$: they go
-    downhill, and are to be applied as they are. Of complex parameters, each entry is one bet, with
-    the real inner product for $g_t (\theta_t - \theta_0)$.
+    downhill, and must be applied unchanged. For complex parameters, each entry is one bet, with the
+    real inner product for $g_t (\theta_t - \theta_0)$.
 
     !!! warning
-        The next place is found from the first one. Whatever else moves the parameters is undone at
-        the next step, and scaling these updates makes no smaller bets. To that end, scale the
-        gradients, as [`eqopt.COCOB`][] does.
+        The next point is computed from the first parameters. Any other change of the parameters is
+        undone at the next step, and scaling these updates does not make the bets smaller. To make
+        them smaller, scale the gradients, as [`eqopt.COCOB`][] does.
 
     **Arguments:**
 
     - `alpha`: keeps the first bets small, $\alpha \ge 0$: at first, a parameter moves by about `1 /
         alpha` a step.
-    - `eps`: the least scale of the gradients, $\epsilon > 0$.
+    - `eps`: the smallest scale of the gradients, $\epsilon > 0$.
 
     Raises a `ValueError` if `update` is given no parameters.
 

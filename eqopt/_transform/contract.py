@@ -40,12 +40,12 @@ class ContractByLearningRate(AbstractLeafwise[ContractByLearningRateState]):
     r"""Makes the new parameters shorter:
     $\theta + u \leftarrow (\theta + u) / \sqrt{1 + \gamma_t^2}$.
 
-    A step of length $\gamma_t \|\theta\|$ at a right angle to the parameters would make them longer
-    by just that factor. The last link of [`eqopt.Fromage`][].
+    A step of length $\gamma_t \|\theta\|$ orthogonal to the parameters makes them longer by exactly
+    this factor. It is the last link of [`eqopt.Fromage`][].
 
     **Arguments:**
 
-    - `learning_rate`: the rate $\gamma_t \ge 0$, a number or a schedule: that of the link before.
+    - `learning_rate`: the rate $\gamma_t \ge 0$ of the link before, a number or a schedule.
 
     Raises a `ValueError` if `update` is given no parameters.
 

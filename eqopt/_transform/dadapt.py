@@ -39,7 +39,7 @@ from .._transformation.eval_params import check_like
 from .._transformation.leafwise import Rule
 
 _Number: TypeAlias = Float[Array, ""]
-# The update, both of Adam's averages, and what the estimate is made of.
+# The update, Adam's two averages, and the sums in the estimate.
 _Moments: TypeAlias = tuple[
     Inexact[Array, "*shape"],
     Inexact[Array, "*shape"],
@@ -127,10 +127,10 @@ def _rate(
 
 
 def _estimate(numerator: _Number, grad_sum: PyTree, factor: _Number) -> _Number:
-    """The numerator over the sum of the moduli, times a factor; 0 where no gradient has been."""
+    """The numerator over the sum of the moduli, times a factor; 0 before any gradient."""
     terms = [_sum_abs(x).astype(float_dtype()) for x in jax.tree.leaves(grad_sum)]
     size = factor * sum_of(terms) if terms else jnp.zeros_like(numerator)
-    # Not NaN, which would stay: a warm-up begins with a rate of 0.
+    # Not NaN, which would persist: a warm-up begins with a rate of 0.
     return safe_divide(numerator, size)
 
 
@@ -149,7 +149,7 @@ class ScaleByDAdaptAdamState(eqx.Module):
     - `exp_avg_sq`: the average of their squared moduli; real, and at least float32.
     - `grad_sum`: a slower average of the gradients, each times the rate at its time.
     - `estim_lr`: the estimate of the distance, of shape `()`.
-    - `numerator_weighted`: the average that the estimate is made of, of shape `()`.
+    - `numerator_weighted`: the average in the estimate's numerator, of shape `()`.
     - `count`: the number of steps taken, int32 of shape `()`.
     """
 
@@ -162,7 +162,7 @@ class ScaleByDAdaptAdamState(eqx.Module):
 
 
 class ScaleByDAdaptAdam(AbstractTransformation[ScaleByDAdaptAdamState]):
-    r"""Makes Adam's step, as long as D-Adaptation estimates it should be.
+    r"""Makes Adam's step, with a length that D-Adaptation estimates.
 
     $$\begin{aligned}
     \gamma_t &= d_t\, \eta_t \sqrt{1 - \beta_2^t} \big/ (1 - \beta_1^t), &
@@ -175,9 +175,8 @@ class ScaleByDAdaptAdam(AbstractTransformation[ScaleByDAdaptAdamState]):
     u_t &= m_t \big/ (\sqrt{v_t} + \epsilon) + \lambda \gamma_t \theta_t
     \end{aligned}$$
 
-    with inner product and norm over all leaves together. As long as $s_t = 0$, so that there is
-    nothing to estimate from, the estimate stays. The sign is kept;
-    [`eqopt.DAdaptAdamW`][] turns it.
+    with inner product and norm over all leaves together. While $s_t = 0$, the estimate does not
+    change. The sign is not flipped; [`eqopt.DAdaptAdamW`][] flips it.
 
     **Arguments:**
 
@@ -259,9 +258,9 @@ class ScaleByProdigyState(eqx.Module):
         parameters.
     - `exp_avg_sq`: the average of the squared moduli of the same; real, and at least float32.
     - `grad_sum`: the decaying sum of the weighted gradients, like the parameters.
-    - `params0`: the parameters to begin with, in float32 at least.
+    - `params0`: the first parameters, in float32 at least.
     - `estim_lr`: the estimate of the distance, of shape `()`.
-    - `numerator_weighted`: the decaying sum that the estimate is made of, of shape `()`.
+    - `numerator_weighted`: the decaying sum in the estimate's numerator, of shape `()`.
     - `count`: the number of steps taken, int32 of shape `()`.
     """
 
@@ -275,7 +274,7 @@ class ScaleByProdigyState(eqx.Module):
 
 
 class ScaleByProdigy(AbstractTransformation[ScaleByProdigyState]):
-    r"""Makes Adam's step, as long as Prodigy estimates it should be.
+    r"""Makes Adam's step, with a length that Prodigy estimates.
 
     $$\begin{aligned}
     \gamma_t &= d_t\, \eta_t \sqrt{1 - \beta_2^t} \big/ (1 - \beta_1^t), \\
@@ -288,8 +287,8 @@ class ScaleByProdigy(AbstractTransformation[ScaleByProdigyState]):
     \end{aligned}$$
 
     with inner product and norm over all leaves together. With `safeguard_warmup`, $s_t$ is made
-    with $d_t$ in place of $\gamma_t$. The estimate stays as long as $s_t = 0$, as where a warm-up
-    begins at 0. The sign is kept: [`eqopt.Prodigy`][] turns it.
+    with $d_t$ in place of $\gamma_t$. While $s_t = 0$, for example at the start of a warm-up from
+    0, the estimate does not change. The sign is not flipped: [`eqopt.Prodigy`][] flips it.
 
     **Arguments:**
 

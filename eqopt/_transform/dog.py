@@ -1,4 +1,4 @@
-"""Step sizes from the distance gone and the gradients met on the way."""
+"""Step sizes from the distance moved and the sum of the gradients' squares."""
 
 import abc
 
@@ -23,15 +23,15 @@ from .._transformation.leafwise import Rule
 
 
 class AbstractInitialStep(eqx.Module):
-    """What [`eqopt.ScaleByDoG`][] knows before it has gone any distance."""
+    """How [`eqopt.ScaleByDoG`][] begins, before the parameters have moved."""
 
     @abc.abstractmethod
     def distance(self, params: Params) -> Float[Array, ""]:
-        """Gives the distance to begin with.
+        """Gives the initial distance.
 
         **Arguments:**
 
-        - `params`: the parameters to begin with.
+        - `params`: the first parameters.
         """
 
     @abc.abstractmethod
@@ -40,7 +40,7 @@ class AbstractInitialStep(eqx.Module):
 
         **Arguments:**
 
-        - `step_size`: what it would be by the rule.
+        - `step_size`: its size by the rule.
         """
 
 
@@ -49,7 +49,7 @@ class InitialDistance(AbstractInitialStep):
 
     **Arguments:**
 
-    - `value`: the distance, positive. It should be small: it only has to get the parameters going.
+    - `value`: the distance, positive. It should be small: it is only needed to start.
     """
 
     value: Scalar = eqx.field(converter=positive("value"))
@@ -62,12 +62,12 @@ class InitialDistance(AbstractInitialStep):
 
 
 class InitialDistanceHeuristic(AbstractInitialStep):
-    r"""Begins with a small part of the parameters' own size, $r_0 = \alpha (1 + \|\theta_0\|)$.
+    r"""Begins with a small fraction of the parameters' norm, $r_0 = \alpha (1 + \|\theta_0\|)$.
 
     **Arguments:**
 
-    - `value`: the part $\alpha$, positive. The authors advise $10^{-6}$, and $10^{-4}$ for models
-        with batch normalization.
+    - `value`: the fraction $\alpha$, positive. The authors advise $10^{-6}$, and $10^{-4}$ for
+        models with batch normalization.
     """
 
     value: Scalar = eqx.field(converter=positive("value"))
@@ -81,7 +81,7 @@ class InitialDistanceHeuristic(AbstractInitialStep):
 
 
 class InitialLearningRate(AbstractInitialStep):
-    """Begins with a step of a given size; how far it goes is the distance from then on.
+    """Begins with a step of a given size; later steps use the distance that it moved.
 
     **Arguments:**
 
@@ -132,7 +132,7 @@ class ScaleByDoGState(eqx.Module):
     **Arguments:**
 
     - `count`: the number of steps taken, int32 of shape `()`.
-    - `init_params`: the parameters to begin with, in float32 at least.
+    - `init_params`: the first parameters, in float32 at least.
     - `max_dist`: the largest distance from them so far.
     - `sum_sq_norm_grads`: the sum of the squared norms of the gradients.
     """
@@ -144,8 +144,8 @@ class ScaleByDoGState(eqx.Module):
 
 
 class ScaleByDoG(AbstractTransformation[ScaleByDoGState]):
-    r"""Multiplies the updates by the largest distance gone so far, over the root of the sum of the
-    squared norms of all gradients.
+    r"""Multiplies the updates by the largest distance from the first parameters so far, divided by
+    the root of the sum of the squared norms of all gradients.
 
     $$\bar r_t = \max(\bar r_{t-1}, \|\theta_t - \theta_0\|), \qquad
     G_t = G_{t-1} + \|g_t\|^2, \qquad u_t = \frac{\bar r_t}{\sqrt{G_t + \epsilon}}\, g_t$$
@@ -186,7 +186,8 @@ class ScaleByDoG(AbstractTransformation[ScaleByDoGState]):
         length = jnp.maximum(state.max_dist, _distance(state.init_params, params))
         total = state.sum_sq_norm_grads + jnp.square(global_norm(updates).astype(float_dtype()))
         rate = safe_divide(length, safe_sqrt(total + self.eps))
-        # Also later, where the first step has not gone anywhere: after a gradient of zero, say.
+        # Also in later steps, if the parameters have not moved yet, for example after a gradient of
+        # zero.
         rate = jnp.where((state.count == 0) | (length == 0), self.init_step.first(rate), rate)
         new = ScaleByDoGState(increment(state.count), state.init_params, length, total)
         return _scaled(updates, rate, new), new
@@ -198,7 +199,7 @@ class ScaleByDoWGState(eqx.Module):
 
     **Arguments:**
 
-    - `init_params`: the parameters to begin with, in float32 at least.
+    - `init_params`: the first parameters, in float32 at least.
     - `weighted_sq_norm_grads`: the sum of the squared norms of the gradients, each times the
         squared distance at its time.
     - `estim_sq_dist`: the largest squared distance from the first parameters so far.
@@ -210,15 +211,16 @@ class ScaleByDoWGState(eqx.Module):
 
 
 class ScaleByDoWG(AbstractTransformation[ScaleByDoWGState]):
-    r"""Multiplies the updates by the squared distance gone so far, over the root of the sum of the
-    squared norms of the gradients, weighted by that distance.
+    r"""Multiplies the updates by the largest squared distance so far, divided by the root of the
+    sum of the squared norms of the gradients, weighted by that distance.
 
     $$\bar r_t^2 = \max(\bar r_{t-1}^2, \|\theta_t - \theta_0\|^2), \qquad
     v_t = v_{t-1} + \bar r_t^2 \|g_t\|^2, \qquad
     u_t = \frac{\bar r_t^2}{\sqrt{v_t} + \epsilon}\, g_t$$
 
     with the norms over all leaves together. Late gradients weigh more than in
-    [`eqopt.ScaleByDoG`][], and steps may grow again. The sign is kept; [`eqopt.DoWG`][] turns it.
+    [`eqopt.ScaleByDoG`][], and steps may grow again. The sign is not flipped; [`eqopt.DoWG`][]
+    flips it.
 
     **Arguments:**
 
@@ -281,9 +283,9 @@ class ScaleByDistanceOverGradientsState(eqx.Module):
 
     **Arguments:**
 
-    - `max_dist`: for each leaf the largest distance from where it began, of shape `()`.
+    - `max_dist`: for each leaf the largest distance from its first value, of shape `()`.
     - `grad_sum_of_squares`: for each leaf the sum of the squares of its gradients, of shape `()`.
-    - `init_params`: the parameters to begin with.
+    - `init_params`: the first parameters.
     """
 
     max_dist: PyTree
@@ -292,8 +294,9 @@ class ScaleByDistanceOverGradientsState(eqx.Module):
 
 
 class ScaleByDistanceOverGradients(AbstractLeafwise[ScaleByDistanceOverGradientsState]):
-    r"""Multiplies the update of each leaf by the largest distance that this leaf has gone, over the
-    root of the sum of the squares of its gradients: [`eqopt.ScaleByDoG`][], layer by layer.
+    r"""Multiplies the update of each leaf by the largest distance of this leaf from its first
+    value, divided by the root of the sum of the squares of its gradients: [`eqopt.ScaleByDoG`][],
+    layer by layer.
 
     $$\bar r_t = \max(\bar r_{t-1}, \|\theta_t - \theta_0\|), \qquad
     u_t = c\, \frac{\bar r_t}{\sqrt{\sum_{k \le t} \|g_k\|^2 + \epsilon}}\, g_t, \qquad
@@ -303,8 +306,8 @@ class ScaleByDistanceOverGradients(AbstractLeafwise[ScaleByDistanceOverGradients
 
     **Arguments:**
 
-    - `reps_rel`: the part $\alpha > 0$ of its size that a leaf is taken to have gone at first; the
-        authors advise $10^{-4}$ for models with batch normalization.
+    - `reps_rel`: the initial distance of a leaf as a fraction $\alpha > 0$ of its size; the authors
+        advise $10^{-4}$ for models with batch normalization.
     - `eps`: $\epsilon \ge 0$.
     - `param_dtype`: the dtype in which the first parameters are kept; `None` is the parameter's,
         and float32 for half precision.

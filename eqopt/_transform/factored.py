@@ -25,9 +25,9 @@ _Shape = tuple[int, ...]
 
 @checks.typed
 def decay_rate_pow(step: Count, decay_rate: Float[Array, ""]) -> Float[Array, ""]:
-    r"""Adafactor's own decay of the second moment, $1 - (t + 1)^{-d}$.
+    r"""The decay of the second moment in the Adafactor paper, $1 - (t + 1)^{-d}$.
 
-    It begins at 0, so that no bias is to be corrected.
+    It begins at 0, so no bias correction is needed.
 
     **Arguments:**
 
@@ -49,7 +49,7 @@ def _decay_rate_fn(value: object) -> Callable[..., Array]:
 
 
 def _axes(factored: bool, min_size: int, shape: _Shape) -> tuple[int, int] | None:
-    """The axes of the second largest and of the largest size, of equal ones the last."""
+    """The axes with the second largest and the largest size; the last ones among equal sizes."""
     if not factored or len(shape) < 2:
         return None
     d1, d0 = sorted(range(len(shape)), key=lambda axis: shape[axis])[-2:]
@@ -57,7 +57,7 @@ def _axes(factored: bool, min_size: int, shape: _Shape) -> tuple[int, int] | Non
 
 
 def _shapes(factored: bool, min_size: int, shape: _Shape) -> tuple[_Shape | None, ...]:
-    """Those of `v_row`, `v_col` and `v`."""
+    """The shapes of `v_row`, `v_col` and `v`."""
     axes = _axes(factored, min_size, shape)
     if axes is None:
         return None, None, shape
@@ -66,7 +66,7 @@ def _shapes(factored: bool, min_size: int, shape: _Shape) -> tuple[_Shape | None
 
 
 def _over(x: Array, y: Float[Array, "..."], axis: int) -> Array:
-    """Divides by what lacks an axis of `x`."""
+    """Divides by an array that lacks one axis of `x`."""
     y = jnp.expand_dims(y, axis)
     return lax.complex(x.real / y, x.imag / y) if is_complex(x) else x / y
 
@@ -97,8 +97,8 @@ def _factored_rms(
     v_row = ema(rest, v_row, jnp.mean(square, axis=d0))
     v_col = ema(rest, v_col, jnp.mean(square, axis=d1))
     mean = jnp.mean(v_row, axis=d1 - (d1 > d0), keepdims=True)
-    # The roots are divided, and not the squares: of 1e-30 the square, which the derivative of a
-    # quotient has in it, is none in float32.
+    # The roots are divided, and not the squares: the derivative of a quotient contains the
+    # denominator's square, and the square of 1e-30 underflows in float32.
     row = safe_sqrt(v_row) / safe_sqrt(mean)
     return _over(_over(update, row, d0), safe_sqrt(v_col), d1), v_row, v_col, None
 
@@ -111,9 +111,9 @@ class ScaleByFactoredRMSState(eqx.Module):
 
     - `count`: the number of steps taken, int32 of shape `()`.
     - `v_row`: the average of the squares' means over the largest axis, without that axis; `None`
-        for what is not factored.
-    - `v_col`: the same of the second largest axis.
-    - `v`: the average of the squares of what is not factored, and `None` for what is.
+        for parameters that are not factored.
+    - `v_col`: the same for the second largest axis.
+    - `v`: the average of the squares for parameters that are not factored; `None` for the others.
 
     All are real, and at least float32.
     """
@@ -125,10 +125,10 @@ class ScaleByFactoredRMSState(eqx.Module):
 
 
 class ScaleByFactoredRMS(AbstractLeafwise[ScaleByFactoredRMSState]):
-    r"""Divides the updates by the root of an average of their squares, of which only the means of
-    rows and columns are kept.
+    r"""Divides the updates by the root of an average of their squares, stored as means of rows and
+    columns.
 
-    Of a matrix, with means over the axes that the bars leave out,
+    For a matrix, with means over the axes that the bars leave out,
 
     $$\begin{aligned}
     r_t &= \beta_t r_{t-1} + (1 - \beta_t)\, \overline{(|g_t|^2 + \epsilon)}_{i\cdot}, \qquad
@@ -136,9 +136,9 @@ class ScaleByFactoredRMS(AbstractLeafwise[ScaleByFactoredRMSState]):
     u_t &= g_t \big/ \sqrt{r_t c_t^T / \bar r_t}, \qquad \beta_t = 1 - (t + 1 - t_0)^{-d},
     \end{aligned}$$
 
-    where $t$ counts from 0. Of more axes, the two largest are the matrix's. What has no two axes of
-    `min_dim_size_to_factor` keeps its whole average:
-    $v_t = \beta_t v_{t-1} + (1 - \beta_t)(|g_t|^2 + \epsilon)$ and $u_t = g_t / \sqrt{v_t}$.
+    where $t$ counts from 0. With more axes, the two largest axes form the matrix. A parameter
+    without two axes of size `min_dim_size_to_factor` keeps its whole average: $v_t = \beta_t
+    v_{t-1} + (1 - \beta_t)(|g_t|^2 + \epsilon)$ and $u_t = g_t / \sqrt{v_t}$.
 
     A gradient of zero gives an update of zero.
 
@@ -146,9 +146,9 @@ class ScaleByFactoredRMS(AbstractLeafwise[ScaleByFactoredRMSState]):
 
     - `factored`: whether to factor at all.
     - `decay_rate`: the exponent of the average's decay, $d \ge 0$.
-    - `step_offset`: the number $t_0$ of steps after which the decay begins anew, for fine-tuning
-        with a state that has counted them already. Until then, $\beta_t = 0$. Where it is
-        negative, the decay begins as if $-t_0$ steps had been taken.
+    - `step_offset`: the number $t_0$ of steps after which the decay starts again, for fine-tuning
+        with a state that has counted these steps. Until then, $\beta_t = 0$. If it is negative, the
+        decay starts as if $-t_0$ steps had been taken.
     - `min_dim_size_to_factor`: a parameter is factored if its second largest axis has at least this
         size; at least 1.
     - `epsilon`: $\epsilon > 0$, added to the squares.
@@ -181,7 +181,7 @@ class ScaleByFactoredRMS(AbstractLeafwise[ScaleByFactoredRMSState]):
         def without(which: int) -> PyTree:
             def zeros(x: Array) -> Array | None:
                 axes = _axes(self.factored, self.min_dim_size_to_factor, x.shape)
-                # Like a sum, so that it lives where the rest of the parameter's axes do.
+                # Computed like a sum, so that it is placed like the parameter's remaining axes.
                 return None if axes is None else zeros_like(jnp.sum(x, axes[which]), real=True)
 
             return jax.tree.map(zeros, params)
@@ -196,7 +196,7 @@ class ScaleByFactoredRMS(AbstractLeafwise[ScaleByFactoredRMSState]):
 
     def rule(self, state: ScaleByFactoredRMSState, params: Params | None, context: Context) -> Rule:
         offset = jnp.asarray(self.step_offset)
-        # The count is limited first: the difference is to saturate, and not to overflow.
+        # The count is limited first, so that the difference saturates and does not overflow.
         most = np.iinfo(np.int32).max + jnp.minimum(offset, 0)
         step = jnp.minimum(state.count, most) - jnp.minimum(offset, state.count)
         decay = self.decay_rate_fn(step, jnp.asarray(self.decay_rate))

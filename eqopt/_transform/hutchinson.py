@@ -1,4 +1,4 @@
-"""Hutchinson's estimate of the Hessian's diagonal, and Sophia's steps, which make use of one."""
+"""Hutchinson's estimate of the Hessian's diagonal, and Sophia's steps, which use one."""
 
 from typing import Any, Generic
 
@@ -63,13 +63,13 @@ class HutchinsonEstimatorDiagHessian(AbstractTransformation[HutchinsonEstimatorD
 
     $$\hat h = v \odot \nabla^2 f(\theta)\, v, \qquad v_i = \pm 1 \text{ at random,}$$
 
-    whose mean is the diagonal, and which is the diagonal itself where the Hessian has nothing else.
-    It costs about as much as two gradients, and no more memory than one and its derivative along
-    $v$. Of complex parameters, the real and the imaginary part are two parameters, and the two
-    parts of $\hat h$ their two curvatures.
+    The mean is the diagonal. If the Hessian is diagonal, the estimate is exact. It costs about as
+    much as two gradients, and the memory of one gradient and its derivative along $v$. The real and
+    the imaginary part of complex parameters are two parameters, and the two parts of $\hat h$ are
+    their curvatures.
 
-    It is what [`eqopt.ScaleBySophia`][] asks, every few steps; the gradient is of no matter to it,
-    but where there is none there is no estimate.
+    [`eqopt.ScaleBySophia`][] uses it every few steps. The gradient's values do not matter, but a
+    parameter without a gradient has no estimate.
 
     **Arguments:**
 
@@ -80,8 +80,8 @@ class HutchinsonEstimatorDiagHessian(AbstractTransformation[HutchinsonEstimatorD
     a second derivative, forward over reverse.
 
     !!! note
-        The objective is `value_fn`, as for line searches; optax calls it `obj_fn`. Within a
-        wrapper that shows a part of the parameters only, the Hessian is of that part.
+        The objective is `value_fn`, as for line searches; optax calls it `obj_fn`. Within a wrapper
+        that shows only some parameters, it is the Hessian with respect to these.
 
     ??? cite "Reference"
         Hutchinson, *A Stochastic Estimator of the Trace of the Influence Matrix for Laplacian
@@ -119,7 +119,7 @@ class HutchinsonEstimatorDiagHessian(AbstractTransformation[HutchinsonEstimatorD
         _, products = jax.jvp(
             lambda x: objective.evaluate(x).grad, (params,), (treedef.unflatten(probes),)
         )
-        # As the updates, complex ones point uphill.
+        # Like the updates, complex estimates point uphill.
         curved = treedef.flatten_up_to(conj(products))
         diagonal = [
             None if v is None or not asked else _by_parts(h, v)
@@ -174,7 +174,7 @@ class ScaleBySophiaState(eqx.Module, Generic[State]):
     - `mu`: the average of the gradients, not debiased, like the parameters.
     - `nu`: the average of the estimates of the Hessian's diagonal, not debiased, like the
         parameters.
-    - `hessian_fn_state`: the state of what makes these estimates.
+    - `hessian_fn_state`: the state of the transformation that makes these estimates.
     """
 
     count: Count
@@ -197,18 +197,18 @@ class ScaleBySophia(AbstractTransformation[ScaleBySophiaState[State]], Generic[S
     \end{aligned}$$
 
     with $\hat h_t$ an estimate of the diagonal of the objective's Hessian. Where the curvature is
-    negative, or not known yet, as in the first step, that is a step of $\rho$ against the sign of
-    the gradient. Of complex parameters, real and imaginary part go each by itself.
+    negative, or still unknown as in the first step, the step has size $\rho$, against the sign of
+    the gradient. The real and the imaginary part of complex parameters are treated separately.
 
     **Arguments:**
 
     - `b1`: the decay $\beta_1$ of the average gradient, in $[0, 1)$.
     - `b2`: the decay $\beta_2$ of the average curvature, in $[0, 1)$, for each estimate.
-    - `eps`: the least denominator $\epsilon$, positive.
+    - `eps`: the smallest denominator $\epsilon$, positive.
     - `gamma`: the factor $\gamma$ of the curvature, positive. With a larger `gamma`, more entries
         stay within the limit; the paper advises that between a tenth and a half of them do.
-    - `clip_threshold`: the limit $\rho$, positive; `None` is none, and then a step is as large as
-        `1 / eps` wherever no positive curvature has been seen.
+    - `clip_threshold`: the limit $\rho$, positive; `None` is no limit, and then a step is as large
+        as `1 / eps` wherever no positive curvature has been seen.
     - `update_interval`: the number of steps between estimates of the curvature, at least 1.
     - `hessian_diagonal_fn`: makes the estimates: a transformation that replaces the updates by
         them, given the gradient and the arguments of `update`; by default
@@ -216,11 +216,11 @@ class ScaleBySophia(AbstractTransformation[ScaleBySophiaState[State]], Generic[S
     - `mu_dtype`: the dtype of the average gradient $m$; `None` is the parameter's, and float32 for
         half precision.
 
-    Raises a `ValueError` if `update` is given no parameters, or lacks what the estimate needs,
-    which is `value_fn`; `step` passes it.
+    Raises a `ValueError` if `update` is given no parameters, or no `value_fn`, which the estimate
+    needs; `step` passes it.
 
     !!! note
-        As in optax, and not as in the paper, $m$ is debiased, and an estimate counts from the next
+        As in optax, and not as in the paper, $m$ is debiased, and an estimate is used from the next
         step on. Nothing is printed. $\beta_2$ is a decay per estimate, and not per step.
 
     ??? cite "Reference"

@@ -32,11 +32,12 @@ class ScaleByLearningRateState(eqx.Module):
 
 
 class ScaleByLearningRate(AbstractLeafwise[ScaleByLearningRateState]):
-    r"""Multiplies the updates by the learning rate, and turns them downhill:
-    $u \leftarrow -\gamma_t u$.
+    r"""Multiplies the updates by the learning rate, and flips their sign, downhill: $u \leftarrow
+    -\gamma_t u$.
 
     The rate is constant or follows a schedule, which is called with the number of steps taken
-    before this one; either way the state is the same, so one may be exchanged for the other.
+    before this one. The state is the same in both cases, so a number and a schedule may be
+    exchanged.
 
     **Arguments:**
 

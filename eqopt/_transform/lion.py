@@ -1,4 +1,4 @@
-"""Lion's sign of an average."""
+"""Lion: the sign of an average."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +20,7 @@ from .._transformation.leafwise import Rule
 
 @checks.typed
 def lion_hard(x: Inexact[Array, "*shape"], beta: Float[Array, ""]) -> Inexact[Array, "*shape"]:
-    r"""The sign, $x / |x|$, and 0 at 0: Lion's own.
+    r"""The sign, $x / |x|$, and 0 at 0, as in the paper.
 
     **Arguments:**
 
@@ -62,7 +62,7 @@ _MODES: dict[str, Callable[[Array, Array], Array]] = {
 
 
 def _mode(value: object) -> Callable[[Array, Array], Array]:
-    # Strings are taken for those who come from optax.
+    # optax's strings are accepted too.
     if isinstance(value, str) and value in _MODES:
         return _MODES[value]
     if not isinstance(value, str) and callable(value):
@@ -110,10 +110,10 @@ class ScaleByLion(AbstractLeafwise[ScaleByLionState]):
     - `b2`: the decay $\beta_2$ of the average, in $[0, 1)$.
     - `mu_dtype`: the dtype of the average $m$; `None` is the parameter's, and float32 for half
         precision.
-    - `mode`: what stands for the sign: [`eqopt.options.lion_hard`][],
-        [`eqopt.options.lion_smooth`][], [`eqopt.options.lion_refined`][], or a function `mode(x,
-        beta)`. (`"hard"`, `"smooth"` and `"refined"` are accepted too.)
-    - `smooth_beta`: the number that `mode` is given, positive.
+    - `mode`: the sign function: [`eqopt.options.lion_hard`][], [`eqopt.options.lion_smooth`][],
+        [`eqopt.options.lion_refined`][], or a function `mode(x, beta)`. (`"hard"`, `"smooth"` and
+        `"refined"` are accepted too.)
+    - `smooth_beta`: the second argument of `mode`, positive.
 
     ??? cite "Reference"
         Chen et al., *Symbolic Discovery of Optimization Algorithms*, NeurIPS 2023, algorithm 2

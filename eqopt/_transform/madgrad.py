@@ -36,16 +36,17 @@ def _madgrad(
     grad_sum_sq = plus(grad_sum_sq, times(weight, abs_sq(update)))
     s = plus(s, times(weight, update))
     size = plus(_safe_cbrt(grad_sum_sq), eps)
-    # Without `eps`, where no gradient has been. Written this way, so that a NaN is not taken for
-    # nothing.
+    # Without `eps`, where there was no gradient. Written this way, so that a NaN does not count as
+    # zero.
     nothing = lax.eq(size, lax.full_like(size, 0))
     average = divide(s, lax.select(nothing, lax.full_like(size, 1), size))
-    # Of the difference only: the mean with the parameter itself rounds to the parameter's digits.
+    # The mean of the difference only: a mean with the parameter itself rounds to the parameter's
+    # digits.
     return times(rest, minus(minus(x0, param), average)), grad_sum_sq, s, x0
 
 
 def _safe_cbrt(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """The cube root of what is not negative, with a finite derivative, 1, at 0."""
+    """The cube root of a number that is not negative, with a finite derivative, 1, at 0."""
     positive = lax.gt(x, np.zeros((), x.dtype))
     return lax.select(positive, lax.cbrt(lax.select(positive, x, lax.full_like(x, 1))), x)
 
@@ -60,7 +61,7 @@ class ScaleByMADGRADState(eqx.Module):
     - `grad_sum_sq`: the weighted sum of the squared moduli of the gradients; real, and at least
         float32.
     - `s`: the weighted sum of the gradients, like the parameters.
-    - `x0`: the parameters to begin with, in float32 at least.
+    - `x0`: the first parameters, in float32 at least.
     """
 
     count: Count
@@ -81,18 +82,18 @@ class ScaleByMADGRAD(AbstractLeafwise[ScaleByMADGRADState]):
     \theta_{t+1} &= \mu\, \theta_t + (1 - \mu)\, z_t
     \end{aligned}$$
 
-    with $t$ the number of steps taken before. The updates are the differences
-    $\theta_{t+1} - \theta_t$: they go downhill, and are to be applied as they are.
+    with $t$ the number of steps taken before. The updates are the differences $\theta_{t+1} -
+    \theta_t$: they go downhill, and must be applied unchanged.
 
     !!! note
-        $\gamma_t$ weighs the gradient of its own step for good: where it falls, late gradients
-        count less, but the steps get no shorter for it. With $\gamma_t = 0$ there is still
+        $\gamma_t$ is the permanent weight of its step's gradient: if it falls, later gradients
+        count less, but the steps do not become shorter. With $\gamma_t = 0$ the weight is still
         $\epsilon$.
 
     **Arguments:**
 
     - `learning_rate`: the rate, a number or a schedule, $\gamma_t \ge 0$.
-    - `momentum`: how much of the parameters each step keeps, in $[0, 1)$.
+    - `momentum`: the weight of the old parameters in each step, in $[0, 1)$.
     - `eps`: added to the cube root and to the rate, $\epsilon \ge 0$.
 
     Raises a `ValueError` if `update` is given no parameters.

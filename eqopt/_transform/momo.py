@@ -70,7 +70,7 @@ def _proximal(
 
 
 class _Model(eqx.Module):
-    """The averages of a step, and all that its size follows from.
+    """The averages of a step, and the other numbers that determine its size.
 
     **Arguments:**
 
@@ -90,16 +90,16 @@ class _Model(eqx.Module):
     decay: _Number
 
     def reset(self, bound: _Number, least: Scalar) -> _Number:
-        """A bound that lies above the model is lowered."""
+        """Lowers a bound that lies above the model."""
         growth = 1 + self.decay
         cap = growth * (self.barf - self.gamma) + self.product
         lowered = jnp.maximum(cap / (2 * self.weight * growth), least)
         return jnp.where(cap < growth * self.weight * bound, lowered, bound)
 
     def step_size(self, bound: _Number, rate: _Number) -> _Number:
-        """To where the model meets the bound, but no further than the rate allows."""
+        """The step size at which the model meets the bound, limited by the rate."""
         gap = (1 + self.decay) * (self.barf - self.weight * bound - self.gamma) + self.product
-        # Not `~(sq_norm > smallest)`, which takes a NaN for small.
+        # Not `~(sq_norm > smallest)`, which is true for NaN.
         small = self.sq_norm <= _SMALLEST
         step = safe_divide(jnp.maximum(gap, 0), self.sq_norm, zero=small)
         return jnp.minimum(rate / self.weight, step)
@@ -155,7 +155,7 @@ class ScaleByMoMo(AbstractTransformation[ScaleByMoMoState]):
     \qquad u_t = \frac{\tau_t d_t + \eta_t \lambda\, \theta_t}{1 + \eta_t \lambda}$$
 
     with products and norm over all leaves together; where $\|d_t\|^2 \le 2^{-52}$, $\tau_t = 0$.
-    The sign is kept: [`eqopt.MoMo`][] turns it.
+    The sign is not flipped: [`eqopt.MoMo`][] flips it.
 
     With `adapt_lower_bound`, $f_\star$ is estimated. Where the model's value
     $c = \bar f_t - \gamma_t + \langle d_t, \theta_t \rangle / (1 + \eta_t \lambda)$ is below it, it
@@ -172,17 +172,17 @@ class ScaleByMoMo(AbstractTransformation[ScaleByMoMoState]):
     - `learning_rate`: the largest step size, a number or a schedule, $\eta_t \ge 0$; better too
         large than too small.
     - `beta`: the decay of the averages, in $[0, 1)$.
-    - `lower_bound`: the least value $f_0$ that the objective can have, or a bound below it. Where
-        the objective goes below it, the steps end.
+    - `lower_bound`: the least value $f_0$ that the objective can have, or a bound below it. If the
+        objective falls below it, the steps become zero.
     - `weight_decay`: the decay, in proportion to the learning rate, $\lambda \ge 0$.
     - `adapt_lower_bound`: whether to estimate a better bound $f_\star \ge f_0$ on the way.
 
-    Its `update` needs `value`; `step` passes it. Raises a `ValueError` if there is none, or if
-    `update` is given no parameters.
+    Its `update` needs `value`; `step` passes it. Raises a `ValueError` without a value or without
+    parameters.
 
     !!! warning
-        It must see the gradient of that value: behind a link that clips or scales, the model is of
-        another function.
+        It must see the gradient of that value: after a link that clips or scales, the model would
+        describe another function.
 
     ??? cite "Reference"
         Schaipp, Ohana, Eickenberg, Defazio and Gower, *MoMo: Momentum Models for Adaptive Learning
@@ -262,7 +262,7 @@ class ScaleByMoMoAdamState(eqx.Module):
 
 
 class ScaleByMoMoAdam(AbstractTransformation[ScaleByMoMoAdamState]):
-    r"""Does as [`eqopt.ScaleByMoMo`][] does, with distances measured by Adam's average of squares.
+    r"""Steps as [`eqopt.ScaleByMoMo`][] does, with distances scaled by Adam's average of squares.
 
     With averages that begin with zero, their weight $\rho_t = 1 - \beta_1^t$ and the diagonal
     $D_t = \sqrt{v_t / (1 - \beta_2^t)} + \epsilon$,
@@ -286,7 +286,7 @@ class ScaleByMoMoAdam(AbstractTransformation[ScaleByMoMoAdamState]):
     - `weight_decay`: the decay, in proportion to the learning rate, $\lambda \ge 0$.
     - `adapt_lower_bound`: whether to estimate a better bound on the way.
 
-    Its `update` needs `value` and the parameters, as that of [`eqopt.ScaleByMoMo`][] does.
+    Its `update` needs `value` and the parameters, like [`eqopt.ScaleByMoMo`][].
 
     ??? cite "Reference"
         Schaipp, Ohana, Eickenberg, Defazio and Gower, *MoMo: Momentum Models for Adaptive Learning

@@ -1,4 +1,4 @@
-"""What is measured on the way, and kept in the state."""
+"""Measurements of the updates, kept in the state."""
 
 import abc
 from collections.abc import Callable, Mapping
@@ -22,17 +22,17 @@ Measure = Callable[[Updates], PyTree]
 
 
 class AbstractMeasure(eqx.Module, Generic[State]):
-    """Something measured of the updates, which may remember what it has measured before."""
+    """A measurement of the updates, which may keep a state."""
 
     @abc.abstractmethod
     def init(self, updates: Updates) -> State:
-        """The state to begin with, from updates of which only the shapes and dtypes count."""
+        """Makes the initial state; only the shapes and dtypes of the updates are used."""
 
     @abc.abstractmethod
     def take(
         self, updates: Updates, state: State, params: Params | None, context: Context
     ) -> tuple[PyTree, State]:
-        """What is measured, and the new state; the arguments are those of `transform`."""
+        """Returns the measurement and the new state; the arguments are those of `transform`."""
 
 
 AnyMeasure: TypeAlias = AbstractMeasure[Any]
@@ -48,7 +48,8 @@ class MeasureWithEMA(AbstractMeasure[EMAState]):
 
     - `measure`: the function $f$ of the updates; it returns numbers, Booleans or arrays of them.
     - `decay`: the factor $\delta$, in $[0, 1)$.
-    - `debias`: whether to divide by the sum of the weights, so that a constant stays itself.
+    - `debias`: whether to divide by the sum of the weights, so that the average of a constant is
+        that constant.
     - `accumulator_dtype`: the dtype of $m$; `None` is the measurement's, and at least float32.
     """
 
@@ -109,7 +110,7 @@ class MonitorState(eqx.Module):
 
     **Arguments:**
 
-    - `measurements`: what was measured last, by name; zeros before the first step.
+    - `measurements`: the last measurements, by name; zeros before the first step.
     - `measure_states`: the states of the measures, by name.
     """
 
@@ -120,15 +121,15 @@ class MonitorState(eqx.Module):
 class Monitor(AbstractTransformation[MonitorState]):
     """Measures the updates that pass, and leaves them as they are.
 
-    What was measured is read by [`eqopt.measurements`][]. Measured are the updates as they are at
-    this place of a chain: what comes before has been done to them. Half precision is measured in
-    float32. Complex updates are the conjugate of what `jax.grad` returns.
+    [`eqopt.measurements`][] reads the measurements. The updates are measured at this place of the
+    chain: the links before it have been applied. Half precision is measured in float32. Complex
+    updates are the conjugate of the gradient from `jax.grad`.
 
     **Arguments:**
 
     - `measures`: by name, functions of the updates (trees of arrays, with `None` for leaves that
         are not trained), which return arrays and numbers; [`eqopt.MeasureWithEMA`][]; or
-        transformations, of which what they make of the updates is measured.
+        transformations, whose output is measured.
 
     ```python
     opt = eqopt.Chain(
@@ -159,7 +160,7 @@ class Monitor(AbstractTransformation[MonitorState]):
                 _check_measure(f"measures[{name!r}]", measure)
 
     def init_state(self, params: Params, context: Context) -> MonitorState:
-        # So that the dtypes of what is measured do not depend on the place in the chain.
+        # So that the dtypes of measurements do not depend on the place in the chain.
         updates = widened(params)
         states = {name: m.init(updates) for name, m in self._measures().items()}
         taken = {
@@ -183,13 +184,13 @@ class Monitor(AbstractTransformation[MonitorState]):
 
 
 class Snapshot(AbstractTransformation[MonitorState]):
-    """Keeps what a function makes of the updates that pass, and leaves them as they are.
+    """Keeps the result of a function of the updates, and leaves the updates as they are.
 
     It is [`eqopt.Monitor`][] with one measure, and is read by [`eqopt.measurements`][] too.
 
     **Arguments:**
 
-    - `measure_name`: what it is called.
+    - `measure_name`: the name of the measurement.
     - `measure`: the function of the updates.
     """
 
@@ -212,15 +213,15 @@ class Snapshot(AbstractTransformation[MonitorState]):
 
 
 def measurements(state: PyTree) -> dict[str, PyTree]:
-    """Gives all that [`eqopt.Monitor`][] and [`eqopt.Snapshot`][] have measured, by name.
+    """Returns everything that [`eqopt.Monitor`][] and [`eqopt.Snapshot`][] have measured, by name.
 
     **Arguments:**
 
-    - `state`: any state, in which theirs may be anywhere.
+    - `state`: any state that contains their states.
 
     **Raises:**
 
-    A `ValueError` if two have measured something under one name.
+    A `ValueError` if two measurements have the same name.
     """
     found: dict[str, PyTree] = {}
     for x in jax.tree.leaves(state, is_leaf=_is_monitor):

@@ -32,23 +32,23 @@ class ZeroNaNsState(eqx.Module):
 
     **Arguments:**
 
-    - `found_nan`: a tree like the parameters, with one boolean for each: whether the last update
-        that it was given had a NaN in it.
+    - `found_nan`: a tree like the parameters, with a boolean for each: whether its last update had
+        a NaN.
     """
 
     found_nan: PyTree
 
 
 class ZeroNaNs(AbstractLeafwise[ZeroNaNsState]):
-    r"""Replaces each NaN in the updates by zero, and says in its state where there was one.
+    r"""Replaces each NaN in the updates by zero, and tells in its state where there was one.
 
-    The rest of the update stays as it is, infinity included; to skip a step that is not finite, see
-    [`eqopt.ApplyIfFinite`][]. A complex number of which one part is NaN becomes zero.
+    The rest of the update is unchanged, infinity included; to skip a step that is not finite, see
+    [`eqopt.ApplyIfFinite`][]. A complex number with a NaN in one part becomes zero.
     """
 
     def init_state(self, params: Params, context: Context) -> ZeroNaNsState:
         def nothing(x: Array) -> Array:
-            # Like a reduction of the parameter, so that it lives where one would.
+            # Computed like a reduction of the parameter, so that it is placed like one.
             return full_like(jnp.sum(jnp.real(x)), False, np.bool_)
 
         return ZeroNaNsState(jax.tree.map(nothing, params))

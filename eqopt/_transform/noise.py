@@ -43,21 +43,22 @@ class AddNoiseState(eqx.Module):
 
 
 class AddNoise(AbstractTransformation[AddNoiseState]):
-    r"""Adds normally distributed noise to the updates, less and less of it.
+    r"""Adds normally distributed noise to the updates, with a decreasing variance.
 
     $$u_t \leftarrow u_t + \sigma_t z_t, \qquad z_t \sim \mathcal N(0, I), \qquad
     \sigma_t^2 = \eta / (1 + t)^\gamma$$
 
     where $t$ is the number of steps taken before this one. The noise is drawn anew for each step
-    and each leaf. Of complex updates, real and imaginary part have half of the variance each.
+    and each leaf. For complex updates, the real and the imaginary part have half of the variance
+    each.
 
     **Arguments:**
 
     - `eta`: the variance of the noise in the first step, $\eta \ge 0$.
     - `gamma`: the exponent of its decay, $\gamma \ge 0$.
-    - `key`: a PRNG key, `jax.random.key(0)` for one, which is kept as an
-        [`eqopt.states.KeyData`][]; those of the old kind are taken as well. It is what `init`
-        begins with: another has no effect on a state that is there.
+    - `key`: a PRNG key, such as `jax.random.key(0)`, also an old-style one. It is kept as an
+        [`eqopt.states.KeyData`][]. Only `init` uses it: changing it has no effect on an existing
+        state.
 
     ??? cite "Reference"
         Neelakantan, Vilnis, Le, Sutskever, Kaiser, Kurach and Martens, *Adding Gradient Noise

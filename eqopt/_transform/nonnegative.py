@@ -22,19 +22,18 @@ def _keep_nonnegative(
             _keep_nonnegative(lax.real(update), lax.real(param)),
             _keep_nonnegative(lax.imag(update), lax.imag(param)),
         )
-    # Not by the sum. The parameter's negative is a number of its dtype, so an update that is not
-    # less stays so when it is rounded to that dtype, and the sum is not negative.
+    # Not by the sum. `-param` is a number of the parameter's dtype, so an update that is at least
+    # `-param` is still so after rounding to that dtype, and the sum is not negative.
     least = lax.neg(param)
     return lax.select(lax.lt(update, least), least, update)
 
 
 class KeepParamsNonnegative(AbstractConstrained[EmptyState]):
-    r"""Cuts the updates short where they would make a parameter negative:
-    $u \leftarrow \max(u, -\theta)$.
+    r"""Limits the updates so that no parameter becomes negative: $u \leftarrow \max(u, -\theta)$.
 
-    What it keeps is exact: added by [`eqopt.apply_updates`][], in whatever dtype, the updates give
-    parameters that are at least 0. A parameter that is negative becomes 0. Of a complex parameter,
-    both parts are kept nonnegative. NaN is let through.
+    The limit is exact: added by [`eqopt.apply_updates`][], in any dtype, the updates give
+    parameters that are at least 0. A negative parameter becomes 0. Both parts of a complex
+    parameter are kept nonnegative. NaN passes.
 
     It comes last in a chain: a link after it is refused. For other sets, see [`eqopt.Project`][].
 

@@ -1,4 +1,4 @@
-"""NovoGrad's rescaling by one second moment a leaf."""
+"""NovoGrad's rescaling by one second moment per leaf."""
 
 import equinox as eqx
 import jax
@@ -35,7 +35,7 @@ def _novograd(
 
 
 def _shapes(shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Those of `mu` and `nu`."""
+    """The shapes of `mu` and `nu`."""
     return shape, ()
 
 
@@ -57,15 +57,14 @@ class ScaleByNovoGradState(eqx.Module):
 
 
 class ScaleByNovoGrad(AbstractLeafwise[ScaleByNovoGradState]):
-    r"""Divides the gradient of each leaf by its usual length, lets the weights decay, and adds
-    momentum.
+    r"""Divides the gradient of each leaf by its typical norm, adds weight decay, and adds momentum.
 
     With norms over one leaf each, in float32 at least, and $v_1 = \|g_1\|^2$,
 
     $$v_t = \beta_2 v_{t-1} + (1 - \beta_2) \|g_t\|^2, \qquad
     u_t = \beta_1 u_{t-1} + \frac{g_t}{\sqrt{v_t + \bar\epsilon} + \epsilon} + \lambda\theta.$$
 
-    It remembers half as much as Adam: beside the momentum, one number a leaf.
+    Its state is half of Adam's: the momentum, and one number per leaf.
 
     **Arguments:**
 
@@ -80,8 +79,8 @@ class ScaleByNovoGrad(AbstractLeafwise[ScaleByNovoGradState]):
     Raises a `ValueError` if `update` is given no parameters.
 
     !!! note
-        The momentum is a sum and no average: updates grow to $1 / (1 - \beta_1)$ times the length
-        of the first, and the decay with them.
+        The momentum is a sum and not an average: updates, and the decay in them, grow to $1 / (1 -
+        \beta_1)$ times the length of the first update.
 
     ??? cite "Reference"
         Ginsburg et al., *Stochastic Gradient Methods with Layer-wise Adaptive Moments for Training

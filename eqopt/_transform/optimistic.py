@@ -1,4 +1,4 @@
-"""Gradients, with a look at where they are going."""
+"""Optimistic gradients, extrapolated by their last change."""
 
 import equinox as eqx
 import numpy as np
@@ -43,11 +43,11 @@ class ScaleByOptimisticGradientState(eqx.Module):
 
 
 class ScaleByOptimisticGradient(AbstractLeafwise[ScaleByOptimisticGradientState]):
-    r"""Adds to the updates how much they have changed since the last step:
-    $u_t = \alpha g_t + \beta (g_t - g_{t-1})$.
+    r"""Adds to the updates their change since the last step: $u_t = \alpha g_t + \beta (g_t -
+    g_{t-1})$.
 
-    The change is a guess of the next one. In a game of two players it damps the circles in which
-    gradient descent goes around the equilibrium. In the first step, nothing has changed.
+    The last change predicts the next one. In a game of two players this damps the rotation of
+    gradient descent around the equilibrium. In the first step the change is zero.
 
     **Arguments:**
 

@@ -1,4 +1,4 @@
-"""Polyak's step size, from the least value that the objective can have."""
+"""Polyak's step size, computed from the smallest value that the objective can have."""
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -81,7 +81,7 @@ class ScaleByPolyak(AbstractTransformation[EmptyState]):
         if self.variant == "sps+":
             gap = jnp.maximum(gap, 0)
         size = norm * norm + self.eps.astype(dtype)
-        # Not `~(size > smallest)`, which takes a norm of NaN for a small one.
+        # Not `~(size > smallest)`, which is true for NaN.
         step = safe_divide(gap, size, zero=size <= _SMALLEST)
         step = jnp.minimum(step, self.max_learning_rate.astype(dtype))
         rule = Rule(_scale, state, scalars=(step,))

@@ -1,4 +1,4 @@
-"""Aggregating the gradients of single examples, so that none of them can be told from the sum."""
+"""Aggregation of per-example gradients with differential privacy."""
 
 from typing import Any
 
@@ -31,37 +31,38 @@ class DifferentiallyPrivateAggregateState(eqx.Module):
 
 
 class DifferentiallyPrivateAggregate(AbstractPerExample[DifferentiallyPrivateAggregateState]):
-    r"""Replaces the gradients of the examples in a batch by one, in which no example shows.
+    r"""Replaces the gradients of the examples in a batch by one noisy mean that hides each example.
 
     $$u = \frac{1}{n} \left(\sum_{i=1}^n g_i \min(1, C / \|g_i\|) + \sigma C z\right), \qquad
     z \sim \mathcal N(0, 1) \text{ for each entry,}$$
 
     with the norm over all leaves together. A gradient whose norm is not finite is left out of the
-    sum, and counts in $n$. Clipping, sum and noise are in float32 at least.
+    sum, but counts in $n$. Clipping, sum and noise are in float32 at least.
 
     It takes the gradient of **each example**: each leaf with one more axis in front, of the same
-    size $n$ in all of them, as [`eqopt.per_example_value_and_grad`][] gives them. So it is the
-    first link of all, in a chain, in an optimizer, or alone, and `step` and `fit`, which have one
-    gradient of the whole batch, cannot be used.
+    size $n$ in all leaves, as [`eqopt.per_example_value_and_grad`][] gives them. So it must be the
+    first link of a chain or an optimizer, or be used alone. `step` and `fit` cannot be used,
+    because they compute one gradient of the whole batch.
 
     **Arguments:**
 
-    - `l2_norm_clip`: the largest norm $C \ge 0$ of what one example adds.
+    - `l2_norm_clip`: the largest norm $C \ge 0$ of one example's contribution.
     - `noise_multiplier`: $\sigma \ge 0$, the standard deviation of the noise over $C$.
-    - `key`: the PRNG key to begin with, a secret; each step makes a new one. It has no default, for
-        noise that anybody can subtract is none. It is kept as an [`eqopt.states.KeyData`][].
+    - `key`: the PRNG key to begin with, a secret; each step makes a new one. It has no default,
+        because noise from a known key can be subtracted. It is kept as an
+        [`eqopt.states.KeyData`][].
 
-    Raises a `ValueError` if `update` is given no parameters, or gradients that are not of their
-    shapes with one axis of examples in front.
+    Raises a `ValueError` if `update` is given no parameters, or gradients without an axis of
+    examples in front of the parameters' shapes.
 
     !!! warning
-        How much privacy there is, depends on how batches are drawn and on the number of steps too;
-        that is for an accountant to say, which this is not. What is computed of the examples by
-        other ways, such as a loss that is published or decides when to stop, has no noise.
+        The privacy guarantee also depends on how batches are drawn and on the number of steps; use
+        a privacy accountant to compute it. Other results computed from the examples have no noise,
+        such as a loss that is published or that decides when to stop.
 
     !!! note
-        Of complex parameters, the real and the imaginary part each have noise of that deviation. In
-        optax it is $\sqrt{2}$ times too small there.
+        For complex parameters, the real and the imaginary part each have noise of that deviation.
+        In optax it is too small by a factor of $\sqrt{2}$.
 
     ??? cite "Reference"
         Abadi, Chu, Goodfellow, McMahan, Mironov, Talwar and Zhang, *Deep Learning with Differential

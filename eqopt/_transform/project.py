@@ -36,8 +36,8 @@ def _into(
 ) -> Float[Array, "*shape"]:
     """The update to a target, such that the parameter ends up between bounds."""
     update = _toward(param, target)
-    # The update is itself rounded, so the sum may miss the target. The next update toward the
-    # inside is not less than the exact one, and rounding is monotonic: one neighbor is enough.
+    # The update itself is rounded, so the sum may miss the target. The neighboring update toward
+    # the inside is not less than the exact one, and rounding is monotonic: one neighbor is enough.
     reached = add(param, update)
     if low is not None:
         update = jnp.where(reached < low, neighbor(update, np.inf), update)
@@ -47,28 +47,27 @@ def _into(
 
 
 class Project(AbstractConstrained[EmptyState]):
-    r"""Changes the updates so that the parameters land in a set: in the point of it that is nearest
-    to where they would have gone.
+    r"""Changes the updates so that the parameters end in a set: at the set's point nearest to the
+    unconstrained new parameters.
 
     With $P$ the projection,
 
     $$u \leftarrow P(\theta + u) - \theta.$$
 
-    It goes last into a chain, after the learning rate. With gradient descent before it, that is
-    projected gradient descent.
+    It must be last in a chain, after the learning rate. After gradient descent, this is projected
+    gradient descent.
 
-    What [`eqopt.apply_updates`][] makes of it is in the set. Of [`eqopt.projections.NonNegative`][]
-    and the other sets of bounds, exactly, in every dtype; of all others, up to the rounding of the
-    parameters.
+    The result of [`eqopt.apply_updates`][] is in the set: exactly, in every dtype, for
+    [`eqopt.projections.NonNegative`][] and the other sets of bounds; up to the rounding of the
+    parameters for all other sets.
 
-    For a set of some of the parameters only, put it into [`eqopt.Masked`][]. In the same way,
-    parameters without a gradient stay where they are, and the others land in the set by themselves,
-    as if there were no more of them.
+    For a set of only some parameters, put it into [`eqopt.Masked`][]. Parameters without a gradient
+    stay where they are, and the others are projected as if these were all parameters.
 
     !!! note
-        Project the parameters to begin with too: `model = projection(model)`. From outside, where
-        the bounds are much nearer to each other than to the parameter, the first update may be
-        too coarse a number to get in between.
+        Project the first parameters too: `model = projection(model)`. If a parameter starts far
+        outside of narrow bounds, the first update may be too coarse a number to reach a point
+        between them.
 
     !!! warning
         It must see the updates as they are applied. Around it, [`eqopt.precision.MasterWeights`][]

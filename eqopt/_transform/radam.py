@@ -35,7 +35,8 @@ def _radam(
     return where_positive(factor, rescaled, plain), mu, nu
 
 
-# Of 1 / (exp(y) - 1) - 1 / y + 1 / 2: Bernoulli numbers over factorials, by odd powers of y.
+# The series of 1 / (exp(y) - 1) - 1 / y + 1 / 2 in odd powers of y: Bernoulli numbers over
+# factorials.
 _SERIES = (1 / 12, -1 / 720, 1 / 30240, -1 / 1209600, 1 / 47900160, -691 / 1307674368000)
 
 
@@ -54,8 +55,9 @@ def _lengths(b2: Float[Array, ""], count: Count) -> tuple[Float[Array, ""], Floa
     rate = -jnp.log(b2)
     limit = (1 + b2) / one_minus(b2)
     passed = t * rate
-    # At first both terms are near `2 / rate`, and cancel: with a decay of 0.9999 in float32, it
-    # would be chance whether the fifth step is rectified. There, by the series, less what cancels.
+    # At first both terms are near `2 / rate`, and cancel: with a decay of 0.9999 in float32,
+    # rounding would decide whether the fifth step is rectified. There we use the series, without
+    # the terms that cancel.
     late = limit - 2 * t * jnp.exp(-passed) / -jnp.expm1(-passed)
     early = t + 2 * _odd(jnp.minimum(rate, 0.5)) - 2 * t * _odd(jnp.minimum(passed, 0.5))
     return jnp.where(passed < 0.5, early, late), limit
@@ -68,7 +70,7 @@ def _rectification(
     """The factor of a rectified step; 0 if the step is not to be rectified."""
     length, limit = _lengths(b2, count)
     known = (length >= threshold) & (length > 4)
-    # Guarded twice, so that its derivative is finite where it is not used.
+    # Guarded twice, so that the derivative is finite where the factor is not used.
     rho, rho_inf = jnp.where(known, length, 5), jnp.where(known, limit, 6)
     square = (rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho)
     return jnp.where(known, jnp.sqrt(square), 0)
@@ -81,7 +83,7 @@ class ScaleByRAdamState(eqx.Module):
     **Arguments:**
 
     - `count`: the number of steps taken, int32 of shape `()`.
-    - `mu`, `nu`: the averages that [`eqopt.states.ScaleByAdamState`][] has.
+    - `mu`, `nu`: the averages, as in [`eqopt.states.ScaleByAdamState`][].
     """
 
     count: Count
@@ -90,8 +92,8 @@ class ScaleByRAdamState(eqx.Module):
 
 
 class ScaleByRAdam(AbstractLeafwise[ScaleByRAdamState]):
-    r"""Divides the average gradient by the root of the average squared gradient once that is known
-    well enough, and less boldly at first.
+    r"""Divides the average gradient by the root of the average squared gradient, once this average
+    contains enough steps; before that, it uses the average gradient.
 
     With $\hat m_t$ and $\hat v_t$ as in [`eqopt.ScaleByAdam`][], and the number of squares that
     $\hat v_t$ amounts to,
@@ -118,9 +120,9 @@ class ScaleByRAdam(AbstractLeafwise[ScaleByRAdamState]):
     - `nesterov`: whether to look ahead, as Nesterov's momentum does.
 
     !!! note
-        The first steps, about five of them, are by the plain gradient, and as long as it is. The
-        paper rescales where $\rho_t > 4$, and torch where $\rho_t > 5$; with optax, a `threshold`
-        below 4 gives NaN.
+        The first steps, about five, are the average gradient, not rescaled. The paper rescales
+        where $\rho_t > 4$, and torch where $\rho_t > 5$; with optax, a `threshold` below 4 gives
+        NaN.
 
     ??? cite "Reference"
         Liu, Jiang, He, Chen, Liu, Gao and Han, *On the Variance of the Adaptive Learning Rate and

@@ -27,11 +27,11 @@ class ReduceOnPlateauState(eqx.Module):
     **Arguments:**
 
     - `scale`: the factor in force.
-    - `best_value`: the least average so far; infinite at first.
-    - `plateau_count`: the number of averages since the last that was an improvement, int32.
-    - `cooldown_count`: the number of averages that are still to be waited for, int32.
+    - `best_value`: the lowest average so far; infinite at first.
+    - `plateau_count`: the number of averages since the last improvement, int32.
+    - `cooldown_count`: the number of averages left in the cooldown, int32.
     - `num_values`: the number of values in the average, int32.
-    - `avg_value`: the average of the values since the last look.
+    - `avg_value`: the average of these values.
     """
 
     scale: Float[Array, ""]
@@ -43,33 +43,33 @@ class ReduceOnPlateauState(eqx.Module):
 
 
 class ReduceOnPlateau(AbstractLeafwise[ReduceOnPlateauState]):
-    r"""Multiplies the updates by a scale, $u \leftarrow s\, u$, which becomes smaller each time
-    that the objective has not improved for a while.
+    r"""Multiplies the updates by a scale, $u \leftarrow s\, u$, which is reduced each time the
+    objective has not improved for a while.
 
     The scale begins at 1. `value` is averaged over $n$ steps, and the average $v$ is an improvement
     on the best one, $v_\star$, if
 
     $$v < v_\star - (\rho\, |v_\star| + \tau).$$
 
-    After `patience` averages in a row that are none, $s \leftarrow \max(f s, s_{\min})$, already
-    in this step, and the next `cooldown` averages do not count.
+    After `patience` averages in a row without an improvement, $s \leftarrow \max(f s, s_{\min})$,
+    already in this step, and the next `cooldown` averages do not count.
 
     !!! note
-        optax asks for $v < (1 - \rho)\, v_\star - \tau$, which of a negative $v_\star$ takes a
-        slightly worse value for an improvement. Where values are positive, both are the same.
+        optax requires $v < (1 - \rho)\, v_\star - \tau$, where for a negative $v_\star$ a slightly
+        worse value counts as an improvement. For positive values both rules are the same.
 
     **Arguments:**
 
     - `factor`: the factor $f$, in $(0, 1)$.
-    - `patience`: the number of averages without an improvement that is waited for, at least 1.
-    - `rtol`: the part $\rho$ of the best value that an improvement must exceed, in $[0, 1]$.
-    - `atol`: what it must exceed besides, $\tau \ge 0$.
+    - `patience`: the number of averages without an improvement before a reduction, at least 1.
+    - `rtol`: the relative part $\rho$ of the required improvement, in $[0, 1]$.
+    - `atol`: the absolute part $\tau \ge 0$ of the required improvement.
     - `cooldown`: the number of averages that do not count after the scale was reduced.
-    - `accumulation_size`: the number $n$ of values in an average, at least 1. For the values of
-        mini-batches take many; for those of a validation set 1.
-    - `min_scale`: the least scale $s_{\min}$, in $[0, 1]$.
+    - `accumulation_size`: the number $n$ of values in an average, at least 1. Use many for the
+        values of mini-batches, and 1 for the values of a validation set.
+    - `min_scale`: the smallest scale $s_{\min}$, in $[0, 1]$.
 
-    Its `update` needs `value`; `step` passes it. A `value` that is not a number is no improvement.
+    Its `update` needs `value`; `step` passes it. A NaN `value` is not an improvement.
 
     Raises a `ValueError` if both tolerances are 0.
     """
@@ -106,7 +106,7 @@ class ReduceOnPlateau(AbstractLeafwise[ReduceOnPlateauState]):
         num_values = increment(state.num_values)
         weights = state.num_values.astype(dtype), num_values.astype(dtype)
         average = (weights[0] * state.avg_value + value) / weights[1]
-        # Not `==`: the size may have been made smaller on the way.
+        # Not `==`: the size may have been made smaller during training.
         complete = num_values >= jnp.asarray(self.accumulation_size)
         looked = self._look(state, average)
         new = ReduceOnPlateauState(
@@ -121,7 +121,7 @@ class ReduceOnPlateau(AbstractLeafwise[ReduceOnPlateauState]):
 
     def _look(self, state: ReduceOnPlateauState, average: Float[Array, ""]) -> ReduceOnPlateauState:
         best = state.best_value
-        # Of an infinite best value, which is that of the beginning, the margin would be infinite.
+        # For the infinite best value at the start, the margin would be infinite.
         margin = jnp.where(jnp.isfinite(best), self.rtol * jnp.abs(best) + self.atol, 0)
         improved = average < best - margin
         cooling = state.cooldown_count > 0

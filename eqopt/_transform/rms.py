@@ -101,7 +101,7 @@ def _stddev(
     mu = ema(rest, mu, update)
     nu = ema(rest, nu, abs_sq(update))
     mean, square = (divide(mu, weight), divide(nu, weight)) if debias else (mu, nu)
-    # The variance of a constant is 0, and may round to less.
+    # The variance of a constant is 0, but may round to a negative number.
     variance = minus(square, abs_sq(mean)).clip(0)
     return _divide(eps_in_sqrt, update, variance, eps), mu, nu
 

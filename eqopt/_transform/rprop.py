@@ -1,4 +1,4 @@
-"""Resilient backpropagation: a step size for each entry, led by signs alone."""
+"""Resilient backpropagation: a step size for each entry, adapted by signs only."""
 
 import equinox as eqx
 import jax
@@ -33,8 +33,8 @@ def _rprop(
         y = _rprop(lax.imag(update), lax.imag(step_sizes), lax.imag(signs), *numbers)
         return lax.complex(x[0], y[0]), lax.complex(x[1], y[1]), lax.complex(x[2], y[2])
     now = lax.sign(update)
-    # Of the signs, for a product of tiny gradients is zero. Neither is true of a NaN, which passes,
-    # and leaves the step size as it is.
+    # A product of signs, because a product of tiny gradients is zero. Both conditions are false for
+    # NaN, which passes and leaves the step size unchanged.
     agreement = lax.mul(now, signs)
     factor = jnp.where(agreement > 0, eta_plus, jnp.where(agreement < 0, eta_minus, 1))
     step_sizes = jnp.clip(lax.mul(step_sizes, factor), min_step_size, max_step_size)
@@ -43,7 +43,7 @@ def _rprop(
 
 
 def check_limits(least: Scalar, largest: Scalar) -> None:
-    """Refuses step sizes between which there is none."""
+    """Refuses an empty range of step sizes."""
     if isinstance(least, np.generic) and isinstance(largest, np.generic) and least > largest:
         raise ValueError(
             f"`max_step_size` must be at least `min_step_size`, which is {least:g}; got {largest:g}"
@@ -56,8 +56,8 @@ class ScaleByRpropState(eqx.Module):
 
     **Arguments:**
 
-    - `step_sizes`: the step size of each entry, like the parameters; of a complex parameter, that
-        of the real part and, as the imaginary part, that of the imaginary part.
+    - `step_sizes`: the step size of each entry, like the parameters. For a complex parameter, its
+        real and imaginary part are the step sizes of these parts.
     - `signs`: the signs of the last step's updates, like the parameters.
     """
 
@@ -66,7 +66,7 @@ class ScaleByRpropState(eqx.Module):
 
 
 class ScaleByRprop(AbstractLeafwise[ScaleByRpropState]):
-    r"""Replaces each entry of the updates by its sign, times a step size of its own, which grows
+    r"""Replaces each entry of the updates by its sign times the entry's own step size, which grows
     while the sign stays the same and shrinks when it changes.
 
     $$\begin{aligned}
@@ -83,9 +83,9 @@ class ScaleByRprop(AbstractLeafwise[ScaleByRpropState]):
     u_t = \Delta_t\, s_t.
     \end{aligned}$$
 
-    Where the sign has just changed, the entry rests for one step. The size of the gradient does not
-    matter, so it should not be that of a mini-batch, whose sign is noise. The real and the
-    imaginary part of a complex parameter have a step size each.
+    If the sign has just changed, the entry does not move for one step. Only signs matter, and the
+    signs of a mini-batch's gradient are noise, so use gradients of all data. The real and the
+    imaginary part of a complex parameter have separate step sizes.
 
     **Arguments:**
 
@@ -93,12 +93,12 @@ class ScaleByRprop(AbstractLeafwise[ScaleByRpropState]):
         existing state.
     - `eta_minus`: the factor of a step size where the sign changes, in $(0, 1)$.
     - `eta_plus`: the factor of a step size where the sign stays the same, greater than 1.
-    - `min_step_size`: the least step size $\Delta_{\min} \ge 0$.
+    - `min_step_size`: the smallest step size $\Delta_{\min} \ge 0$.
     - `max_step_size`: the largest step size $\Delta_{\max} > 0$.
 
     !!! note
-        It is torch's rule. optax 0.2.8 computes the same, and then returns the update of the step
-        before.
+        It is torch's rule. optax 0.2.8 computes the same rule, but returns the update of the
+        previous step.
 
     ??? cite "Reference"
         Igel and Hüsken, *Empirical evaluation of the improved Rprop learning algorithms*,

@@ -18,7 +18,7 @@ def _sign(update: Inexact[Array, "*shape"]) -> Inexact[Array, "*shape"]:
 class ScaleBySign(AbstractLeafwise[EmptyState]):
     r"""Replaces each entry of the updates by its sign: $u \leftarrow u / |u|$, and 0 where $u = 0$.
 
-    Of a complex number, that is the number of modulus 1 in the same direction.
+    The sign of a complex number has modulus 1 and the same direction.
 
     ??? cite "Reference"
         Bernstein, Wang, Azizzadenesheli and Anandkumar, *signSGD: Compressed Optimisation for

@@ -1,4 +1,4 @@
-"""SM3: sums of squares of which each axis keeps the largest."""
+"""SM3: for each index of each axis, the largest sum of squares."""
 
 import functools
 
@@ -35,11 +35,11 @@ def _sm3(
     sums = [cast(x, real_dtype(dtype)) for x in nu]
     bounds = [lax.expand_dims(x, _others(ndim, i)) for i, x in enumerate(sums)] if ndim else sums
     total = plus(times(weight, abs_sq(wide)), times(decay, functools.reduce(jnp.minimum, bounds)))
-    # The root is guarded twice, so that its derivative is finite where it is not used.
+    # The root is guarded twice, so that the derivative is finite where the root is not used.
     positive = total > 0
     root = lax.rsqrt(jnp.where(positive, total, 1) + eps)
     mean = ema(rest, cast(mu, dtype), times(wide, jnp.where(positive, root, 0)))
-    # Nothing is less than 0, also of an empty leaf.
+    # The smallest value is 0, also for an empty leaf.
     highest = [jnp.max(total, axis=_others(ndim, i), initial=0) for i in range(ndim)]
     largest = highest if ndim else [total]
     after = tuple(cast(new, x.dtype) for new, x in zip(largest, nu, strict=True))
@@ -53,9 +53,9 @@ class ScaleBySM3State(eqx.Module):
     **Arguments:**
 
     - `mu`: the average of the rescaled updates, like the parameters.
-    - `nu`: for each axis, a tree like the parameters, with one vector for each parameter that has
-        the axis, along it: bounds on the sums of squared moduli. They are real, and at least
-        float32. Of a parameter of shape `()` it is one number, in the first tree.
+    - `nu`: for each axis, a tree like the parameters. It has a vector along this axis for each
+        parameter with the axis: bounds on the sums of squared moduli, real, and at least float32. A
+        parameter of shape `()` has one number, in the first tree.
     """
 
     mu: PyTree
@@ -65,8 +65,8 @@ class ScaleBySM3State(eqx.Module):
 class ScaleBySM3(AbstractTransformation[ScaleBySM3State]):
     r"""Divides the updates by the root of bounds on the sums of their squares, and averages them.
 
-    The memory of the squares is one number for each row and each column, or each index along each
-    of the axes. Of a matrix,
+    The state stores one number for each row and each column, or for each index of each axis. For a
+    matrix,
 
     $$\begin{aligned}
     \nu_{ij} &= \beta_2 \min(r_i, c_j) + w |g_{ij}|^2, &
@@ -74,9 +74,9 @@ class ScaleBySM3(AbstractTransformation[ScaleBySM3State]):
     m &\leftarrow \beta_1 m + (1 - \beta_1)\, g / \sqrt{\nu + \epsilon}, & u &\leftarrow m,
     \end{aligned}$$
 
-    with $w = 1 - \beta_2$, or 1 for $\beta_2 = 1$, which makes a sum of the average, and with
-    $0 / \sqrt{0} = 0$. A vector keeps all of its squares, as in [`eqopt.ScaleByRSS`][], and so does
-    a parameter of shape `()`.
+    with $w = 1 - \beta_2$, or 1 for $\beta_2 = 1$, which replaces the average by a sum, and with $0
+    / \sqrt{0} = 0$. A vector keeps all of its squares, as in [`eqopt.ScaleByRSS`][], and so does a
+    parameter of shape `()`.
 
     **Arguments:**
 
@@ -85,8 +85,8 @@ class ScaleBySM3(AbstractTransformation[ScaleBySM3State]):
     - `eps`: $\epsilon \ge 0$, added under the root.
 
     !!! note
-        Complex updates are measured by their moduli; optax refuses them, and parameters of shape
-        `()`.
+        Complex updates are measured by their moduli; optax refuses complex updates and parameters
+        of shape `()`.
 
     ??? cite "Reference"
         Anil, Gupta, Koren and Singer, *Memory-Efficient Adaptive Optimization*, NeurIPS 2019,
@@ -102,7 +102,7 @@ class ScaleBySM3(AbstractTransformation[ScaleBySM3State]):
             def zeros(x: Array) -> Array | None:
                 if axis >= max(x.ndim, 1):
                     return None
-                # Like a sum, so that it lives where the axis does.
+                # Computed like a sum, so that it is placed like the axis.
                 return zeros_like(jnp.sum(x, axis=_others(x.ndim, axis)), real=True)
 
             return jax.tree.map(zeros, params)

@@ -1,4 +1,4 @@
-"""Yogi's rescaling by a second moment that changes by no more than each square."""
+"""Yogi's rescaling by a second moment with limited changes."""
 
 import equinox as eqx
 from jax import lax
@@ -40,7 +40,7 @@ class ScaleByYogiState(eqx.Module):
 
     - `count`: the number of steps taken, int32 of shape `()`.
     - `mu`: the average of the gradients, not debiased, like the parameters.
-    - `nu`: what follows their squared moduli, not debiased; real, and at least float32.
+    - `nu`: the estimate of their squared moduli, not debiased; real, and at least float32.
     """
 
     count: Count
@@ -49,8 +49,8 @@ class ScaleByYogiState(eqx.Module):
 
 
 class ScaleByYogi(AbstractLeafwise[ScaleByYogiState]):
-    r"""Divides the average gradient by the root of what follows the squared gradients in steps no
-    longer than they are.
+    r"""Divides the average gradient by the root of an estimate of the squared gradients, which
+    changes by at most each square.
 
     $$\begin{aligned}
     m_t &= \beta_1 m_{t-1} + (1 - \beta_1) g_t, &
@@ -59,20 +59,21 @@ class ScaleByYogi(AbstractLeafwise[ScaleByYogiState]):
     u_t &= \hat m_t \big/ \left(\sqrt{\hat v_t + \bar\epsilon} + \epsilon\right).
     \end{aligned}$$
 
-    Where gradients have become small, Adam forgets the large ones at a rate of $1 - \beta_2$, and
-    its steps grow; this forgets them the more slowly, the smaller the gradients are.
+    When gradients have become small, Adam forgets the earlier large ones at a rate of $1 -
+    \beta_2$, and its steps grow. Yogi forgets them more slowly: the smaller the gradients, the
+    slower.
 
     **Arguments:**
 
     - `b1`: the decay $\beta_1$ of the average gradient, in $[0, 1)$.
-    - `b2`: one minus the rate at which the squares are followed, $\beta_2$, in $[0, 1)$.
-    - `eps`: added to the root of what follows them, $\epsilon \ge 0$.
+    - `b2`: one minus the rate at which the estimate follows the squares, $\beta_2$, in $[0, 1)$.
+    - `eps`: added to the root of the estimate, $\epsilon \ge 0$.
     - `eps_root`: $\bar\epsilon \ge 0$, added under the root.
     - `initial_accumulator_value`: $v_0 \ge 0$, and also every entry of $m_0$.
 
     !!! note
-        That $m_0$ is not 0 is optax's. By default that adds $9 \cdot 10^{-6}$ to $\hat m_1$, and
-        less to what follows. The paper debiases neither average.
+        A nonzero $m_0$ is optax's choice. By default it adds $9 \cdot 10^{-6}$ to $\hat m_1$, and
+        less later. The paper debiases neither average.
 
     ??? cite "Reference"
         Zaheer, Reddi, Sachan, Kale and Kumar, *Adaptive Methods for Nonconvex Optimization*,

@@ -97,7 +97,7 @@ class Lookahead(AbstractConstrained[LookaheadState[State]], Generic[State]):
     - `fast_optimizer`: the fast optimizer.
     - `sync_period`: the number of steps $k$ from one synchronization to the next, at least 1.
     - `slow_step_size`: the fraction $\alpha$ of the way that the slow parameters move, in $[0, 1]$.
-        - `reset_state`: whether the fast optimizer gets a new state at each synchronization.
+    - `reset_state`: whether the fast optimizer gets a new state at each synchronization.
 
     ??? cite "Reference"
         Zhang, Lucas, Hinton and Ba, *Lookahead optimizer: k steps forward, 1 step back*, NeurIPS

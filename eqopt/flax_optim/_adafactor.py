@@ -31,7 +31,7 @@ _State = ChainState[tuple[Any, ...]]
 
 
 class Adafactor(AbstractOptimizerDef[_State]):
-    """Steps as [`eqopt.Adafactor`][] does, of the same links, with flax.optim's names and numbers.
+    """Steps as [`eqopt.Adafactor`][] does, with the same links and flax.optim's names and defaults.
 
     !!! note
         The averages of float64 parameters are kept in float64; in flax.optim, in float32.
@@ -45,8 +45,8 @@ class Adafactor(AbstractOptimizerDef[_State]):
         and at least by `epsilon2`.
     - `beta1`: the decay of an average of the updates, in $[0, 1)$; `None` is none.
     - `decay_rate`: the exponent of the average's decay, not negative.
-    - `step_offset`: the number of steps after which that decay begins anew. Where it is negative,
-        the decay begins as if so many steps had been taken.
+    - `step_offset`: the number of steps after which that decay starts again. If it is negative, the
+        decay starts as if that many steps had been taken.
     - `clipping_threshold`: the largest root mean square of a leaf before the rate, not negative;
         `None` is no limit.
     - `weight_decay_rate`: the decay, not negative; `None` is none. It is not multiplied by the
@@ -54,7 +54,7 @@ class Adafactor(AbstractOptimizerDef[_State]):
     - `min_dim_size_to_factor`: a parameter is factored if its second largest axis has at least this
         size; at least 1.
     - `epsilon1`: added to the squares, positive.
-    - `epsilon2`: the least factor by which a parameter's size counts, not negative.
+    - `epsilon2`: the smallest root mean square of a parameter that is used, not negative.
     - `dtype_momentum`: the dtype of the updates' average; `None` is the parameter's, and float32
         for half precision.
     """

@@ -73,8 +73,8 @@ class RMSProp(AbstractOptimizerDef[_RMSPropState]):
     """Divides the gradient by the root of the average of its squares.
 
     It is a chain of [`eqopt.ScaleByRMS`][] (or, centered, [`eqopt.ScaleByStddev`][]) and
-    [`eqopt.ScaleByLearningRate`][]. `eps` is added to the root; in [`eqopt.RMSProp`][], unless told
-    otherwise, under it.
+    [`eqopt.ScaleByLearningRate`][]. `eps` is added to the root; in [`eqopt.RMSProp`][] it is by
+    default added under the root.
 
     **Arguments:**
 

@@ -1,4 +1,4 @@
-"""What the optimizers of flax.optim have in common."""
+"""Code that the optimizers of flax.optim share."""
 
 from typing import Any, overload, TypeVar
 
@@ -18,7 +18,7 @@ _Model = TypeVar("_Model")
 class AbstractOptimizerDef(AbstractOptimizer[State]):
     """An optimizer with the names, the defaults and the rule that it had in flax.optim.
 
-    It is a transformation as any other, and has `create` besides.
+    It is a transformation like any other, and also has `create`.
     """
 
     @overload
@@ -28,13 +28,13 @@ class AbstractOptimizerDef(AbstractOptimizer[State]):
         self, target: _Model, focus: AbstractSelector | Function | PyTree[bool]
     ) -> Optimizer[_Model, SelectiveTransformState[State]]: ...
     def create(self, target: object, focus: object = None) -> Optimizer[Any, Any]:
-        """Gives one object of the optimizer, its state and a model: an [`eqopt.Optimizer`][].
+        """Makes one object of the optimizer, its state and a model: an [`eqopt.Optimizer`][].
 
         **Arguments:**
 
         - `target`: the model: any PyTree.
-        - `focus`: what of it is trained: a selector, a function from the parameters to booleans, or
-            a tree of booleans, possibly a prefix; `None` is everything.
+        - `focus`: the parameters to train: a selector, a function from the parameters to booleans,
+            or a tree of booleans, possibly a prefix; `None` is everything.
 
         **Raises:**
 
@@ -46,7 +46,8 @@ class AbstractOptimizerDef(AbstractOptimizer[State]):
 def scale_by(
     learning_rate: Scalar | AbstractSchedule | None, *, flip_sign: bool = True
 ) -> ScaleByLearningRate:
-    """The link of the learning rate; without one it has a state, and raises when it is applied."""
+    """The link of the learning rate. Without a rate it has a state, but raises when it is
+    applied."""
     return ScaleByLearningRate(_missing if learning_rate is None else learning_rate, flip_sign)
 
 

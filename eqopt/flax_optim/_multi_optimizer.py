@@ -18,7 +18,7 @@ from ._base import AbstractOptimizerDef
 
 
 class MultiOptimizer(AbstractOptimizerDef[PartitionState], AbstractOverridable):
-    """Applies to each group of parameters an optimizer of its own; the rest stays as it is.
+    """Applies a separate optimizer to each group of parameters; other parameters stay as they are.
 
     ```python
     from eqopt import ByPath
@@ -30,16 +30,16 @@ class MultiOptimizer(AbstractOptimizerDef[PartitionState], AbstractOverridable):
     )
     ```
 
-    It is [`eqopt.Partition`][], with the groups' numbers for labels, and [`eqopt.SetToZero`][] for
-    what is in no group.
+    It is [`eqopt.Partition`][] with the groups' numbers as labels, and [`eqopt.SetToZero`][] for
+    parameters in no group.
 
     !!! note
-        What `apply_gradient` overrides is overridden in every optimizer, and each must have it.
+        `apply_gradient` overrides a hyper-parameter in every optimizer, and each must have it.
 
     **Arguments:**
 
-    - `*groups`: pairs of what an optimizer is for (a selector, a function from the parameters to
-        booleans, or a tree of booleans, possibly a prefix) and the optimizer; or one dictionary of
+    - `*groups`: pairs of a choice of parameters (a selector, a function from the parameters to
+        booleans, or a tree of booleans, possibly a prefix) and an optimizer; or one dictionary of
         optimizers by selector. They must be the same at each step.
 
     Raises a `ValueError` that names the parameter if it is in two groups.

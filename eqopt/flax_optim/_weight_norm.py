@@ -16,12 +16,12 @@ _State = WeightNormState[Any]
 class WeightNorm(AbstractOptimizerDef[_State]):
     """Applies an optimizer to the directions and the lengths of the weights.
 
-    It is [`eqopt.WeightNorm`][] with the last axis for that of the outputs, as layers have it in
-    Flax. In Equinox's layers it is the first: for them use [`eqopt.WeightNorm`][] itself.
+    It is [`eqopt.WeightNorm`][] with outputs along the last axis, as in Flax's layers. In Equinox's
+    layers they are along the first axis: use [`eqopt.WeightNorm`][] itself.
 
     !!! note
-        Of the names that `apply_gradient` is given, `wn_decay` and `wn_eps` are for it, and the
-        others for the optimizer within.
+        In `apply_gradient`, the names `wn_decay` and `wn_eps` override its own fields, and the
+        other names those of the inner optimizer.
 
     **Arguments:**
 

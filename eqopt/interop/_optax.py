@@ -1,4 +1,4 @@
-"""Transformations of optax in eqopt, and eqopt's in optax."""
+"""optax's transformations in eqopt, and eqopt's transformations in optax."""
 
 import contextlib
 import inspect
@@ -26,15 +26,16 @@ if TYPE_CHECKING:
 def as_optax(
     transformation: AnyTransformation,
 ) -> "optax.GradientTransformationExtraArgs":
-    """Makes a transformation of optax's, to be used in `optax.chain` and wherever else one may be.
+    """Makes an optax transformation, for `optax.chain` and all other places that take one.
 
-    It takes the gradients of complex parameters as optax wants them, which is the conjugate of what
-    `jax.grad` returns. Updates that are of another dtype than their parameter, as they may be
-    within a chain of optax's, are cast to the parameter's. Extra arguments pass.
+    It takes the gradients of complex parameters as optax does: the conjugate of the gradient from
+    `jax.grad`. Updates with another dtype than their parameter, which occur within an optax chain,
+    are cast to the parameter's dtype. Extra arguments pass.
 
     **Arguments:**
 
-    - `transformation`: the transformation. That of [`eqopt.from_optax`][] is given back as it was.
+    - `transformation`: the transformation. For an [`eqopt.interop.FromOptax`][], the original is
+        returned.
 
     **Returns:**
 
@@ -42,7 +43,7 @@ def as_optax(
 
     **Raises:**
 
-    An `ImportError` if optax is not installed, a `TypeError` for what is no transformation.
+    An `ImportError` if optax is not installed, a `TypeError` if it is not a transformation.
     """
     optax = _optax()
     if not isinstance(transformation, AbstractTransformation):
@@ -69,7 +70,8 @@ def as_optax(
 
 
 def from_optax(transformation: "optax.GradientTransformation") -> "FromOptax":
-    """Makes a transformation of eqopt's from one of optax's: see [`eqopt.interop.FromOptax`][].
+    """Makes an eqopt transformation from an optax transformation: see
+    [`eqopt.interop.FromOptax`][].
 
     **Arguments:**
 
@@ -77,8 +79,7 @@ def from_optax(transformation: "optax.GradientTransformation") -> "FromOptax":
 
     **Raises:**
 
-    An `ImportError` if optax is not installed, a `TypeError` for what is none of its
-    transformations.
+    An `ImportError` if optax is not installed, a `TypeError` if it is not an optax transformation.
     """
     return FromOptax(transformation)
 
@@ -88,29 +89,29 @@ class FromOptaxState(eqx.Module):
 
     **Arguments:**
 
-    - `inner_state`: the state of optax's transformation, its numbers made strongly typed arrays,
-        and its keys [`eqopt.states.KeyData`][].
+    - `inner_state`: the state of optax's transformation, with its numbers as strongly typed arrays,
+        and its keys as [`eqopt.states.KeyData`][].
     """
 
     inner_state: PyTree
 
 
 class FromOptax(AbstractTransformation[FromOptaxState]):
-    """Applies a transformation of optax's.
+    """Applies an optax transformation.
 
-    It is given what it expects: trees of arrays, the gradients of complex parameters conjugated. A
-    `GradientTransformationExtraArgs` is given those of `value`, `grad`, `value_fn`, `key` and the
-    other extra arguments that it takes and the user gave; a plain `GradientTransformation` none.
-
-    !!! note
-        Parameters and updates in half precision are handed over in float32, so that averages are
-        kept in float32, as they are everywhere in eqopt.
+    It sees what it expects: trees of arrays, with the gradients of complex parameters conjugated. A
+    `GradientTransformationExtraArgs` gets `value`, `grad`, `value_fn`, `key` and the other extra
+    arguments, if it takes them and the user gave them; a plain `GradientTransformation` gets none.
 
     !!! note
-        What has no gradient (`None`) gets no update, and what the state holds for it, at the
-        parameter's own path, stays as it was. To whatever the transformation shares between the
-        parameters (a norm, a flattened vector) a missing gradient is zero. All this needs the
-        parameters.
+        Parameters and updates in half precision are passed in float32, so that averages are kept in
+        float32, as everywhere in eqopt.
+
+    !!! note
+        A parameter without a gradient (`None`) gets no update, and its part of the state, found by
+        the parameter's path, stays as it was. In anything that the transformation shares between
+        parameters (a norm, a flattened vector), a missing gradient is zero. This requires that
+        `update` is given the parameters.
 
     **Arguments:**
 
@@ -118,7 +119,7 @@ class FromOptax(AbstractTransformation[FromOptaxState]):
         again. To change a number without compiling, use `optax.inject_hyperparams`, or a
         transformation of eqopt's.
 
-    Raises a `TypeError` for what is no transformation of optax's, and a `ValueError` that names the
+    Raises a `TypeError` if it is not an optax transformation, and a `ValueError` that names the
     leaf if the updates that it returns do not fit.
     """
 
@@ -162,15 +163,16 @@ class FromOptax(AbstractTransformation[FromOptaxState]):
 
 
 class _Value:
-    """An objective as optax's line searches want it: a function to a scalar."""
+    """An objective in the form that optax's line searches need: a function that returns a
+    scalar."""
 
     def __init__(self, objective: Objective, params: Params, given: dict[str, object]) -> None:
         self.objective = objective
         self.params = params
         self.dtype_promotion = jax.numpy_dtype_promotion.value
         self.rank_promotion = jax.numpy_rank_promotion.value
-        # The searches raise for an argument that the function does not take by name, though it be
-        # meant for another link. This one takes all; what it needs of them, it has already.
+        # The searches raise for an argument that the function does not take by name, even if it is
+        # for another link. This function takes all arguments, and ignores them.
         names = [x for x in given if x.isidentifier() and x not in ("value", "grad", "params")]
         kinds = inspect.Parameter
         self.__signature__ = inspect.Signature(
@@ -181,7 +183,7 @@ class _Value:
         )
 
     def __call__(self, params: Params, /, **ignored: object) -> Array:
-        # Where the model is in half precision, it is evaluated so.
+        # A model in half precision is evaluated in half precision.
         rounded = jax.tree.map(lambda x, p: x.astype(p.dtype), params, self.params)
         with (
             jax.numpy_dtype_promotion(self.dtype_promotion),
@@ -238,7 +240,7 @@ def _cast_like(u: Any, p: Any) -> Any:
 
 
 def _masked(tree: PyTree, params: PyTree, node: type) -> PyTree:
-    """Masks what the parameters mask: `optax.masked` hands extra arguments on as they are."""
+    """Masks extra arguments like the parameters, because `optax.masked` passes them on unmasked."""
     try:
         return jax.tree.map(
             lambda p, x: p if isinstance(p, node) else x,
@@ -255,13 +257,13 @@ def _masked(tree: PyTree, params: PyTree, node: type) -> PyTree:
 
 @contextlib.contextmanager
 def _lenient() -> Iterator[None]:
-    """JAX's default rules of promotion: half of optax fails under strict ones."""
+    """JAX's default promotion: half of optax fails under strict promotion."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
 
 
 def _complete(updates: PyTree, params: PyTree | None) -> PyTree:
-    """Widens the updates as the parameters are, and puts zeros where one has no gradient."""
+    """Widens the updates like the parameters, and puts zeros where there is no gradient."""
     if updates is None or params is None:
         return widened(updates)
     leaves, treedef = checks.flatten(updates)
@@ -277,7 +279,8 @@ def _wide(u: Array, p: Array) -> Array:
 
 
 def _strong(x: object) -> Any:
-    """Makes a strongly typed array of a number. A PRNG key is none, and has no weak type."""
+    """Makes a strongly typed array from a number. A PRNG key is not a number, and has no weak
+    type."""
     numeric = isinstance(x, np.ndarray | np.generic | bool | int | float | complex)
     if not (numeric or checks.is_array(x)):
         return x
@@ -288,8 +291,8 @@ def _strong(x: object) -> Any:
 def _settled(state: PyTree, before: PyTree) -> PyTree:
     """Gives a state the types that it had before the step.
 
-    A transformation whose state changes its structure, as `optax.monitor`'s does in the first step,
-    is let be: it works, but in no `scan`.
+    A state whose structure changes, as `optax.monitor`'s does in the first step, is left unchanged:
+    it works, but not in a `scan`.
     """
     if jax.tree.structure(state) != jax.tree.structure(before):
         return jax.tree.map(_strong, state)
@@ -315,7 +318,7 @@ def _parameter_of(path: _Path, lengths: list[int], known: dict[_Path, object]) -
 
 
 def _placed(state: PyTree, params: Params) -> PyTree:
-    """Puts what the state holds for a parameter on the devices of the parameter."""
+    """Puts a parameter's part of the state on the parameter's devices."""
     known = dict(_paths(params))
     lengths = sorted({len(path) for path in known}, reverse=True)
 
@@ -323,7 +326,7 @@ def _placed(state: PyTree, params: Params) -> PyTree:
         end = _parameter_of(path, lengths, known)
         if end is None or not checks.is_array(x) or x.shape != known[end].shape:
             return x
-        # As in `zeros_like` of ours: compiled, optax's does not depend on its argument.
+        # As in eqopt's `zeros_like`: optax's, when compiled, does not depend on its argument.
         return placed_like(x, known[end])
 
     return jax.tree_util.tree_map_with_path(place, state)
@@ -339,7 +342,7 @@ def _holes(leaves: list[object], treedef: TreeDef, params: Params) -> list[_Path
 
 
 def _kept(state: PyTree, before: PyTree, missing: list[_Path]) -> PyTree:
-    """Takes what the state holds for some parameters from the state before."""
+    """Keeps the old state of some parameters."""
     known: dict[_Path, PyTree] = dict.fromkeys(missing)
     lengths = sorted({len(path) for path in missing}, reverse=True)
     if jax.tree.structure(state) != jax.tree.structure(before):

@@ -32,7 +32,7 @@ def cast_floating(params: Model, dtype: object, where: AbstractSelector | PyTree
 
     - `params`: the model, any PyTree.
     - `dtype`: a real floating-point dtype.
-    - `where`: which of them to cast: a selector, a function from the model's floating-point arrays
+    - `where`: which arrays to cast: a selector, a function from the model's floating-point arrays
         to booleans, or a tree of booleans; `None` is all.
 
     **Returns:**

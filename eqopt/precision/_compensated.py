@@ -1,4 +1,4 @@
-"""What rounding takes away, given back with the next update."""
+"""Kahan summation: the rounding error of each update is added to the next one."""
 
 from typing import Generic
 
@@ -23,8 +23,7 @@ class CompensatedState(eqx.Module, Generic[State]):
 
     **Arguments:**
 
-    - `compensation`: how far the parameters are from where the updates would have taken them, like
-        the parameters and in their dtypes.
+    - `compensation`: the rounding error of the parameters, like the parameters and in their dtypes.
     - `inner_state`: the state of the inner transformation.
     """
 
@@ -42,19 +41,19 @@ def _compensate(
     dtype = wider(param.dtype, update.dtype)
     wanted = plus(cast(update, dtype), cast(compensation, dtype))
     update = narrowed(wanted, param.dtype)
-    # The very parameter that the user will have.
+    # The parameter that the user will have, bit for bit.
     x, reached = cast(param, dtype), cast(add(param, update), dtype)
     gone = minus(reached, x)
     # The second term is the rounding error of the subtraction itself: 0 unless the parameter is
     # moved by more than its own size.
     rest = plus(minus(wanted, gone), minus(x, minus(reached, gone)))
-    # A step to infinity leaves nothing to be made up for.
+    # After a step to infinity the error is 0.
     rest = jnp.where(jnp.isfinite(rest), rest, np.zeros((), dtype))
     return update, narrowed(rest, param.dtype)
 
 
 class Compensated(AbstractConstrained[CompensatedState[State]], Generic[State]):
-    r"""Remembers what rounding takes away from each update, and adds it to the next one.
+    r"""Stores the rounding error of each update, and adds it to the next update.
 
     This is Kahan's summation. With $u_t$ the inner transformation's updates and $c_t$ the
     compensation,

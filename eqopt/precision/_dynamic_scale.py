@@ -33,15 +33,15 @@ _TINY = np.finfo(np.float32).tiny
 
 
 def _float32(name: str) -> Converter:
-    # Whatever the width of hyper-parameters: a scale is a power of two, and is kept in a state.
+    # float32 even if hyper-parameters are wider: a scale is a power of two, and is kept in a state.
     convert = real(name, above=0)
     return lambda value: convert(value).astype(np.float32)
 
 
 class DynamicScaleResult(NamedTuple):
-    """What the functions that [`eqopt.precision.DynamicScale.value_and_grad`][] makes return.
+    """The result of functions made by [`eqopt.precision.DynamicScale.value_and_grad`][].
 
-    - `dynamic_scale`: the scale to go on with.
+    - `dynamic_scale`: the new scale.
     - `finite`: whether all gradients are finite, a boolean of shape `()`.
     - `aux`: the value, or `(value, aux)` with `has_aux`.
     - `grad`: the gradients, no longer scaled, in float32 or wider.
@@ -54,9 +54,9 @@ class DynamicScaleResult(NamedTuple):
 
 
 class ScaledStep(NamedTuple, Generic[Model, State]):
-    """What [`eqopt.precision.DynamicScale.scaled_step`][] returns.
+    """The result of [`eqopt.precision.DynamicScale.scaled_step`][].
 
-    - `dynamic_scale`: the scale to go on with.
+    - `dynamic_scale`: the new scale.
     - `finite`: whether all gradients were finite, a boolean of shape `()`. If not, model and state
         are as they were.
     - `model`: the new model.
@@ -73,16 +73,16 @@ class ScaledStep(NamedTuple, Generic[Model, State]):
 
 
 class DynamicScale(eqx.Module):
-    """Scales the loss, so that its gradients do not underflow in float16, and finds the scale.
+    """Scales the loss, so that its gradients do not underflow in float16, and adapts the scale.
 
-    Numbers below $6 \\cdot 10^{-8}$ are zero in float16, and many gradients are. The loss is
-    multiplied by a scale before it is differentiated, and the gradients divided by it afterwards,
-    in float32. A scale that is too large makes some of them overflow. That step is to be skipped,
-    and the scale is multiplied by `backoff_factor`; after more than `growth_interval` steps in a
-    row without an overflow it is multiplied by `growth_factor`.
+    Numbers below $6 \\cdot 10^{-8}$ are zero in float16, and many gradients are so small. The loss
+    is multiplied by a scale before it is differentiated, and the gradients divided by it
+    afterwards, in float32. A scale that is too large makes some gradients overflow. Such a step
+    must be skipped, and the scale is multiplied by `backoff_factor`; after more than
+    `growth_interval` steps in a row without an overflow it is multiplied by `growth_factor`.
 
-    `scaled_step` does the whole step; `value_and_grad` leaves it to you to skip. Both return the
-    scale to go on with.
+    `scaled_step` does the whole step; with `value_and_grad` you must skip the step yourself. Both
+    return the new scale.
 
     ```python
     import equinox as eqx, eqopt, jax, jax.numpy as jnp
@@ -107,12 +107,12 @@ class DynamicScale(eqx.Module):
 
     **Arguments:**
 
-    - `growth_factor`: by what the scale grows, at least 1.
-    - `backoff_factor`: by what it shrinks, in $(0, 1]$.
-    - `growth_interval`: how many steps without overflow come before the one at which it grows.
-    - `fin_steps`: how many there have been since it last changed, int32 of shape `()`.
+    - `growth_factor`: the factor by which the scale grows, at least 1.
+    - `backoff_factor`: the factor by which it shrinks, in $(0, 1]$.
+    - `growth_interval`: the number of steps without overflow before the step at which it grows.
+    - `fin_steps`: the number of steps without overflow since the last change, int32 of shape `()`.
     - `scale`: the scale, float32 of shape `()`.
-    - `minimum_scale`: the least that it shrinks to; `None` for no limit.
+    - `minimum_scale`: the smallest scale; `None` is no limit.
     """
 
     growth_factor: Scalar = eqx.field(converter=real("growth_factor", at_least=1), default=2.0)
@@ -133,11 +133,10 @@ class DynamicScale(eqx.Module):
         has_aux: bool = False,
         axis_name: Hashable | None = None,
     ) -> Callable[..., DynamicScaleResult]:
-        """Gives a function that computes value and gradient of `fun`, scaled on the way.
+        """Makes a function that computes value and gradient of `fun`, with the loss scaled.
 
-        It is [`eqopt.value_and_grad`][] for whole models, and does what flax's method of that name
-        does. Parameters, and the optimizer's state, are to be kept where the gradients turn out not
-        to be finite:
+        It is [`eqopt.value_and_grad`][] for whole models, and works like flax's method of that
+        name. If the gradients are not finite, keep the parameters and the optimizer's state:
 
         ```python
         import equinox as eqx, eqopt, jax, jax.numpy as jnp
@@ -157,14 +156,14 @@ class DynamicScale(eqx.Module):
         ```
 
         !!! warning
-            The loss is scaled in its own dtype, as in flax. Where that overflows in float16, the
-            value that is returned is NaN, though the loss may be finite.
+            The loss is scaled in its own dtype, as in flax. If the scaled loss overflows in
+            float16, the returned value is NaN, even if the loss is finite.
 
         **Arguments:**
 
         - `fun`, `argnums`, `has_aux`: as in [`eqopt.value_and_grad`][].
         - `axis_name`: the name of a `vmap` or `shard_map` axis over which the gradients are
-            averaged, before it is asked whether they are finite; or `None`.
+            averaged, before the check whether they are finite; or `None`.
 
         **Returns:**
 
@@ -193,8 +192,8 @@ class DynamicScale(eqx.Module):
     ) -> ScaledStep[Model, State]:
         """Does a whole step of training in one compiled program, with the loss scaled.
 
-        If a gradient overflows, model and state are returned as they were, and the optimizer is not
-        computed. Otherwise it is given the gradients in float32.
+        If a gradient overflows, model and state are returned unchanged, and the optimizer is not
+        computed. Otherwise it gets the gradients in float32.
 
         **Arguments:**
 
@@ -234,9 +233,9 @@ class DynamicScale(eqx.Module):
         return grads if axis_name is None else lax.pmean(grads, axis_name)
 
     def after(self, finite: Bool[Array, ""]) -> "DynamicScale":
-        """Gives the scale to go on with after a step whose gradients were finite, or were not."""
+        """Returns the new scale after a step, given whether its gradients were finite."""
         scale = jnp.asarray(self.scale, np.float32)
-        # Not `==`, as in flax: the interval may have been made shorter on the way.
+        # Not `==`, as in flax: the interval may have been made shorter during training.
         grows = jnp.asarray(self.fin_steps) >= jnp.asarray(self.growth_interval)
         larger = lax.min(lax.mul(scale, jnp.asarray(self.growth_factor, np.float32)), _MAX)
         smaller = lax.mul(scale, jnp.asarray(self.backoff_factor, np.float32))
@@ -275,7 +274,7 @@ class _Scaled(eqx.Module):
 
 
 def _times(value: Any, scale: Any) -> Any:
-    """The value scaled; as it is, if it is no number, which others will refuse."""
+    """The scaled value; unchanged if it is not a number, which a later check refuses."""
     if isinstance(value, float):
         value = jnp.asarray(value)
     if not checks.is_inexact(value) or not jnp.issubdtype(value.dtype, jnp.floating):
@@ -325,8 +324,8 @@ def _scaled_step(
         value, aux = objective(trained)
         return _times(value, dynamic_scale.scale), (value, aux)
 
-    # Within `jax.shard_map`, JAX's own sums over devices, as it does in `step`; a mean is of what
-    # each device has for itself.
+    # Within `jax.shard_map`, JAX itself sums over devices, as in `step`; a mean needs each device's
+    # own gradient.
     with_grad = jax.value_and_grad if axis_name is None else value_and_grad
     (_, (value, aux)), grads = with_grad(scaled, has_aux=True)(trained)
     grads = dynamic_scale.unscale(grads, axis_name)
@@ -345,7 +344,7 @@ def _scaled_step(
         updates, new = optimizer.transform(conj(grads), state, trained, context)
         return add_updates(trained, round_like(updates, trained)), new
 
-    # Selected, and never blended. What is skipped is not computed.
+    # Selected, and never blended. A skipped step is not computed.
     trained, state = lax.cond(finite, applied, lambda: (trained, state))
     model = eqx.combine(trained, rest)
     return ScaledStep(

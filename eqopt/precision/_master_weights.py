@@ -63,9 +63,9 @@ def _move(
     wide = cast(param, master.dtype)
     new = lax.add(master, cast(update, master.dtype))
     target = narrowed(new, param.dtype)
-    # By Sterbenz' lemma the difference of two parameters is one, up to a factor of two between
-    # them. Beyond that it may have to be rounded, so that the sum misses its target. What is meant
-    # is tried next; if that misses too, the master goes where the parameter goes.
+    # By Sterbenz' lemma the difference of two parameters is exact if they differ by at most a
+    # factor of two. Otherwise it may be rounded, so that the sum misses its target. The intended
+    # update is tried next; if it misses too, the master takes the parameter's value.
     exact = narrowed(lax.sub(cast(target, wide.dtype), wide), param.dtype)
     meant = narrowed(lax.sub(new, wide), param.dtype)
     update = lax.select(lax.eq(add(param, exact), target), exact, meant)
@@ -74,26 +74,25 @@ def _move(
 
 
 class MasterWeights(AbstractConstrained[MasterWeightsState[State]], Generic[State]):
-    r"""Trains half-precision parameters by way of a copy of them in float32.
+    r"""Trains half-precision parameters through a float32 copy.
 
     Neighboring numbers in bfloat16 are 0.4 to 0.8 % apart, and an update of less than half of that
-    is lost when it is added to a parameter. The masters $m$ collect what the inner transformation
-    makes of them, and the parameters are the masters rounded, to the last bit:
+    is lost when it is added to a parameter. The masters $m$ collect the inner transformation's
+    updates, and the parameters are the rounded masters, to the last bit:
 
     $$m_{t+1} = m_t + u(m_t), \qquad \theta_{t+1} = \operatorname{round}(m_{t+1}).$$
 
-    The inner transformation sees gradients and parameters in float32. An objective that it is given
-    is evaluated at its parameters rounded. Parameters in float32 or wider, and complex ones, are
-    their own masters.
+    The inner transformation sees gradients and parameters in float32. An objective is evaluated at
+    the rounded parameters. Parameters in float32 or wider, and complex ones, are their own masters.
 
-    A parameter that has been changed from outside, so that it is no longer its master rounded (a
-    projection, a restored checkpoint), is its new master.
+    If a parameter has been changed from outside, so that it is no longer its rounded master (by a
+    projection, or a restored checkpoint), it becomes the new master.
 
     !!! note
-        The updates are in the parameters' dtype. Where a parameter more than doubles, or becomes
-        less than half of what it was, in a single step, such an update cannot always say where
-        it is to go. The master then follows the parameter, and so takes that one update rounded, in
-        half precision: with an error of 0.4 % at most in bfloat16, of 0.05 % in float16.
+        The updates are in the parameters' dtype. If a parameter more than doubles, or becomes less
+        than half of its value, in a single step, such an update cannot always reach the target
+        exactly. The master then follows the parameter, and takes this one update rounded to half
+        precision: with an error of at most 0.4 % in bfloat16, and 0.05 % in float16.
 
     !!! warning
         It must see the updates as they are applied: put it around the whole optimizer, or last in a

@@ -1,4 +1,4 @@
-"""Updates that arrive in the mean."""
+"""Stochastic rounding of half-precision parameters."""
 
 from typing import Any, Generic
 
@@ -35,7 +35,7 @@ def _land(
     infinity = jnp.full_like(nearest, np.inf)
     toward = lax.select(lax.gt(rest, lax.full_like(rest, 0)), infinity, lax.neg(infinity))
     other = lax.nextafter(nearest, toward)
-    # Beyond the largest number the gap is infinite, and the chance 0.
+    # Beyond the largest number the gap is infinite, and the probability 0.
     chance = lax.div(rest, lax.sub(cast(other, dtype), cast(nearest, dtype)))
     draw = placed_like(jax.random.uniform(key, param.shape, dtype), param)
     return lax.select(lax.lt(draw, chance) & jnp.isfinite(nearest), other, nearest)
@@ -53,24 +53,23 @@ class StochasticRoundingState(eqx.Module, Generic[State]):
 
 
 class StochasticRounding(AbstractConstrained[StochasticRoundingState[State]], Generic[State]):
-    r"""Rounds half-precision parameters at random, so that the updates arrive in the mean.
+    r"""Rounds half-precision parameters at random, so that the updates are correct on average.
 
     The sum $s = \theta + u$ of parameter and update is between two neighbors $a \le s < b$ in the
     parameter's dtype. The parameter becomes
 
     $$b \text{ with probability } \frac{s - a}{b - a}, \quad\text{else } a,$$
 
-    whose expectation is $s$. To the nearest, an update of less than half the distance would be lost
-    every time. It costs no memory, and adds noise to the parameters.
+    whose expectation is $s$. With rounding to nearest, an update of less than half the distance
+    would be lost every time. It costs no memory, and adds noise to the parameters.
 
-    `update` must be given a PRNG `key`, a new one at each step; `fit(..., key=key)` does it, and
-    `step(..., key=key)` hands it to the objective as well, if that takes one. Parameters in float32
-    or wider are rounded to the nearest, and want no key.
+    `update` must be given a PRNG `key`, a new one at each step. `fit(..., key=key)` does this;
+    `step(..., key=key)` also passes the key to the objective, if it takes one. Parameters in
+    float32 or wider are rounded to nearest, and need no key.
 
     !!! note
-        The updates are in the parameters' dtype. Where a parameter more than doubles, or becomes
-        less than half of what it was, in a single step, the update is itself rounded, to the
-        nearest.
+        The updates are in the parameters' dtype. If a parameter more than doubles, or becomes less
+        than half of its value, in a single step, the update itself is rounded to nearest.
 
     !!! warning
         It must see the updates as they are applied: put it around the whole optimizer, or last in a
@@ -114,7 +113,7 @@ class StochasticRounding(AbstractConstrained[StochasticRoundingState[State]], Ge
         out, inner_state = self.inner.transform(updates, state.inner_state, params, context)
         leaves, treedef = checks.flatten(params)
         changes: list[object] = treedef.flatten_up_to(out)
-        # The objective, and what is inside, may have made use of the key itself.
+        # The objective and the inner transformation may have used the key itself.
         keys = _Keys(context, self)
         for i, (x, u) in enumerate(zip(leaves, changes, strict=True)):
             if u is not None and is_half(x):
@@ -125,7 +124,7 @@ class StochasticRounding(AbstractConstrained[StochasticRoundingState[State]], Ge
 
 
 class _Keys:
-    """A key for each leaf, from the one that the user gave; an error only once one is asked for."""
+    """A key for each leaf, from the user's key; raises only when a key is needed."""
 
     def __init__(self, context: Context, owner: object) -> None:
         self.context, self.owner = context, owner
@@ -138,7 +137,7 @@ class _Keys:
 def apply_updates_stochastically(params: Model, updates: PyTree, key: object) -> Model:
     """Adds updates to a model, each sum rounded at random to a number of the parameter's dtype.
 
-    Half-precision parameters arrive where the updates take them in the mean (see
+    For half-precision parameters the sum is correct on average (see
     [`eqopt.precision.StochasticRounding`][]); for all others it is [`eqopt.apply_updates`][].
 
     **Arguments:**

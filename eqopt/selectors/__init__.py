@@ -1,4 +1,4 @@
-"""Selectors: which leaves of a model something is for.
+"""Selectors: choices of parameters of a model.
 
 Begin with `ByPath("**.weight")`, `ByNdim(2)`, `ByType(eqx.nn.Linear)` or `Where(lambda model:
 ...)`. They combine with `&`, `|` and `~`. To write one, begin with `AbstractSelector`.

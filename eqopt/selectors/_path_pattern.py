@@ -29,10 +29,10 @@ def matches(pattern: Pattern, names: Sequence[str]) -> list[bool]:
 
 
 def no_match(pattern: Pattern, names: Sequence[str]) -> str:
-    """Says that a pattern matches no path, and what may have been meant."""
+    """Says that a pattern matches no path, and suggests similar ones."""
     text = pattern if isinstance(pattern, str) else pattern.pattern
     parts = [f"{text!r} matches the path of no parameter"]
-    # What people write for a part of the model, or for the last name of a path.
+    # Common mistakes: a part of the model, or only the last name of a path.
     meant = [f"{text}.**", f"**.{text}", f"**.{text}.**"] if isinstance(pattern, str) else []
     parts += [f"{x!r} would match" for x in meant if any(matches(x, names))][:1]
     plain = re.sub(r"[^\w.]+", ".", text).strip(".")

@@ -21,11 +21,11 @@ from . import _path_pattern
 class AbstractSelector(eqx.Module):
     """Chooses some of the parameters of a model.
 
-    Selectors combine: `a & b`, `a | b`, `~a`. Wherever a mask may stand, a selector may.
+    Selectors combine: `a & b`, `a | b`, `~a`. Every argument that takes a mask takes a selector.
     """
 
-    # Selectors are keys of dictionaries. Every Module is hashable, which type checkers believe of
-    # those classes only that define `__hash__` themselves.
+    # Selectors are keys of dictionaries. Every Module is hashable, but type checkers accept only
+    # classes that define `__hash__` themselves.
 
     @abc.abstractmethod
     def select(self, params: PyTree) -> PyTree[bool]:
@@ -52,7 +52,7 @@ class ByPath(AbstractSelector):
     r"""Chooses parameters by their path.
 
     A parameter's path is written with dots: `layers.0.weight`, for lists and dictionaries too.
-    Brackets are taken for dots, so paths can be copied from an error message: `layers[0].weight`.
+    Brackets are read as dots, so paths can be copied from an error message: `layers[0].weight`.
 
     **Arguments:**
 
@@ -62,7 +62,7 @@ class ByPath(AbstractSelector):
         searched for anywhere in the path.
     - `must_match`: whether a pattern that matches no path is an error.
 
-    Raises a `ValueError` with patterns and paths that are near, if it matches nothing.
+    Raises a `ValueError` with similar patterns and paths, if it matches nothing.
     """
 
     pattern: str | re.Pattern[str] = eqx.field(static=True)
@@ -89,11 +89,11 @@ class ByType(AbstractSelector):
     **Arguments:**
 
     - `*types`: such as `eqx.nn.LayerNorm, eqx.nn.Embedding`. Subclasses count.
-    - `must_match`: whether it is an error if the model has no module of these types. It is none by
-        default, unlike for a path: a type cannot be misspelt, and "all but the norms" is right for
-        a model without norms too.
+    - `must_match`: whether it is an error if the model has no module of these types. By default it
+        is not, unlike for a path: a type cannot be misspelt, and "all except the norms" is right
+        for a model without norms too.
 
-    Raises a `ValueError` with the types that there are, if one must match and none does.
+    Raises a `ValueError` with the types in the model, if a match is required and there is none.
     """
 
     types: tuple[type, ...] = eqx.field(static=True)
@@ -164,8 +164,8 @@ class Where(AbstractSelector):
 
     **Arguments:**
 
-    - `where`: from the model to one of its parts, or to several in a tuple or list:
-        `Where(lambda model: model.layers[-1])`. Whatever lies within the parts is chosen.
+    - `where`: a function from the model to a part of it, or to several in a tuple or list:
+        `Where(lambda model: model.layers[-1])`. All parameters within the parts are chosen.
     - `must_match`: whether parts without a parameter are an error.
     """
 
@@ -181,8 +181,8 @@ class Where(AbstractSelector):
 
     def select(self, params: PyTree) -> PyTree[bool]:
         leaves, treedef = checks.flatten(params)
-        # Each leaf is replaced by its own number, so that leaves that are one object, or `None`,
-        # can be told apart in what `where` returns.
+        # Each leaf is replaced by its own number, so that leaves that are the same object, or
+        # `None`, can be distinguished in the result of `where`.
         numbered = treedef.unflatten([_Number(i) for i in range(len(leaves))])
         found = jax.tree.leaves(self.where(numbered))
         strangers = [x for x in found if not isinstance(x, _Number)]
@@ -200,14 +200,14 @@ class Where(AbstractSelector):
 
 
 class _Number:
-    """A leaf that knows its place."""
+    """A leaf with its place."""
 
     def __init__(self, index: int) -> None:
         self.index = index
 
 
 class And(AbstractSelector):
-    """Chooses what every one of its selectors chooses; written `a & b`.
+    """Chooses the parameters that all its selectors choose; written `a & b`.
 
     **Arguments:**
 
@@ -227,7 +227,7 @@ class And(AbstractSelector):
 
 
 class Or(AbstractSelector):
-    """Chooses what at least one of its selectors chooses; written `a | b`.
+    """Chooses the parameters that at least one of its selectors chooses; written `a | b`.
 
     **Arguments:**
 
@@ -247,7 +247,7 @@ class Or(AbstractSelector):
 
 
 class Not(AbstractSelector):
-    """Chooses what its selector does not; written `~a`.
+    """Chooses the parameters that its selector does not choose; written `~a`.
 
     **Arguments:**
 
@@ -282,7 +282,7 @@ def _combine(
 
 
 class FunctionSelector(AbstractSelector):
-    """Chooses by a function of the parameters; what a plain function becomes as a mask.
+    """Chooses by a function of the parameters. A plain function given as a mask is wrapped in it.
 
     **Arguments:**
 
@@ -299,7 +299,7 @@ class FunctionSelector(AbstractSelector):
 
 
 class TreeSelector(AbstractSelector):
-    """Chooses by a tree of booleans; what a mask becomes.
+    """Chooses by a tree of booleans. A tree given as a mask is wrapped in it.
 
     The tree may be a prefix of the parameters (one boolean for a whole layer), and may be a Module
     that holds booleans, also a callable one.
@@ -329,8 +329,8 @@ class TreeSelector(AbstractSelector):
 
 
 def _boolean(tree: PyTree, index: int, x: object) -> bool | None:
-    # Leaves that are no booleans may only stand where the model has no parameter either: a mask
-    # made by mapping over a whole model still has its activation functions, and `None`.
+    # Other leaves than booleans are allowed only where the model has no parameter: a mask made by
+    # mapping over a whole model still has its activation functions, and `None`.
     if isinstance(x, Tracer):
         raise TypeError(f"`{checks.paths('mask', tree)[index]}` is traced; masks are static")
     if isinstance(x, bool | np.bool_):
@@ -354,7 +354,7 @@ def _stands_for(chosen: object, part: object) -> bool:
         raise TypeError("a mask must not depend on the parameters' values, only on their shapes")
     if not isinstance(chosen, bool | np.bool_ | None):
         raise TypeError(f"a mask must hold True or False; it holds {checks.describe(chosen)}")
-    # Not "no": a hole in a mask where there is a parameter is more often a mistake.
+    # Not read as `False`: a `None` in a mask in the place of a parameter is more often a mistake.
     return chosen is not None or not jax.tree.leaves(part)
 
 
