@@ -136,9 +136,9 @@ def map_params(
     assert eqopt.tree.get(placed, "mu") == specs
     ```
 
-    A part is found by its structure: that of the parameters, with inexact arrays, or `None` for
-    parameters that are masked out. The arrays may be of other shapes than the parameters, such as
-    those of Adafactor. Where the parameters are a single array, all inexact arrays of its shape are
+    A part is found by its structure: the structure of the parameters, with inexact arrays, or
+    `None` for parameters that are masked out. The arrays may have other shapes than the parameters,
+    as in Adafactor. If the parameters are a single array, all inexact arrays of its shape are
     parts.
 
     **Arguments:**

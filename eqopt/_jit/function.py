@@ -120,7 +120,7 @@ class StaticFunction:
             left = self.read()
         if left is not None:
             old = dict(left) | {name: token for name, (token, _) in grown.items()}
-            # The key before the trace is recomputed too, because callbacks are known only now.
+            # The key before the trace gets an alias too, because callbacks are known only now.
             learned.aliases[tuple(x for x in old.items() if x[1] is not None)] = self.key
             learned.aliases[left] = self.key
 

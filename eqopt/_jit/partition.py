@@ -2,8 +2,8 @@
 
 In: any PyTree. Out: a `Partitioned`: a list of arrays, and a `StaticPart` (the structure and the
 leaves that are not arrays), which is one object for all equal trees, so that comparing is cheap.
-`Flat` keeps a tree in this form between calls. The file exists for speed: a step calls it for
-each tree, and Equinox's `partition` and `combine` take several times as long.
+`Flat` keeps a tree in this form between calls. It exists because a step must find its compiled
+program without comparing the structures of several trees leaf by leaf.
 """
 
 import dataclasses

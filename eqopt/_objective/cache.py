@@ -181,7 +181,7 @@ def check_aux_fits(aux: PyTree, cache: Cache) -> None:
         raise ValueError(_NO_PLACE)
     if not _alike(aux, cache.evaluation.aux):
         raise ValueError(
-            "the objective's aux is not like that which it returned in `init`.\n"
+            "the objective's aux differs from the aux that it returned in `init`.\n"
             f"init: {_kinds(cache.evaluation.aux)}\nnow: {_kinds(aux)}"
         )
 

@@ -77,7 +77,7 @@ def _only_inexact(like: PyTree) -> None:
     for name, x in zip(checks.paths("aux", like), leaves, strict=True):
         if x is not None and not jnp.issubdtype(x.dtype, np.inexact):
             raise TypeError(
-                f"`{name}` is {x.dtype}, of which there is no mean; "
+                f"`{name}` is {x.dtype}, which has no mean; "
                 "`eqopt.options.SumAccumulator` and `eqopt.options.StackAccumulator` take it"
             )
 
@@ -249,8 +249,8 @@ class _MicroGrad(eqx.Module):
         num, rest = divmod(num_examples, self.size)
         if rest or not num:
             raise ValueError(
-                f"there are {num_examples} examples, and `microbatch_size` is {self.size}, of "
-                "which that is no multiple"
+                f"there are {num_examples} examples, and `microbatch_size` is {self.size}; the "
+                "number of examples must be a multiple of it"
             )
         batches = [
             x if axis is None else _fold(x, axis, num) for x, axis in zip(args, axes, strict=True)

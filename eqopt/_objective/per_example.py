@@ -63,7 +63,7 @@ def batch_size(batches: Sequence[tuple[str, object, int]], hint: str = "") -> in
                     )
                 sizes[name] = x.shape[axis]
     if not sizes:
-        raise ValueError("there is no batch: nothing but what is differentiated has arrays")
+        raise ValueError("there is no batch: only the differentiated arguments have arrays")
     first = next(iter(sizes))
     for name, size in sizes.items():
         if size != sizes[first]:

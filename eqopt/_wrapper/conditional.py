@@ -56,7 +56,7 @@ class ConditionallyTransform(
 
     def __check_init__(self) -> None:
         _check_fields(self)
-        why = "at the other steps the updates pass it by. `ConditionallyMask` lets none pass"
+        why = "at the other steps the updates pass it by; with `ConditionallyMask` they are 0"
         check_nesting(self, self.inner, {Requirement.MOVES: why})
 
     def init_state(self, params: Params, context: Context) -> ConditionallyTransformState[State]:

@@ -110,14 +110,14 @@ class SAM(AbstractConstrained[SAMState[_Outer, _Inner]], Generic[_Outer, _Inner]
     def __check_init__(self) -> None:
         check_transformation("optimizer", self.optimizer)
         check_transformation("adv_optimizer", self.adv_optimizer)
-        why = "the gradients are those of where the adversary went"
+        why = "the gradients are taken at the adversary's point"
         check_nesting(
             self, self.optimizer, dict.fromkeys((Requirement.OBJECTIVE, Requirement.POINT), why)
         )
         if not self.opaque_mode:
-            why = "the way back from where the adversary went is rounded. Put it around"
+            why = "the way back from the adversary's point is rounded. Put it around"
             check_nesting(self, self.optimizer, {Requirement.EXACT: why})
-        why = "where the adversary goes, nobody stays. It is for the optimizer"
+        why = "the parameters do not stay at the adversary's points. It is for the optimizer"
         check_nesting(self, self.adv_optimizer, dict.fromkeys(Requirement, why))
 
     def requirements(self) -> frozenset[Requirement]:
