@@ -3,11 +3,11 @@
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
 
 from .._base.converters import decay_factor, non_negative, optional, steps, to_dtype
 from .._base.types import Scalar, Steps
 from .._schedule.base import AbstractSchedule, as_real, as_steps
-from .._schedule.warmup import WarmupConstant
 from .._transform.basic import Identity
 from .._transform.decay import AddDecayedWeights
 from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
@@ -22,13 +22,19 @@ _AdamWState = ScheduleFreeState[
 ]
 
 
+class _Warmup(AbstractSchedule):
+    """The rate times `min((count + 1) / warmup_steps, 1)`: the first step already has a rate."""
+
+    learning_rate: Scalar
+    warmup_steps: Steps
+
+    def at(self, count: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
+        num_steps = as_real(jnp.maximum(as_steps(self.warmup_steps), 1))
+        return as_real(self.learning_rate) * jnp.minimum(as_real(count + 1) / num_steps, 1)
+
+
 def _rate(learning_rate: Scalar, warmup_steps: Steps | None) -> Scalar | AbstractSchedule:
-    """The rate times `min((count + 1) / warmup_steps, 1)`: the first step has a rate already."""
-    if warmup_steps is None:
-        return learning_rate
-    num_steps = jnp.maximum(as_steps(warmup_steps), 1)
-    first = as_real(learning_rate) / as_real(num_steps)
-    return WarmupConstant(init_value=first, peak_value=learning_rate, warmup_steps=num_steps - 1)
+    return learning_rate if warmup_steps is None else _Warmup(learning_rate, warmup_steps)
 
 
 class ScheduleFreeSGD(AbstractOptimizer[_SGDState]):
