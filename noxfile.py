@@ -35,6 +35,7 @@ LEAN = (
     "jit/test_compile_counts.py",
     "repo/test_docs.py",
     "jit/test_compiled_call.py",
+    "jit/test_functions_that_call_back.py",
     "train/test_fit.py",
     "wrapper/test_flatten.py",
     "repo/test_house.py",
