@@ -44,6 +44,8 @@ class _Learned:
 
 
 _learned: dict[Any, _Learned] = {}
+# The latest plain function of each code.
+_plain: dict[Any, "KeyedFunction"] = {}
 
 
 class StaticFunction:
@@ -58,6 +60,7 @@ class StaticFunction:
         self.reason, self.has_arrays = "", False
         self.after: Key | None = None
         self.captured: tuple[object, ...] = ()
+        self.is_current: Callable[[], bool] | None = None
         try:
             self.ref: Callable[[], Any] = weakref.ref(fn)
         except TypeError:
@@ -80,9 +83,19 @@ class StaticFunction:
             self.reason = f"reading it raises {type(error).__name__}: {error}"
             return None
         self.has_arrays, self.captured = reader.has_arrays, tuple(reader.captured)
+        self.is_current = reader.is_current if reader.is_plain else None
         if self.captured:
             self.reason = "it reads an array that is traced by another transformation"
         return key
+
+    def serves(self, fn: Function) -> bool:
+        """Whether this is the key of `fn`, which is plain and reads the same objects as before."""
+        return (
+            self.ref() is fn
+            and self.key is not None
+            and self.is_current is not None
+            and self.is_current()
+        )
 
     def __eq__(self, other: object) -> bool:
         if self is other or not isinstance(other, StaticFunction):
@@ -188,15 +201,24 @@ def key_function(fn: Function) -> KeyedFunction:
     """Gives a function its key."""
     if isinstance(fn, KeyedFunction):
         return fn
-    if len(_learned) > _MAX_REMEMBERED:
-        _learned.pop(next(iter(_learned)), None)
+    code = getattr(fn, "__code__", None)  # other callable objects have none
+    keyed = _plain.get(code)
+    if keyed is not None and keyed.static.serves(fn):
+        return keyed
+    for remembered in (_learned, _plain):
+        if len(remembered) > _MAX_REMEMBERED:
+            remembered.pop(next(iter(remembered)), None)
     static = StaticFunction(fn)
-    return KeyedFunction(static, static.captured)
+    keyed = KeyedFunction(static, static.captured)
+    if static.is_current is not None:
+        _plain[code] = keyed
+    return keyed
 
 
 def forget() -> None:
     """Forgets all functions, as `jax.clear_caches` forgets all programs."""
     _learned.clear()
+    _plain.clear()
 
 
 def is_unknown(fn: Function) -> bool:

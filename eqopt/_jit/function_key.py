@@ -49,6 +49,8 @@ _ROOTS += (os.path.join(os.path.dirname(os.path.dirname(__file__)), ""), "<froze
 
 _INSTALLED = {"site-packages", "dist-packages"}
 
+_MISSING = object()
+
 # The names of all things that a function reads, each with a token.
 Key = tuple[tuple[str, Any], ...]
 
@@ -108,6 +110,10 @@ def _is_package(module: Any) -> bool:
     return _is_in_package(file) if file else module.partition(".")[0] in sys.stdlib_module_names
 
 
+def _is_bare(fn: types.FunctionType) -> bool:
+    return not (fn.__closure__ or fn.__defaults__ or fn.__kwdefaults__ or fn.__dict__)
+
+
 def _is_users(x: Any) -> bool:
     return isinstance(x, types.FunctionType) and not _is_in_package(x.__code__.co_filename)
 
@@ -142,12 +148,16 @@ class Reader:
     - `written`: the names of things that callbacks were seen to change. Their content is not read.
     - `captured`: the tracers that the function reads: data of another program.
     - `has_arrays`: whether it reads arrays, which are constants of its program.
+    - `is_plain`: whether it reads nothing but packages, constants, and functions that read no more.
     """
 
     def __init__(self, calls_back: bool, written: set[str]) -> None:
         self.calls_back, self.written = calls_back, written
         self.captured: list[Tracer] = []
         self.has_arrays = False
+        self.is_plain = True
+        self.functions: list[tuple[types.FunctionType, types.CodeType]] = []
+        self.globals: list[tuple[dict[str, object], str, object]] = []
         self.tokens: dict[str, Any] = {}
         self.seen: dict[Any, str] = {}
         self.alive: list[object] = []  # all objects that were read, so that no `id` is used twice
@@ -163,6 +173,16 @@ class Reader:
             for owner in list(self.owners):
                 self.read_attributes(*owner)
         return tuple(self.tokens.items())
+
+    def is_current(self) -> bool:
+        """Whether a plain function still reads the very objects that it has read: a quick look."""
+        for fn, code in self.functions:
+            if fn.__code__ is not code or not _is_bare(fn):
+                return False
+        for scope, name, x in self.globals:
+            if scope.get(name, _MISSING) is not x:
+                return False
+        return self.is_plain
 
     def read_attributes(
         self, attributes: Mapping[str, object], name: str, done: set[str], reflects: bool
@@ -189,13 +209,17 @@ class Reader:
             self.read_object(x, name)
 
     def read_object(self, x: Any, name: str) -> None:
-        cls = type(x)
         if name in self.written or _is_known(x):
             self.tokens[name] = Identity(x)
             self.named.add(getattr(x, "__name__", ""))  # `getattr` by another name
         elif isinstance(x, types.FunctionType):
             self.read_function(x, name)
-        elif isinstance(x, Tracer):
+        else:
+            self.is_plain = False
+            self.read_other(x, name)
+
+    def read_other(self, x: Any, name: str) -> None:
+        if isinstance(x, Tracer):
             if not trace_state_clean():  # else an earlier trace left it behind
                 self.captured.append(x)
             self.tokens[name] = x.shape, x.dtype
@@ -203,7 +227,8 @@ class Reader:
             self.has_arrays = True
             self.tokens[name] = Identity(x)
         elif isinstance(x, Iterator) and not isinstance(x, io.IOBase):
-            raise UnreadableError(f"{described(name)} is a {cls.__name__}, which changes when read")
+            kind = type(x).__name__
+            raise UnreadableError(f"{described(name)} is a {kind}, which changes when read")
         elif self.calls_back and not isinstance(x, _IMMUTABLE):
             self.tokens[f"the identity of {name}"] = Identity(x)
             self.read_content(x, name)
@@ -235,6 +260,8 @@ class Reader:
 
     def read_function(self, fn: types.FunctionType, name: str) -> None:
         code = fn.__code__
+        self.functions.append((fn, code))
+        self.is_plain = self.is_plain and _is_bare(fn)
         self.tokens[name] = code
         if not _is_in_package(code.co_filename):
             self.read_globals(fn)
@@ -257,6 +284,7 @@ class Reader:
             raise UnreadableError(f"`{fn.__name__}` calls `{name}`, which may read anything")
         self.named.update(names)
         for name in names:
+            self.globals.append((scope, name, scope.get(name, _MISSING)))
             # A name that is not a global may be a module that the function imports.
             within = f"{scope.get('__package__') or ''}.{name}"
             x = scope[name] if name in scope else sys.modules.get(name, sys.modules.get(within))
