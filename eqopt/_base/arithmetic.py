@@ -54,7 +54,7 @@ def plus(x: Array, y: Array) -> Array:
     """`x + y`."""
     if x.dtype == y.dtype:
         return lax.add(x, y)
-    return plus(_complex(x), _complex(y))
+    return lax.add(_complex(x), _complex(y))
 
 
 def minus(x: Array, y: Array) -> Array:

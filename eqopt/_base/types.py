@@ -28,11 +28,11 @@ TreeDef: TypeAlias = Any
 
 Function: TypeAlias = Callable[..., Any]
 
-# What a function of the user's is called with.
+# The arguments of a user's function.
 Args: TypeAlias = tuple[Any, ...]
 Kwargs: TypeAlias = dict[str, Any]
 
-# The leaves of a tree, of whatever type, with `None` for what is not there.
+# The leaves of a tree, of any type; `None` stands for a leaf that is missing.
 Leaves: TypeAlias = list[Any]
 
 Tree = TypeVar("Tree")

@@ -118,9 +118,9 @@ class StaticFunction:
         learned, after, self.after = self.learned, self.after, None
         if signature is not None:
             self._count(signature)
-        if not (self.own and self.key and after):
+        if self.own is None or self.key is None:
             return
-        if not has_grown(self.own, after):
+        if not after or not has_grown(self.own, after):
             self.key = None  # the program may have read either value: it serves no other call
             return
         left, grown = after, changes(self.own, after)
@@ -201,7 +201,7 @@ def key_function(fn: Function) -> KeyedFunction:
     """Gives a function its key."""
     if isinstance(fn, KeyedFunction):
         return fn
-    code = getattr(fn, "__code__", None)  # other callable objects have none
+    code = fn.__code__ if isinstance(fn, types.FunctionType) else None
     keyed = _plain.get(code)
     if keyed is not None and keyed.static.serves(fn):
         return keyed
@@ -210,7 +210,7 @@ def key_function(fn: Function) -> KeyedFunction:
             remembered.pop(next(iter(remembered)), None)
     static = StaticFunction(fn)
     keyed = KeyedFunction(static, static.captured)
-    if static.is_current is not None:
+    if code is not None and static.is_current is not None:
         _plain[code] = keyed
     return keyed
 

@@ -46,7 +46,6 @@ _UNUSED = {"__init__", "__new__", "__post_init__", "__repr__", "__str__", "__eq_
 _PLACES = ("stdlib", "platstdlib", "purelib", "platlib")
 _ROOTS = tuple({os.path.join(sysconfig.get_path(x), "") for x in _PLACES})
 _ROOTS += (os.path.join(os.path.dirname(os.path.dirname(__file__)), ""), "<frozen ")
-
 _INSTALLED = {"site-packages", "dist-packages"}
 
 _MISSING = object()
@@ -119,7 +118,7 @@ def _is_users(x: Any) -> bool:
 
 
 def _is_known(x: Any) -> bool:
-    """Whether a package has the function under the function's own name."""
+    """Whether it is a package's module, or what a package has under the object's own name."""
     if isinstance(x, types.ModuleType):
         return _is_package(x.__name__)
     if not callable(x) or not _is_package(type(x).__module__):

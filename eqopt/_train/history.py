@@ -32,8 +32,8 @@ class History(eqx.Module):
         of `num_steps`; PRNG keys become one [`eqopt.states.KeyData`][] with that axis. A leaf that
         is not an array, such as a string or a function, and is the same at every step, is kept as
         returned. Any other leaf is a list of its values at each step, for example an array as long
-        as the batch if the last batch is shorter. If the structure of `aux` changes, all of `aux`
-        is such a list.
+        as the batch if the last batch is shorter. If the structure of `aux` changes, `aux` is a
+        list of its values.
     """
 
     loss: np.ndarray

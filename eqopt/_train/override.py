@@ -62,7 +62,7 @@ def override(transformation: _Transformation, changes: dict[str, Any]) -> _Trans
         if slot.path in new:
             raise TypeError(f"`{slot.name}` is given twice")
         if slot.holds_scheduled:
-            raise TypeError(f"`{name}` is a schedule, of which `Scheduled` sets a number")
+            raise TypeError(f"`{name}` is a schedule, and `Scheduled` sets one of its numbers")
         new[slot.path] = _converted(slot, name, value)
         new.update({path: Constant(new[slot.path]) for path in slot.schedules})
     found, treedef = jax.tree_util.tree_flatten_with_path(

@@ -165,7 +165,7 @@ def _column(rule: Rule, name: str, updates: PyTree, leaves: Leaves, treedef: Tre
             faults = [
                 f"`{names[i]}` is {checks.describe(found[i])}; the update has shape "
                 f"{leaves[i].shape}"
-                + ("" if rule.shapes is None else f", for which it is {shapes[i]} here")
+                + ("" if rule.shapes is None else f", so it must be {shapes[i]}")
                 for i in wrong
             ]
             raise ValueError(checks.listed(faults))

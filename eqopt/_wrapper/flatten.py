@@ -96,9 +96,9 @@ def _layout(params: Params) -> _Layout:
 
 
 def _joined(parts: list[Any]) -> Array | None:
-    """Concatenates vectors, with zeros for those of which only the size is known.
+    """Concatenates vectors. An integer stands for so many zeros.
 
-    If only sizes are known, there is no vector.
+    If there are only integers, the result is `None`.
     """
     known = [x for x in parts if not isinstance(x, int)]
     if not known:

@@ -230,7 +230,7 @@ def test_the_value_in_minimize_is_that_of_jit():
     large = np.int64(2**31 + 5)
 
     def fn(p: Array) -> Array:
-        return jnp.sum(p**2) + jnp.asarray(int(large) % 1000, FLOAT)
+        return jnp.sum(p**2) + jnp.asarray(large % 1000, FLOAT)
 
     solution = eqopt.minimize(fn, eqopt.BFGS(), P)
     np.testing.assert_array_equal(solution.value, jax.jit(fn)(solution.params))

@@ -308,6 +308,20 @@ def test_a_callback_that_is_run_after_all() -> None:
     set_list(0)
 
 
+def test_a_function_that_can_no_longer_be_compared_is_traced_again() -> None:
+    mine: dict[str, Any] = {}
+
+    def fn(p: Array) -> Array:
+        mine["stream"] = iter([1.0])
+        return squares(p)
+
+    door = Door()
+    for _ in range(2):
+        mine.clear()
+        door.check(fn)
+    assert door.num_traces == 2
+
+
 def test_what_one_function_changes_is_read_by_another() -> None:
     mine, other = Settings(), Settings()
 

@@ -110,7 +110,7 @@ def test_an_override_has_the_last_word_over_scheduled():
     )
     optimizer = Optimizer.create(within, tree())
     message = complaint(TypeError, optimizer.apply_gradient, tree(5), learning_rate=0.1)
-    assert "is a schedule, of which `Scheduled` sets a number" in message
+    assert "is a schedule, and `Scheduled` sets one of its numbers" in message
 
 
 NAMED = eqopt.NamedChain(clip=eqopt.ClipByGlobalNorm(1.0), opt=eqopt.AdamW(0.1))

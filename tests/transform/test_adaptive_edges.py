@@ -153,10 +153,10 @@ def test_the_memory_of_a_matrix_is_two_vectors():
 def test_a_state_of_other_sizes_is_refused():
     params = {"w": jnp.ones((4, 3), FLOAT)}
     state = eqopt.ScaleByFactoredRMS(min_dim_size_to_factor=2).init(params)
-    with pytest.raises(ValueError, match=r"`state.v_row\['w'\]`.*\(4, 3\), for which it is None"):
+    with pytest.raises(ValueError, match=r"`state.v_row\['w'\]`.*\(4, 3\), so it must be None"):
         eqopt.ScaleByFactoredRMS().update(params, state, params)
     wide = {"w": jnp.ones((5, 3), FLOAT)}
-    with pytest.raises(ValueError, match=r"`state.v_col\['w'\]`.*\(5, 3\), for which it is \(5,\)"):
+    with pytest.raises(ValueError, match=r"`state.v_col\['w'\]`.*\(5, 3\), so it must be \(5,\)"):
         eqopt.ScaleByFactoredRMS(min_dim_size_to_factor=2).update(wide, state, wide)
 
 
