@@ -42,7 +42,7 @@ from ._wrapper.multi_steps import (
 from .interop._optax import as_optax as as_optax, from_optax as from_optax
 
 # To convergence.
-from ._minimize.loop import MinimizeResult as MinimizeResult
+from ._minimize.convergence import MinimizeResult as MinimizeResult
 from ._minimize.minimize import minimize as minimize, Solution as Solution
 from ._optimizer.nonlinear_cg import NonlinearCG as NonlinearCG
 from ._optimizer.polyak import PolyakSGD as PolyakSGD

@@ -5,7 +5,7 @@ trial of a line search is a round: under `vmap`, nested loops would wait for the
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from .._base import checks
 from .._base.converters import float_dtype
 from .._base.ravel import Ravel
-from .._base.trees import add_updates, all_finite, conj, inner, select, zeros_exactly_like
+from .._base.trees import add_updates, conj, select, zeros_exactly_like
 from .._base.types import Params, Updates
 from .._base.xla import going_on
 from .._objective.cache import evaluate, filled, LinesearchState, searches
@@ -31,10 +31,12 @@ from ..linesearch._base import (
     FAIL,
     Line,
     LinesearchInfo,
+    LinesearchResult,
     outcome,
     scaled,
     TRY,
 )
+from .convergence import ended, largest, MinimizeResult, Move, Progress, Tolerances
 from .search_chain import (
     commutes_with_ravel,
     last_search,
@@ -44,70 +46,29 @@ from .search_chain import (
 )
 
 
-class MinimizeResult(eqx.Enumeration):
-    """How [`eqopt.minimize`][] ended."""
-
-    successful = "Converged: no entry of the gradient is larger than `gtol`."
-    small_decrease = "The objective hardly decreases any more (`ftol`)."
-    small_step = "The parameters hardly change any more (`xtol`)."
-    precision = (
-        "The objective cannot be decreased further in its floating-point precision; the gradient "
-        "is still larger than `gtol`."
-    )
-    max_steps = "`max_steps` steps were taken. Allow more, or scale the parameters alike."
-    max_evals = "The objective was evaluated `max_evals` times. Allow more."
-    no_decrease = (
-        "No step was found that decreases the objective. Is its gradient right (`jax.test_util."
-        "check_grads`), and is it smooth and deterministic?"
-    )
-    nonfinite = (
-        "The objective or its gradient is not finite at the first parameters, or it has no lower "
-        "bound. Start elsewhere, or look for the NaN by `jax.config.update('jax_debug_nans', True)`"
-    )
-
-
-CONVERGED = (
-    MinimizeResult.successful,
-    MinimizeResult.small_decrease,
-    MinimizeResult.small_step,
-    MinimizeResult.precision,
-)
-
-
-class Tolerances(NamedTuple):
-    """When to stop; see `minimize`."""
-
-    gtol: Any
-    ftol: Any
-    xtol: Any
-    max_steps: Any
-    max_evals: Any
-
-
 class MinimizeCarry(eqx.Module):
     """The state of the loop.
 
     **Arguments:**
 
-    - `params`, `evaluation`: the best point, and the objective there.
+    - `params`, `evaluation`: the latest point, and the objective there.
+    - `best`: the lowest point and its evaluation; `None` with a search, whose points go down.
     - `state`: the optimizer's state.
-    - `search`: the line search that runs from there, or `None`.
-    - `num_steps`, `num_evals`, `num_failures`: steps, evaluations, and failed searches in a row.
-    - `lowest`, `best_grad_norm`, `num_idle`: the lowest value and gradient, and steps since either.
+    - `search`: the search under way from there, or `None`.
+    - `num_steps`, `num_evals`: the numbers of steps and of evaluations.
+    - `progress`: what the tests of convergence know.
     - `result`, `done`: how the loop ended, if it has.
     - `values`: the value after each step, or `None`.
     """
 
     params: Params
     evaluation: AnyEvaluation
+    best: tuple[Params, AnyEvaluation] | None
     state: PyTree
     search: "_Search | None"
     num_steps: Int[Array, ""]
     num_evals: Int[Array, ""]
-    num_failures: Int[Array, ""]
-    lowest: Float[Array, ""]
-    best_grad_norm: Float[Array, ""]
-    num_idle: Int[Array, ""]
+    progress: Progress
     result: Any
     done: Bool[Array, ""]
     values: Float[Array, " steps+1"] | None
@@ -159,21 +120,23 @@ def _descend(
     d = MinimizeCarry(
         params=params,
         evaluation=evaluation,
+        best=None,
         state=state,
         search=None,
         num_steps=zero,
         num_evals=zero,
-        num_failures=zero,
-        lowest=jnp.full((), np.inf, dtype),
-        best_grad_norm=jnp.full((), np.inf, dtype),
-        num_idle=zero,
+        progress=Progress.start(params),
         result=jax.tree.map(jnp.asarray, MinimizeResult.successful),
         done=jnp.asarray(False),
         values=None if history is None else jnp.full(history + 1, np.inf, dtype),
     )
     linesearch = last_search(optimizer)
     if linesearch is None:
+        highest = dataclasses.replace(evaluation, value=jnp.full((), np.inf, dtype))
+        d = dataclasses.replace(d, best=(params, highest))
         d = lax.while_loop(_going, lambda d: _step(task, d), d)
+        best: Any = d.best
+        d = dataclasses.replace(d, params=best[0], evaluation=best[1], best=None)
     else:
         d = _descend_by_search(task, linesearch, d)
     found = d.evaluation
@@ -208,24 +171,41 @@ class Problem(eqx.Module):
 
 
 def _step(task: Problem, d: MinimizeCarry) -> MinimizeCarry:
-    """One step of an optimizer that does not end in a line search."""
-    found, _, num_evals = evaluate(task.objective, d.params, d.state)
-    found = Evaluation(found.value.astype(float_dtype()), found.grad, found.aux)
-    d = eqx.tree_at(lambda d: d.num_evals, d, d.num_evals + num_evals)
-    d = _accept_and_check(
-        task, d, d.params, found, first=d.num_evals == num_evals, failed=jnp.asarray(False)
-    )
+    """One step of an optimizer that runs its own searches, if it has any."""
+    first = d.num_evals == 0
 
-    def go_on(d: MinimizeCarry) -> MinimizeCarry:
-        context = task.context(d.params, found)
+    def go(d: MinimizeCarry) -> tuple[Updates, PyTree, Int[Array, ""]]:
+        context = task.context(d.params, d.evaluation)
         updates, state = task.optimizer.transform(context.grad, d.state, d.params, context)
-        params = add_updates(d.params, scaled(updates, jnp.ones(()), d.params))
-        trials = sum(x.info.num_linesearch_steps for x in searches(state))
-        return eqx.tree_at(
-            lambda d: (d.params, d.state, d.num_evals), d, (params, state, d.num_evals + trials)
-        )
+        trials = sum([x.info.num_linesearch_steps for x in searches(state)])
+        return scaled(updates, jnp.ones(()), d.params), state, jnp.asarray(trials, np.int32)
 
-    return lax.cond(d.done, lambda d: d, go_on, d)
+    def stay(d: MinimizeCarry) -> tuple[Updates, PyTree, Int[Array, ""]]:
+        updates = jax.eval_shape(lambda d: go(d)[0], d)
+        none = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), updates)
+        return none, d.state, jnp.zeros((), np.int32)
+
+    updates, state, trials = lax.cond(first, stay, go, d)
+    params = add_updates(d.params, updates)
+    found, _, num_evals = evaluate(task.objective, params, state)
+    found = Evaluation(found.value.astype(float_dtype()), found.grad, found.aux)
+    no = jnp.asarray(False)
+    move = Move(
+        before=d.params,
+        params=params,
+        at_before=d.evaluation,
+        found=found,
+        updates=updates,
+        promised=jnp.zeros(()),
+        first=first,
+        failed=no,
+        endless=no,
+    )
+    d = dataclasses.replace(d, state=state, num_evals=d.num_evals + trials + num_evals)
+    d = _accept_and_check(task, d, move)
+    best: Any = d.best
+    lower = first | (found.value < best[1].value)
+    return dataclasses.replace(d, best=select(lower, (params, found), best))
 
 
 def _descend_by_search(
@@ -279,8 +259,19 @@ def _descend_by_search(
         params = add_updates(d.params, line.updates)
         after = LinesearchState(line.step, line.origin.scale, None, line.info)
         state = select(first, state, after)
-        failed = ~first & (line.verdict == FAIL)
-        d = _accept_and_check(task, d, params, found, first=first, failed=failed)
+        endless = line.info.result == LinesearchResult.max_learning_rate
+        move = Move(
+            before=d.params,
+            params=params,
+            at_before=d.evaluation,
+            found=found,
+            updates=None,
+            promised=jnp.abs(line.origin.slope),
+            first=first,
+            failed=~first & (line.verdict == FAIL),
+            endless=~first & endless,
+        )
+        d = _accept_and_check(task, d, move)
         direction, inner_state = direct(d.params, found, d.state)
         whole = FullProblem(d.params, task.objective)
         line = begin_line(linesearch, state, whole, _typed(found, task), direction)
@@ -301,100 +292,36 @@ def _descend_by_search(
     return eqx.tree_at(lambda d: (own_state(task.optimizer, d.state), d.search), d, (after, None))
 
 
-def _accept_and_check(
-    task: Problem,
-    d: MinimizeCarry,
-    params: Params,
-    found: AnyEvaluation,
-    *,
-    first: Bool[Array, ""],
-    failed: Bool[Array, ""],
-) -> MinimizeCarry:
+def _accept_and_check(task: Problem, d: MinimizeCarry, move: Move) -> MinimizeCarry:
     """Counts a step, and decides whether it was the last."""
-    t = task.tolerances
-    dtype = float_dtype()
-    eps = float(jnp.finfo(task.dtype).eps)
-    grad_norm, decrease = largest(found.grad), d.evaluation.value - found.value
-    size = jnp.maximum(jnp.abs(d.evaluation.value), jnp.abs(found.value))
-    step = jax.tree.map(lambda a, b: a - b, params, d.params)
-    length, whole_length = jnp.sqrt(inner(step, step)), jnp.sqrt(inner(params, params))
-    grad_length = jnp.sqrt(inner(found.grad, found.grad))
-    moved_on = ~first & ~failed
-    num_failures = jnp.where(failed, d.num_failures + 1, 0)
+    moved_on = ~move.first & ~move.failed
     num_steps = d.num_steps + moved_on.astype(np.int32)
-    flat = moved_on & (decrease <= t.ftol * jnp.maximum(size, 1)) & (t.ftol > 0)
-    still = moved_on & (length <= t.xtol * jnp.maximum(whole_length, 1)) & (t.xtol > 0)
-    finite = jnp.isfinite(found.value) & all_finite(found.grad)
-    stuck = num_failures >= MAX_FAILURES
-    # A line search goes downhill, up to rounding. An optimizer without one may climb for a while.
-    improved = (found.value < d.lowest) | (grad_norm < d.best_grad_norm)
-    lowest = jnp.minimum(d.lowest, found.value)
-    num_idle = jnp.where(improved | (d.search is None), 0, d.num_idle + 1)
-    idle = num_idle >= MAX_IDLE
-    # The change of the value that rounding of the value and of the parameters can cause.
-    noise = 100 * jnp.maximum(eps * size, _precision(params) * grad_length * whole_length)
-    hopeless = (stuck & (jnp.abs(_predicted(d)) <= noise)) | (
-        idle & (found.value - lowest <= noise)
+    result, done, progress = ended(
+        task.tolerances, task.dtype, d.progress, move, num_steps, d.num_evals
     )
-    ends = (
-        (finite & (grad_norm <= _gtol(task)), MinimizeResult.successful),
-        (~finite, MinimizeResult.nonfinite),
-        (flat, MinimizeResult.small_decrease),
-        (still, MinimizeResult.small_step),
-        (hopeless, MinimizeResult.precision),
-        (stuck | idle, MinimizeResult.no_decrease),
-        (num_steps >= t.max_steps, MinimizeResult.max_steps),
-        (d.num_evals >= t.max_evals, MinimizeResult.max_evals),
-    )
-    result, done = MinimizeResult.successful, jnp.asarray(False)
-    for condition, reason in reversed(ends):
-        result = MinimizeResult.where(condition, reason, result)
-        done = done | condition
-    values = d.values
+    value, values = move.found.value, d.values
     if values is not None:
-        values = lax.dynamic_update_index_in_dim(values, found.value.astype(dtype), num_steps, 0)
+        values = lax.dynamic_update_index_in_dim(values, value.astype(float_dtype()), num_steps, 0)
     if task.show is not None:
-        jax.debug.callback(task.show, moved_on | first, num_steps, found.value, grad_norm)
+        grad_norm = largest(move.found.grad)
+        jax.debug.callback(task.show, moved_on | move.first, num_steps, value, grad_norm)
     return dataclasses.replace(
         d,
-        params=params,
-        evaluation=found,
+        params=move.params,
+        evaluation=move.found,
         num_steps=num_steps,
-        num_failures=num_failures,
-        lowest=lowest,
-        best_grad_norm=jnp.minimum(d.best_grad_norm, grad_norm),
-        num_idle=num_idle,
+        progress=progress,
         result=result,
         done=done,
         values=values,
     )
 
 
-# The loop stops after this many failed searches in a row, or steps without progress.
-MAX_FAILURES, MAX_IDLE = 3, 50
-
-
-def _predicted(d: MinimizeCarry) -> Float[Array, ""]:
-    """The decrease that the slope predicts for the first step tried."""
-    return jnp.zeros(()) if d.search is None else d.search.line.origin.slope
-
-
-def _precision(params: Params) -> float:
-    return max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(params))
-
-
 def _gtol(task: Problem) -> Any:
     gtol = task.tolerances.gtol
-    return float(jnp.finfo(task.dtype).eps) ** (1 / 3) if gtol is None else gtol
+    return 0.0 if gtol is None else gtol
 
 
 def _typed(found: AnyEvaluation, task: Problem) -> AnyEvaluation:
-    """The evaluation, with the value in the objective's own dtype, which sets the precision."""
+    """The evaluation with the value in the objective's dtype, whose precision counts."""
     return Evaluation(found.value.astype(task.dtype), found.grad, found.aux)
-
-
-def largest(grad: PyTree) -> Float[Array, ""]:
-    """The largest magnitude in a tree; 0 if it is empty."""
-    dtype = float_dtype()
-    moduli = [jnp.max(jnp.abs(x), initial=0).astype(dtype) for x in jax.tree.leaves(grad)]
-    return jnp.max(jnp.stack(moduli))

@@ -20,8 +20,9 @@ from .._jit import compiled_call, partition
 from .._jit.function import key_function
 from .._objective.objective import Objective
 from .._transformation.base import AbstractTransformation, check_transformation
+from .convergence import CONVERGED, largest, MinimizeResult, Tolerances
 from .implicit import attach
-from .loop import CONVERGED, descend, largest, MinimizeResult, Tolerances
+from .loop import descend
 
 
 class Solution(eqx.Module, Generic[Model, State, Aux]):

@@ -1,0 +1,231 @@
+r"""Decides when `minimize` ends, and how.
+
+In: a point, the point before it, the objective at both, and what is known of all points so far.
+Out: whether the loop ends, and the reason.
+It exists because no test of the gradient alone is free of units. The default test is: the last step
+promised a decrease, $|g^T s| / 2$, that is below the rounding of the objective,
+$\epsilon (|f| + \sum_i |g_i| \max |x_i|)$. Both sides scale like the objective, and neither depends
+on the scale of a parameter.
+"""
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from .._base.converters import float_dtype
+from .._base.trees import all_finite, conj, inner
+from .._base.types import Params, Updates
+from .._objective.objective import AnyEvaluation
+
+# The most failed searches in a row, steps without progress, steps that move nothing, and searches
+# that find no end.
+_MAX_FAILURES, _MAX_IDLE, _MAX_HELD, _MAX_ENDLESS = 3, 50, 20, 3
+
+
+class MinimizeResult(eqx.Enumeration):
+    """How [`eqopt.minimize`][] ended."""
+
+    successful = "Converged."
+    small_decrease = "The objective hardly decreases any more (`ftol`)."
+    small_step = "The parameters hardly change any more (`xtol`)."
+    precision = (
+        "The objective cannot be decreased further in its floating-point precision; the gradient "
+        "is still larger than `gtol`."
+    )
+    max_steps = "`max_steps` steps were taken. Allow more, or scale the parameters alike."
+    max_evals = "The objective was evaluated `max_evals` times. Allow more."
+    no_decrease = (
+        "No step was found that decreases the objective. Is its gradient right (`jax.test_util."
+        "check_grads`), and is it smooth and deterministic?"
+    )
+    unbounded = (
+        "The objective has no lower bound: it still falls after the longest steps that the search "
+        "tries."
+    )
+    nonfinite = (
+        "The objective or its gradient is not finite. Start elsewhere, or look for the NaN by "
+        "`jax.config.update('jax_debug_nans', True)`"
+    )
+
+
+CONVERGED = (
+    MinimizeResult.successful,
+    MinimizeResult.small_decrease,
+    MinimizeResult.small_step,
+    MinimizeResult.precision,
+)
+
+
+class Tolerances(NamedTuple):
+    """When to stop; see `minimize`."""
+
+    gtol: Any
+    ftol: Any
+    xtol: Any
+    max_steps: Any
+    max_evals: Any
+
+
+class Progress(eqx.Module):
+    """What is known of all points so far.
+
+    **Arguments:**
+
+    - `reach`: the largest magnitude that each parameter has had.
+    - `lowest`: the lowest value.
+    - `steepest`, `flattest`: the largest and the least magnitude in a gradient.
+    - `num_idle`: the steps since either the lowest value or the least gradient was reached.
+    - `num_failures`, `num_held`, `num_endless`: how many searches in a row have failed, how many
+        steps in a row moved nothing, and how many searches in a row found no end.
+    """
+
+    reach: Params
+    lowest: Float[Array, ""]
+    steepest: Float[Array, ""]
+    flattest: Float[Array, ""]
+    num_idle: Int[Array, ""]
+    num_failures: Int[Array, ""]
+    num_held: Int[Array, ""]
+    num_endless: Int[Array, ""]
+
+    @classmethod
+    def start(cls, params: Params) -> "Progress":
+        zero, infinite = jnp.zeros((), np.int32), jnp.full((), np.inf, float_dtype())
+        return cls(
+            reach=jax.tree.map(jnp.abs, params),
+            lowest=infinite,
+            steepest=jnp.zeros_like(infinite),
+            flattest=infinite,
+            num_idle=zero,
+            num_failures=zero,
+            num_held=zero,
+            num_endless=zero,
+        )
+
+
+class Move(NamedTuple):
+    """The step to a point.
+
+    **Arguments:**
+
+    - `before`, `params`: the points before and after.
+    - `at_before`, `found`: the objective there.
+    - `updates`: the optimizer's updates, or `None` if a search went along them.
+    - `promised`: the decrease that the slope promises for the first trial of a search; else 0.
+    - `first`: whether it is the first point, to which there is no step.
+    - `failed`, `endless`: whether a search failed, or still went down at its longest step.
+    """
+
+    before: Params
+    params: Params
+    at_before: AnyEvaluation
+    found: AnyEvaluation
+    updates: Updates | None
+    promised: Float[Array, ""]
+    first: Bool[Array, ""]
+    failed: Bool[Array, ""]
+    endless: Bool[Array, ""]
+
+
+def ended(
+    tolerances: Tolerances,
+    dtype: np.dtype,
+    progress: Progress,
+    move: Move,
+    num_steps: Int[Array, ""],
+    num_evals: Int[Array, ""],
+) -> tuple[Any, Bool[Array, ""], Progress]:
+    """The result, whether it is final, and the progress with this point."""
+    t, value, grad = tolerances, move.found.value, move.found.grad
+    moved, searched = ~move.first & ~move.failed, move.updates is None
+    step = jax.tree.map(lambda a, b: a - b, move.params, move.before)
+    held = jnp.asarray(False)
+    if move.updates is not None:
+        # A parameter that is frozen, or kept in place by a constraint, has an update of zero. If
+        # all are zero, nothing is known.
+        held = moved & ~_any_nonzero(move.updates)
+        free = jax.tree.map(
+            lambda g, u: jnp.where(move.first | held | (u != 0), g, 0), grad, move.updates
+        )
+        grad = free
+    grad_norm = largest(grad)
+    reach = jax.tree.map(lambda r, x: jnp.maximum(r, jnp.abs(x)), progress.reach, move.params)
+    steepest = jnp.maximum(progress.steepest, grad_norm)
+    decrease = move.at_before.value - value
+    size = jnp.maximum(jnp.abs(move.at_before.value), jnp.abs(value))
+    length, whole_length = jnp.sqrt(inner(step, step)), jnp.sqrt(inner(move.params, move.params))
+    finite = jnp.isfinite(value) & all_finite(move.found.grad)
+
+    noise = rounding(dtype, value, grad, reach)
+    promised = jnp.abs(inner(conj(move.at_before.grad), step)) / 2
+    tiny = moved & (num_steps >= 2) & (promised <= noise) & ~held
+    if not searched:  # a small rate makes any step promise little
+        tiny = tiny & (grad_norm <= _root_eps(dtype) * steepest)
+    small = (grad_norm <= 0) | tiny if t.gtol is None else grad_norm <= t.gtol
+    small = small & ~held
+
+    flat = moved & (decrease >= 0) & (decrease <= t.ftol * jnp.maximum(size, 1)) & (t.ftol > 0)
+    still = moved & ~held & (length <= t.xtol * jnp.maximum(whole_length, 1)) & (t.xtol > 0)
+    improved = (value < progress.lowest) | (grad_norm < progress.flattest) | (not searched)
+    after = Progress(
+        reach=reach,
+        lowest=jnp.minimum(progress.lowest, value),
+        steepest=steepest,
+        flattest=jnp.minimum(progress.flattest, grad_norm),
+        num_idle=jnp.where(improved, 0, progress.num_idle + 1),
+        num_failures=jnp.where(move.failed, progress.num_failures + 1, 0),
+        num_held=jnp.where(held, progress.num_held + 1, 0),
+        num_endless=jnp.where(move.endless, progress.num_endless + 1, 0),
+    )
+    stuck, idle = after.num_failures >= _MAX_FAILURES, after.num_idle >= _MAX_IDLE
+    endless = (after.num_endless >= _MAX_ENDLESS) | (value == -np.inf)
+    # Rounding hides the rest, unless the gradient is as large as ever.
+    reduced = (grad_norm <= 0.1 * steepest) | (num_steps == 0)
+    hidden = (stuck & (move.promised <= 100 * noise)) | (
+        idle & (value - after.lowest <= 100 * noise)
+    )
+    ends = (
+        (finite & small, MinimizeResult.successful),
+        (endless, MinimizeResult.unbounded),
+        (~finite, MinimizeResult.nonfinite),
+        (after.num_held >= _MAX_HELD, MinimizeResult.successful),
+        (flat, MinimizeResult.small_decrease),
+        (still, MinimizeResult.small_step),
+        (hidden & reduced, MinimizeResult.precision),
+        (stuck | idle, MinimizeResult.no_decrease),
+        (num_steps >= t.max_steps, MinimizeResult.max_steps),
+        (num_evals >= t.max_evals, MinimizeResult.max_evals),
+    )
+    result, done = MinimizeResult.successful, jnp.asarray(False)
+    for condition, reason in reversed(ends):
+        result = MinimizeResult.where(condition, reason, result)
+        done = done | condition
+    return result, done, after
+
+
+def rounding(
+    dtype: np.dtype, value: Float[Array, ""], grad: PyTree, reach: Params
+) -> Float[Array, ""]:
+    """How far the rounding of the objective, and that of the parameters, may change the value."""
+    eps = max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(reach))
+    by_params = inner(jax.tree.map(jnp.abs, grad), reach)
+    return float(jnp.finfo(dtype).eps) * jnp.abs(value) + eps * by_params
+
+
+def largest(grad: PyTree) -> Float[Array, ""]:
+    """The largest magnitude in a tree; 0 if it is empty."""
+    dtype = float_dtype()
+    moduli = [jnp.max(jnp.abs(x), initial=0).astype(dtype) for x in jax.tree.leaves(grad)]
+    return jnp.max(jnp.stack(moduli))
+
+
+def _root_eps(dtype: np.dtype) -> float:
+    return float(jnp.finfo(dtype).eps) ** 0.5
+
+
+def _any_nonzero(tree: PyTree) -> Bool[Array, ""]:
+    return jnp.any(jnp.stack([jnp.any(x != 0) for x in jax.tree.leaves(tree)]))
