@@ -23,7 +23,7 @@ from .._objective.objective import AnyEvaluation
 
 # The most failed searches in a row, steps without progress, steps that move nothing, and searches
 # that find no end.
-_MAX_FAILURES, _MAX_IDLE, _MAX_HELD, _MAX_ENDLESS = 3, 50, 20, 3
+_MAX_FAILURES, _MAX_IDLE, _MAX_HELD, _MAX_ENDLESS = 3, 50, 20, 2
 
 
 class MinimizeResult(eqx.Enumeration):
@@ -160,9 +160,13 @@ def ended(
     length, whole_length = jnp.sqrt(inner(step, step)), jnp.sqrt(inner(move.params, move.params))
     finite = jnp.isfinite(value) & all_finite(move.found.grad)
 
-    noise = rounding(dtype, value, grad, reach)
+    by_value, by_params = rounding(dtype, value, grad, reach)
+    noise = by_value + by_params
     promised = jnp.abs(inner(conj(move.at_before.grad), step)) / 2
-    tiny = moved & (num_steps >= 2) & (promised <= noise) & ~held
+    # If it is the value whose rounding hides the decrease, the gradient must be small too: along a
+    # narrow valley, steps promise little far from the minimum.
+    resolved = (promised <= by_params) | (by_params <= _root_eps(dtype) ** 2.5 * jnp.abs(value))
+    tiny = moved & (num_steps >= 2) & (promised <= noise) & resolved & ~held
     if not searched:  # a small rate makes any step promise little
         tiny = tiny & (grad_norm <= _root_eps(dtype) * steepest)
     small = (grad_norm <= 0) | tiny if t.gtol is None else grad_norm <= t.gtol
@@ -182,15 +186,16 @@ def ended(
         num_endless=jnp.where(move.endless, progress.num_endless + 1, 0),
     )
     stuck, idle = after.num_failures >= _MAX_FAILURES, after.num_idle >= _MAX_IDLE
-    endless = (after.num_endless >= _MAX_ENDLESS) | (value == -np.inf)
+    bottom = 1e-6 * float(jnp.finfo(dtype).max)
+    endless = (after.num_endless >= _MAX_ENDLESS) | (value < -bottom)
     # Rounding hides the rest, unless the gradient is as large as ever.
     reduced = (grad_norm <= 0.1 * steepest) | (num_steps == 0)
     hidden = (stuck & (move.promised <= 100 * noise)) | (
         idle & (value - after.lowest <= 100 * noise)
     )
     ends = (
-        (finite & small, MinimizeResult.successful),
         (endless, MinimizeResult.unbounded),
+        (finite & small, MinimizeResult.successful),
         (~finite, MinimizeResult.nonfinite),
         (after.num_held >= _MAX_HELD, MinimizeResult.successful),
         (flat, MinimizeResult.small_decrease),
@@ -209,11 +214,11 @@ def ended(
 
 def rounding(
     dtype: np.dtype, value: Float[Array, ""], grad: PyTree, reach: Params
-) -> Float[Array, ""]:
-    """How far the rounding of the objective, and that of the parameters, may change the value."""
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """How far the objective's own rounding, and that of the parameters, may change the value."""
     eps = max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(reach))
-    by_params = inner(jax.tree.map(jnp.abs, grad), reach)
-    return float(jnp.finfo(dtype).eps) * jnp.abs(value) + eps * by_params
+    by_params = eps * inner(jax.tree.map(jnp.abs, grad), reach)
+    return float(jnp.finfo(dtype).eps) * jnp.abs(value), by_params
 
 
 def largest(grad: PyTree) -> Float[Array, ""]:

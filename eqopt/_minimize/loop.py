@@ -259,7 +259,11 @@ def _descend_by_search(
         params = add_updates(d.params, line.updates)
         after = LinesearchState(line.step, line.origin.scale, None, line.info)
         state = select(first, state, after)
-        endless = line.info.result == LinesearchResult.max_learning_rate
+        # It has grown a million times, and the objective still goes down as steeply.
+        long = line.step >= 1e6 * linesearch.first_step(search.state.learning_rate)
+        endless = (line.info.result == LinesearchResult.max_learning_rate) | (
+            long & (line.info.curvature_error > 0)
+        )
         move = Move(
             before=d.params,
             params=params,
