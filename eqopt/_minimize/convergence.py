@@ -114,6 +114,7 @@ class Move(NamedTuple):
 
     - `before`, `params`: the points before and after.
     - `at_before`, `found`: the objective there.
+    - `residual`: the part of the gradient that is zero at a solution, see `residual`.
     - `updates`: the optimizer's updates, or `None` if a search went along them.
     - `promised`: the decrease that the slope promises for the first trial of a search; else 0.
     - `first`: whether it is the first point, to which there is no step.
@@ -124,6 +125,7 @@ class Move(NamedTuple):
     params: Params
     at_before: AnyEvaluation
     found: AnyEvaluation
+    residual: PyTree
     updates: Updates | None
     promised: Float[Array, ""]
     first: Bool[Array, ""]
@@ -140,7 +142,7 @@ def ended(
     num_evals: Int[Array, ""],
 ) -> tuple[Any, Bool[Array, ""], Progress]:
     """The result, whether it is final, and the progress with this point."""
-    t, value, grad = tolerances, move.found.value, move.found.grad
+    t, value, grad, left = tolerances, move.found.value, move.found.grad, move.residual
     moved, searched = ~move.first & ~move.failed, move.updates is None
     step = jax.tree.map(lambda a, b: a - b, move.params, move.before)
     held = jnp.asarray(False)
@@ -148,11 +150,13 @@ def ended(
         # A parameter that is frozen, or kept in place by a constraint, has an update of zero. If
         # all are zero, nothing is known.
         held = moved & ~_any_nonzero(move.updates)
-        free = jax.tree.map(
-            lambda g, u: jnp.where(move.first | held | (u != 0), g, 0), grad, move.updates
+        grad, left = (
+            jax.tree.map(
+                lambda g, u: jnp.where(move.first | held | (u != 0), g, 0), x, move.updates
+            )
+            for x in (grad, left)
         )
-        grad = free
-    grad_norm = largest(grad)
+    grad_norm = largest(left)
     reach = jax.tree.map(lambda r, x: jnp.maximum(r, jnp.abs(x)), progress.reach, move.params)
     steepest = jnp.maximum(progress.steepest, grad_norm)
     decrease = move.at_before.value - value

@@ -44,6 +44,7 @@ from .search_chain import (
     raveled,
     transform_until_search,
 )
+from .stationarity import residual
 
 
 class MinimizeCarry(eqx.Module):
@@ -195,6 +196,7 @@ def _step(task: Problem, d: MinimizeCarry) -> MinimizeCarry:
         params=params,
         at_before=d.evaluation,
         found=found,
+        residual=residual(task.optimizer, params, found.grad),
         updates=updates,
         promised=jnp.zeros(()),
         first=first,
@@ -269,6 +271,7 @@ def _descend_by_search(
             params=params,
             at_before=d.evaluation,
             found=found,
+            residual=residual(task.optimizer, params, found.grad),
             updates=None,
             promised=jnp.abs(line.origin.slope),
             first=first,
