@@ -25,6 +25,9 @@ from .._objective.objective import AnyEvaluation
 # that find no end.
 _MAX_FAILURES, _MAX_IDLE, _MAX_HELD, _MAX_ENDLESS = 3, 50, 20, 2
 
+# The least number of steps in a row that promise less than rounding.
+_MIN_TINY = 3
+
 
 class MinimizeResult(eqx.Enumeration):
     """How [`eqopt.minimize`][] ended."""
@@ -79,6 +82,7 @@ class Progress(eqx.Module):
     - `lowest`: the lowest value.
     - `steepest`, `flattest`: the largest and the least magnitude in a gradient.
     - `num_idle`: the steps since either the lowest value or the least gradient was reached.
+    - `num_tiny`: how many steps in a row promised less than rounding.
     - `num_failures`, `num_held`, `num_endless`: how many searches in a row have failed, how many
         steps in a row moved nothing, and how many searches in a row found no end.
     """
@@ -87,6 +91,7 @@ class Progress(eqx.Module):
     lowest: Float[Array, ""]
     steepest: Float[Array, ""]
     flattest: Float[Array, ""]
+    num_tiny: Int[Array, ""]
     num_idle: Int[Array, ""]
     num_failures: Int[Array, ""]
     num_held: Int[Array, ""]
@@ -100,6 +105,7 @@ class Progress(eqx.Module):
             lowest=infinite,
             steepest=jnp.zeros_like(infinite),
             flattest=infinite,
+            num_tiny=zero,
             num_idle=zero,
             num_failures=zero,
             num_held=zero,
@@ -164,16 +170,19 @@ def ended(
     length, whole_length = jnp.sqrt(inner(step, step)), jnp.sqrt(inner(move.params, move.params))
     finite = jnp.isfinite(value) & all_finite(move.found.grad)
 
-    by_value, by_params = rounding(dtype, value, grad, reach)
-    noise = by_value + by_params
-    promised = jnp.abs(inner(conj(move.at_before.grad), step)) / 2
-    # If it is the value whose rounding hides the decrease, the gradient must be small too: along a
-    # narrow valley, steps promise little far from the minimum.
-    resolved = (promised <= by_params) | (by_params <= _root_eps(dtype) ** 2.5 * jnp.abs(value))
-    tiny = moved & (num_steps >= 2) & (promised <= noise) & resolved & ~held
+    noise = rounding(dtype, value, grad, reach)
+    root = float(jnp.finfo(dtype).eps) ** 0.5
+    low = (size_of(grad, reach) <= root * jnp.abs(value)) | (grad_norm <= root * steepest)
+    # Along a narrow valley a step may promise little far from the minimum: one does not suffice.
+    promised = jnp.where(
+        move.failed, move.promised, jnp.abs(inner(conj(move.at_before.grad), step))
+    )
+    tiny = ~move.first & (promised <= 2 * noise) & ~held
+    num_tiny = jnp.where(tiny, progress.num_tiny + 1, 0)
+    small = low & ((num_tiny >= _MIN_TINY) | (tiny & move.failed))
     if not searched:  # a small rate makes any step promise little
-        tiny = tiny & (grad_norm <= _root_eps(dtype) * steepest)
-    small = (grad_norm <= 0) | tiny if t.gtol is None else grad_norm <= t.gtol
+        small = small & (grad_norm <= root * steepest)
+    small = (grad_norm <= 0) | small if t.gtol is None else grad_norm <= t.gtol
     small = small & ~held
 
     flat = moved & (decrease >= 0) & (decrease <= t.ftol * jnp.maximum(size, 1)) & (t.ftol > 0)
@@ -184,6 +193,7 @@ def ended(
         lowest=jnp.minimum(progress.lowest, value),
         steepest=steepest,
         flattest=jnp.minimum(progress.flattest, grad_norm),
+        num_tiny=num_tiny,
         num_idle=jnp.where(improved, 0, progress.num_idle + 1),
         num_failures=jnp.where(move.failed, progress.num_failures + 1, 0),
         num_held=jnp.where(held, progress.num_held + 1, 0),
@@ -192,8 +202,8 @@ def ended(
     stuck, idle = after.num_failures >= _MAX_FAILURES, after.num_idle >= _MAX_IDLE
     bottom = 1e-6 * float(jnp.finfo(dtype).max)
     endless = (after.num_endless >= _MAX_ENDLESS) | (value < -bottom)
-    # Rounding hides the rest, unless the gradient is as large as ever.
-    reduced = (grad_norm <= 0.1 * steepest) | (num_steps == 0)
+    # Rounding hides the rest, unless the gradient is large.
+    low = low | (grad_norm <= 1e-2 * steepest)
     hidden = (stuck & (move.promised <= 100 * noise)) | (
         idle & (value - after.lowest <= 100 * noise)
     )
@@ -204,7 +214,7 @@ def ended(
         (after.num_held >= _MAX_HELD, MinimizeResult.successful),
         (flat, MinimizeResult.small_decrease),
         (still, MinimizeResult.small_step),
-        (hidden & reduced, MinimizeResult.precision),
+        (hidden & low, MinimizeResult.precision),
         (stuck | idle, MinimizeResult.no_decrease),
         (num_steps >= t.max_steps, MinimizeResult.max_steps),
         (num_evals >= t.max_evals, MinimizeResult.max_evals),
@@ -218,11 +228,15 @@ def ended(
 
 def rounding(
     dtype: np.dtype, value: Float[Array, ""], grad: PyTree, reach: Params
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """How far the objective's own rounding, and that of the parameters, may change the value."""
+) -> Float[Array, ""]:
+    """How far the rounding of the objective and of the parameters may change the value."""
     eps = max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(reach))
-    by_params = eps * inner(jax.tree.map(jnp.abs, grad), reach)
-    return float(jnp.finfo(dtype).eps) * jnp.abs(value), by_params
+    return float(jnp.finfo(dtype).eps) * jnp.abs(value) + eps * size_of(grad, reach)
+
+
+def size_of(grad: PyTree, reach: Params) -> Float[Array, ""]:
+    """The gradient in the objective's units: its change if each parameter changes by its size."""
+    return inner(jax.tree.map(jnp.abs, grad), reach)
 
 
 def largest(grad: PyTree) -> Float[Array, ""]:
@@ -230,10 +244,6 @@ def largest(grad: PyTree) -> Float[Array, ""]:
     dtype = float_dtype()
     moduli = [jnp.max(jnp.abs(x), initial=0).astype(dtype) for x in jax.tree.leaves(grad)]
     return jnp.max(jnp.stack(moduli))
-
-
-def _root_eps(dtype: np.dtype) -> float:
-    return float(jnp.finfo(dtype).eps) ** 0.5
 
 
 def _any_nonzero(tree: PyTree) -> Bool[Array, ""]:
