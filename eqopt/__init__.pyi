@@ -44,6 +44,7 @@ from .interop._optax import as_optax as as_optax, from_optax as from_optax
 # To convergence.
 from ._minimize.convergence import MinimizeResult as MinimizeResult
 from ._minimize.minimize import minimize as minimize, Solution as Solution
+from ._optimizer.newton_cg import NewtonCG as NewtonCG
 from ._optimizer.nonlinear_cg import NonlinearCG as NonlinearCG
 from ._optimizer.polyak import PolyakSGD as PolyakSGD
 from ._optimizer.quasi_newton import BFGS as BFGS, LBFGS as LBFGS

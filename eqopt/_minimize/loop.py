@@ -40,6 +40,7 @@ from .convergence import ended, largest, MinimizeResult, Move, Progress, Toleran
 from .search_chain import (
     commutes_with_ravel,
     last_search,
+    num_products,
     own_state,
     raveled,
     transform_until_search,
@@ -280,12 +281,17 @@ def _descend_by_search(
         )
         d = _accept_and_check(task, d, move)
         direction, inner_state = direct(d.params, found, d.state)
+        num_evals = d.num_evals + num_products(inner_state)
         whole = FullProblem(d.params, task.objective)
         line = begin_line(linesearch, state, whole, _typed(found, task), direction)
         return eqx.tree_at(
-            lambda d: (d.state, d.search),
+            lambda d: (d.state, d.search, d.num_evals),
             d,
-            (select(d.done, d.state, inner_state), _Search(line, direction, state)),
+            (
+                select(d.done, d.state, inner_state),
+                _Search(line, direction, state),
+                jnp.where(d.done, d.num_evals, num_evals),
+            ),
         )
 
     d = lax.while_loop(_going, round, d)

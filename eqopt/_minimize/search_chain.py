@@ -3,7 +3,10 @@
 from typing import Any
 
 import equinox as eqx
-from jaxtyping import PyTree
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, PyTree
 
 from .._base import checks
 from .._base.ravel import Ravel, Raveled
@@ -20,6 +23,7 @@ from .._wrapper.chain import Chain, ChainState
 from ..linesearch._base import AbstractLinesearch
 from ..quasi_newton._conjugate_gradient import ScaleByNonlinearCG
 from ..quasi_newton._lbfgs import ScaleByLBFGS
+from ..quasi_newton._newton_cg import ScaleByNewtonCG, ScaleByNewtonCGState
 
 
 def commutes_with_ravel(optimizer: AnyTransformation) -> bool:
@@ -50,6 +54,7 @@ _VECTORWISE = (
     Scale,
     ScaleByLBFGS,
     ScaleByLearningRate,
+    ScaleByNewtonCG,
     ScaleByNonlinearCG,
     Trace,
 )
@@ -71,6 +76,17 @@ def own_state(optimizer: AnyTransformation, state: PyTree) -> LinesearchState[An
     if isinstance(optimizer, Chain):
         return own_state(optimizer.links[-1], state.states[-1])
     return state
+
+
+def num_products(state: PyTree) -> Int[Array, ""]:
+    """How many products with the Hessian matrix the last step needed."""
+    found = jax.tree.leaves(state, is_leaf=_multiplies)
+    counts = [x.num_products for x in found if _multiplies(x)]
+    return sum(counts, jnp.zeros((), np.int32))
+
+
+def _multiplies(x: object) -> bool:
+    return isinstance(x, ScaleByNewtonCGState)
 
 
 def transform_until_search(

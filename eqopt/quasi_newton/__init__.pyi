@@ -18,4 +18,8 @@ from ._conjugate_gradient import (
     PolakRibierePlus as PolakRibierePlus,
     ScaleByNonlinearCG as ScaleByNonlinearCG,
 )
+from ._newton_cg import (
+    ScaleByNewtonCG as ScaleByNewtonCG,
+    ScaleByNewtonCGState as ScaleByNewtonCGState,
+)
 from ._lbfgs import ScaleByLBFGS as ScaleByLBFGS

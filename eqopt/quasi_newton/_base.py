@@ -232,12 +232,18 @@ def secant_pair(
 
 
 def first_scale(grad: PyTree, params: Params, relative: Any, normalize: bool) -> Float[Array, ""]:
-    """The factor of the first step, while the curvature is unknown."""
+    """The factor of the first step, while the curvature is unknown.
+
+    The step's length does not depend on the units of the objective. If `relative` is 0, optax's
+    rule applies, by which it does.
+    """
     norm = jnp.sqrt(inner(grad, grad))
     if not normalize:
         return jnp.ones_like(norm)
+    relative = jnp.asarray(relative)
     length = jnp.maximum(1, relative * jnp.sqrt(inner(params, params)))
-    return jnp.minimum(1, length / jnp.where(norm > 0, norm, 1))
+    scale = length / jnp.where(norm > 0, norm, 1)
+    return jnp.where(relative > 0, scale, jnp.minimum(1, scale))
 
 
 def safeguarded(

@@ -65,9 +65,10 @@ class ScaleByBFGS(AbstractTransformation[ScaleByBFGSState]):
 
     **Arguments:**
 
-    - `scale_init_precond`: whether the first updates are limited to the length $\max(1, r
-        |\theta|)$, and the first matrix is scaled as above; otherwise it is the identity.
-    - `first_step_rtol`: their length $r$ relative to that of the parameters; at least 0.
+    - `scale_init_precond`: whether the first updates have the length $\max(1, r |\theta|)$,
+        and the first matrix is scaled as above; otherwise it is the identity.
+    - `first_step_rtol`: their length $r$ relative to that of the parameters; at least 0. With 0,
+        as in optax, a gradient shorter than 1 keeps its length.
     - `secant`: which change of the gradient is used: [`eqopt.quasi_newton.ModifiedSecant`][], which
         uses the objective's `value` if `update` is given it, or
         [`eqopt.quasi_newton.PlainSecant`][].

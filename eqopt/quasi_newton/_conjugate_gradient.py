@@ -187,7 +187,7 @@ class ScaleByNonlinearCG(AbstractTransformation[ScaleByNonlinearCGState]):
     \alpha_{k-1} = \frac{(\theta_k - \theta_{k-1})^\top d_{k-1}}{d_{k-1}^\top d_{k-1}}$$
 
     At the first step, and where the parameters have not moved along the last direction, it is
-    $\tau_k = \min(1, \max(1, \|\theta_k\| / 100) / \|g_k\|)$. A line search
+    $\tau_k = \max(1, \|\theta_k\| / 100) / \|g_k\|$. A line search
     that begins at the last step counts it twice here: let it begin at 1, with
     [`eqopt.linesearch.unit_step`][].
 
@@ -282,8 +282,8 @@ _ROUNDING = {np.dtype(x): float(np.finfo(x).eps) ** (2 / 3) for x in (np.float32
 def _first_scale(grad_sq: Float[Array, ""], size_sq: Float[Array, ""]) -> Float[Array, ""]:
     norm, longest = safe_sqrt(grad_sq), jnp.maximum(safe_sqrt(size_sq) / 100, 1)
     # If the norm overflowed, a nonzero gradient would be scaled to zero.
-    long = (norm > longest) & jnp.isfinite(norm)
-    return safe_divide(longest, norm, 1, zero=~long)
+    known = (norm > 0) & jnp.isfinite(norm)
+    return safe_divide(longest, norm, 1, zero=~known)
 
 
 def _measure(

@@ -81,14 +81,15 @@ class ScaleByLBFGS(AbstractTransformation[ScaleByLBFGSState]):
     A step whose curvature $s^T y$ is not positive, up to rounding, is not remembered, so the
     negative of the updates always points downhill. If it would not, or if the parameters have not
     moved since the last step (a line search failed), the memory is cleared. While the memory is
-    empty, the updates are the gradient, limited to the length $\max(1, r |\theta|)$.
+    empty, the updates are the gradient, scaled to the length $\max(1, r |\theta|)$.
 
     **Arguments:**
 
     - `memory_size`: the number $m$ of steps remembered; at least 1.
-    - `scale_init_precond`: whether the first updates are limited as above, and `init_matrix` is
+    - `scale_init_precond`: whether the first updates are scaled as above, and `init_matrix` is
         used; otherwise the estimate starts from the identity.
-    - `first_step_rtol`: their length $r$ relative to that of the parameters; at least 0.
+    - `first_step_rtol`: their length $r$ relative to that of the parameters; at least 0. With 0,
+        as in optax, a gradient shorter than 1 keeps its length.
     - `init_matrix`: the matrix that the estimate starts from:
         [`eqopt.quasi_newton.DiagonalMatrix`][] or [`eqopt.quasi_newton.ScalarMatrix`][].
     - `secant`: which change of the gradient is used: [`eqopt.quasi_newton.ModifiedSecant`][], which
@@ -142,10 +143,10 @@ class ScaleByLBFGS(AbstractTransformation[ScaleByLBFGSState]):
         params = require_params(params, self, context)
         # Missing gradients are zeros here: the memory has a place for every parameter.
         grad = fill_missing(updates, zeros_like(params))
-        state = self._remember(fill_missing(updates, state.updates), state, params, context)
+        state = self.remember(fill_missing(updates, state.updates), state, params, context)
         direction, used = safeguarded(
             grad,
-            self._direction(grad, state),
+            self.multiply(grad, state),
             first_scale(grad, params, self.first_step_rtol, self.scale_init_precond),
             state.num_pairs > 0,
         )
@@ -154,7 +155,7 @@ class ScaleByLBFGS(AbstractTransformation[ScaleByLBFGSState]):
     def _matrix(self) -> AbstractInitialMatrix[Any]:
         return self.init_matrix if self.scale_init_precond else IdentityMatrix()
 
-    def _remember(
+    def remember(
         self, grad: PyTree, state: ScaleByLBFGSState, params: PyTree, context: Context
     ) -> ScaleByLBFGSState:
         """The state after storing the last step."""
@@ -185,7 +186,7 @@ class ScaleByLBFGS(AbstractTransformation[ScaleByLBFGSState]):
         )
         return _forget(state, stuck)
 
-    def _direction(self, grad: PyTree, state: ScaleByLBFGSState) -> PyTree:
+    def multiply(self, grad: PyTree, state: ScaleByLBFGSState) -> PyTree:
         """The estimate times the gradient, by two loops over the memory."""
         m = self.memory_size
         newest = state.num_pairs - 1
