@@ -122,7 +122,6 @@ class Move(NamedTuple):
     - `at_before`, `found`: the objective there.
     - `residual`: the part of the gradient that is zero at a solution, see `residual`.
     - `updates`: the optimizer's updates, or `None` if a search went along them.
-    - `promised`: the decrease that the slope promises for the first trial of a search; else 0.
     - `first`: whether it is the first point, to which there is no step.
     - `failed`, `endless`: whether a search failed, or still went down at its longest step.
     """
@@ -133,7 +132,6 @@ class Move(NamedTuple):
     found: AnyEvaluation
     residual: PyTree
     updates: Updates | None
-    promised: Float[Array, ""]
     first: Bool[Array, ""]
     failed: Bool[Array, ""]
     endless: Bool[Array, ""]
@@ -172,14 +170,16 @@ def ended(
 
     noise = rounding(dtype, value, grad, reach)
     root = float(jnp.finfo(dtype).eps) ** 0.5
-    low = (size_of(grad, reach) <= root * jnp.abs(value)) | (grad_norm <= root * steepest)
+    sized = ~_any_nonzero(jax.tree.map(lambda g, r: jnp.where(r > 0, 0, g), grad, reach))
+    low = sized & (size_of(grad, reach) <= root * jnp.abs(value))
+    low = low | (grad_norm <= root * steepest)
     # Along a narrow valley a step may promise little far from the minimum: one does not suffice.
-    promised = jnp.where(
-        move.failed, move.promised, jnp.abs(inner(conj(move.at_before.grad), step))
-    )
-    tiny = ~move.first & (promised <= 2 * noise) & ~held
+    # Nor does a failed search, whose direction may be to blame: the next begins without memory.
+    promised = jnp.abs(inner(conj(move.at_before.grad), step)) / 2
+    tiny = moved & (promised <= noise) & ~held
     num_tiny = jnp.where(tiny, progress.num_tiny + 1, 0)
-    small = low & ((num_tiny >= _MIN_TINY) | (tiny & move.failed))
+    num_failures = jnp.where(move.failed, progress.num_failures + 1, 0)
+    small = low & ((num_tiny >= _MIN_TINY) | (num_failures >= 2))
     if not searched:  # a small rate makes any step promise little
         small = small & (grad_norm <= root * steepest)
     small = (grad_norm <= 0) | small if t.gtol is None else grad_norm <= t.gtol
@@ -195,7 +195,7 @@ def ended(
         flattest=jnp.minimum(progress.flattest, grad_norm),
         num_tiny=num_tiny,
         num_idle=jnp.where(improved, 0, progress.num_idle + 1),
-        num_failures=jnp.where(move.failed, progress.num_failures + 1, 0),
+        num_failures=num_failures,
         num_held=jnp.where(held, progress.num_held + 1, 0),
         num_endless=jnp.where(move.endless, progress.num_endless + 1, 0),
     )
@@ -204,9 +204,7 @@ def ended(
     endless = (after.num_endless >= _MAX_ENDLESS) | (value < -bottom)
     # Rounding hides the rest, unless the gradient is large.
     low = low | (grad_norm <= 1e-2 * steepest)
-    hidden = (stuck & (move.promised <= 100 * noise)) | (
-        idle & (value - after.lowest <= 100 * noise)
-    )
+    hidden = stuck | (idle & (value - after.lowest <= 100 * noise))
     ends = (
         (endless, MinimizeResult.unbounded),
         (finite & small, MinimizeResult.successful),

@@ -72,8 +72,10 @@ def minimize(
 ) -> Solution[Model, State, Any]:
     r"""Minimizes a deterministic objective until it has converged, in one compiled loop.
 
-    It ends when the largest magnitude in the gradient is at most `gtol`. Line search and outer
-    steps advance together: under `vmap` no lane waits for the search of another lane.
+    By default it ends where steps promise less than rounding errors, so neither the units of the
+    objective nor those of the parameters matter: multiplied by any number, the objective has the
+    same iterates and the same end. Line search and outer steps advance together: under `vmap` no
+    lane waits for the search of another lane.
 
     `params`, `value` and `aux` of the solution are differentiable, any number of times, with
     respect to everything that the objective reads: `args`, leaves of `params` that are not trained,
@@ -91,8 +93,10 @@ def minimize(
     - `has_aux`: whether `fn` returns `(value, aux)`.
     - `max_steps`: the largest number of steps; at least 0.
     - `max_evals`: about the largest number of evaluations of the objective; `None` sets no limit.
-    - `gtol`: the largest magnitude allowed in the gradient; `None` is the cube root of the
-        precision: 6e-6 in float64, 5e-3 in float32.
+    - `gtol`: the largest magnitude allowed in the gradient, in the objective's units. `None` is
+        the test without units: three steps in a row each promise a decrease $|g^T s| / 2$ of at
+        most $\epsilon\, (|f| + \sum_i |g_i| \max_k |x_i|)$, over all points $x$ so far, and the
+        gradient is small beside the value or beside the steepest gradient so far.
     - `ftol`: also stop when a step decreases the objective by at most `ftol` times the larger of 1
         and the objective's magnitude; 0 turns this off.
     - `xtol`: also stop when the 2-norm of a step is at most `xtol` times the larger of 1 and the
@@ -104,7 +108,8 @@ def minimize(
 
     **Returns:**
 
-    An [`eqopt.Solution`][].
+    An [`eqopt.Solution`][]. If the optimizer has no line search, its parameters are the best of
+    all points.
 
     **Raises:**
 
