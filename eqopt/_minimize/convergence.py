@@ -170,7 +170,9 @@ def ended(
 
     noise = rounding(dtype, value, grad, reach)
     root = float(jnp.finfo(dtype).eps) ** 0.5
+    # A parameter that has always been 0 has no size, nor has a gradient whose square underflows.
     sized = ~_any_nonzero(jax.tree.map(lambda g, r: jnp.where(r > 0, 0, g), grad, reach))
+    sized = sized & (jnp.square(grad_norm) > 0)
     low = sized & (size_of(grad, reach) <= root * jnp.abs(value))
     low = low | (grad_norm <= root * steepest)
     # Along a narrow valley a step may promise little far from the minimum: one does not suffice.
