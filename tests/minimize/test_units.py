@@ -27,7 +27,7 @@ class Problem(NamedTuple):
     fn: Callable[[Array], Array]
     start: Array
     solution: Array
-    # The power of the precision with which the solution is determined.
+    # The power of the value's precision with which the solution is determined.
     power: float = 0.5
 
 
@@ -136,7 +136,7 @@ PROBLEMS = {
     "fourth power": shifted(lambda x: jnp.sum(x**4), power=0.25),
     "sphere": shifted(quadratic(1.0)),
     "sphere + 1": shifted(quadratic(1.0), 1.0),
-    "sphere - 1000": shifted(quadratic(1.0), -1000.0, 0.4),
+    "sphere - 1000": shifted(quadratic(1.0), -1000.0),
     "quadratic, 100": shifted(quadratic(100.0)),
     "quadratic, 10000": shifted(quadratic(1e4)),
     "quadratic, 100, + 10": shifted(quadratic(100.0), 10.0),
@@ -207,9 +207,11 @@ def test_the_result_does_not_depend_on_units(name: str):
 @pytest.mark.parametrize("problem", PROBLEMS)
 def test_the_error_is_what_the_precision_allows(name: str, problem: str):
     found = ends(name).params[list(PROBLEMS).index(problem)]
-    solution, power = np.asarray(PROBLEMS[problem].solution), PROBLEMS[problem].power
+    fn, _, solution, power = PROBLEMS[problem]
+    solution, size = np.asarray(solution), max(1.0, abs(float(fn(solution))))
     errors = np.max(np.abs(found - solution), axis=-1) / np.max(np.abs(solution))
-    assert np.max(errors) <= 3 * EPS**power
+    # A change of the value below its rounding cannot be seen.
+    assert np.max(errors) <= 3 * (EPS * size) ** power
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -217,8 +219,8 @@ def test_powers_of_two_change_no_iterate(name: str):
     found = ends(name)
     # The value of a fourth power is too small for float32 long before the parameters are right.
     kept = [X64 or problem != "fourth power" for problem in PROBLEMS]
+    plain, *others = (UNITS.index((unit, SAME)) for unit in (1.0, 2.0**-24, 2.0**24))
     for params, num_evals in zip(found.params[kept], found.num_evals[kept], strict=True):
-        plain, small, large = (UNITS.index((unit, SAME)) for unit in (1.0, 2.0**-24, 2.0**24))
-        for other in (small, large):
+        for other in others:
             assert np.array_equal(params[other], params[plain])
             assert num_evals[other] == num_evals[plain]
