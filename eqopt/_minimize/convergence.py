@@ -168,13 +168,16 @@ def ended(
     length, whole_length = jnp.sqrt(inner(step, step)), jnp.sqrt(inner(move.params, move.params))
     finite = jnp.isfinite(value) & all_finite(move.found.grad)
 
-    noise = rounding(dtype, value, grad, reach)
-    root = float(jnp.finfo(dtype).eps) ** 0.5
+    eps = max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(reach))
+    # The change of the objective if each parameter changes by its size, to first order.
+    swing = inner(jax.tree.map(jnp.abs, grad), reach)
+    by_value, by_params = float(jnp.finfo(dtype).eps) * jnp.abs(value), eps * swing
+    noise = by_value + by_params
     # A parameter that has always been 0 has no size, nor has a gradient whose square underflows.
     sized = ~_any_nonzero(jax.tree.map(lambda g, r: jnp.where(r > 0, 0, g), grad, reach))
-    sized = sized & (jnp.square(grad_norm) > 0)
-    low = sized & (size_of(grad, reach) <= root * jnp.abs(value))
-    low = low | (grad_norm <= root * steepest)
+    # The gradient is small beside the value, or the value is as small as rounding errors.
+    low = (swing <= eps**0.5 * jnp.abs(value)) | (jnp.abs(value) <= 10 * by_params)
+    low = low & sized & (jnp.square(grad_norm) > 0)
     # Along a narrow valley a step may promise little far from the minimum: one does not suffice.
     # Nor does a failed search, whose direction may be to blame: the next begins without memory.
     promised = jnp.abs(inner(conj(move.at_before.grad), step)) / 2
@@ -183,7 +186,7 @@ def ended(
     num_failures = jnp.where(move.failed, progress.num_failures + 1, 0)
     small = low & ((num_tiny >= _MIN_TINY) | (num_failures >= 2))
     if not searched:  # a small rate makes any step promise little
-        small = small & (grad_norm <= root * steepest)
+        small = small & (grad_norm <= eps**0.5 * steepest)
     small = (grad_norm <= 0) | small if t.gtol is None else grad_norm <= t.gtol
     small = small & ~held
 
@@ -224,19 +227,6 @@ def ended(
         result = MinimizeResult.where(condition, reason, result)
         done = done | condition
     return result, done, after
-
-
-def rounding(
-    dtype: np.dtype, value: Float[Array, ""], grad: PyTree, reach: Params
-) -> Float[Array, ""]:
-    """How far the rounding of the objective and of the parameters may change the value."""
-    eps = max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(reach))
-    return float(jnp.finfo(dtype).eps) * jnp.abs(value) + eps * size_of(grad, reach)
-
-
-def size_of(grad: PyTree, reach: Params) -> Float[Array, ""]:
-    """The gradient in the objective's units: its change if each parameter changes by its size."""
-    return inner(jax.tree.map(jnp.abs, grad), reach)
 
 
 def largest(grad: PyTree) -> Float[Array, ""]:

@@ -198,27 +198,35 @@ def ends(name: str) -> Ends:
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_the_result_does_not_depend_on_units(name: str):
     results = ends(name).result
-    if name == "CG":  # which finds narrow valleys narrower if parameters differ in units
+    if name == "CG":  # which is slow where parameters of different sizes make a valley narrow
         results = results[:, :-1]
-    assert np.all(results == MinimizeResult.successful._value)
+    # With a singular Hessian matrix it depends on rounding which of the two it is.
+    singular = [problem.power < 0.5 for problem in PROBLEMS.values()]
+    successful = results == MinimizeResult.successful._value
+    assert np.all(successful | (results == MinimizeResult.precision._value))
+    if name != "CG":
+        assert np.all(np.all(successful, axis=1) | singular)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("problem", PROBLEMS)
 def test_the_error_is_what_the_precision_allows(name: str, problem: str):
     found = ends(name).params[list(PROBLEMS).index(problem)]
+    if name == "CG":
+        found = found[:-1]
     fn, _, solution, power = PROBLEMS[problem]
     solution, size = np.asarray(solution), max(1.0, abs(float(fn(solution))))
     errors = np.max(np.abs(found - solution), axis=-1) / np.max(np.abs(solution))
-    # A change of the value below its rounding cannot be seen.
-    assert np.max(errors) <= 3 * (EPS * size) ** power
+    # A change of the value below its rounding cannot be seen. The least curvature is 0.4, in
+    # Rosenbrock's function.
+    assert np.max(errors) <= 5 * (EPS * size) ** power
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_powers_of_two_change_no_iterate(name: str):
     found = ends(name)
-    # The value of a fourth power is too small for float32 long before the parameters are right.
-    kept = [X64 or problem != "fourth power" for problem in PROBLEMS]
+    # Fourth powers of small errors are below float32's normal numbers.
+    kept = [X64 or problem.power == 0.5 for problem in PROBLEMS.values()]
     plain, *others = (UNITS.index((unit, SAME)) for unit in (1.0, 2.0**-24, 2.0**24))
     for params, num_evals in zip(found.params[kept], found.num_evals[kept], strict=True):
         for other in others:
