@@ -42,7 +42,7 @@ def penalty_of(optimizer: AnyTransformation) -> AbstractPenalty | None:
 
 def proximal_move(penalty: AbstractPenalty, move: Move, state: PyTree) -> Move:
     """The step, with all that the state after it tells of it."""
-    own = _own_state(state)
+    own = own_state(state)
     step, ended = own.search.learning_rate, own.search.info.result
     failed = ~move.first & ~(ended == LinesearchResult.successful)
     return move._replace(
@@ -87,7 +87,7 @@ def started_in(penalty: AbstractPenalty | None, params: Params) -> Params:
     return jax.tree.map(lambda x, z: narrowed(z, x.dtype), params, target)
 
 
-def _own_state(state: PyTree) -> ScaleByProximalLinesearchState:
+def own_state(state: PyTree) -> ScaleByProximalLinesearchState:
     def is_own(x: object) -> bool:
         return isinstance(x, ScaleByProximalLinesearchState)
 

@@ -20,8 +20,9 @@ from .._jit import compiled_call, partition
 from .._jit.function import key_function
 from .._objective.objective import Objective
 from .._transformation.base import AbstractTransformation, check_transformation
+from .composite import own_state, penalty_of
 from .convergence import CONVERGED, largest, MinimizeResult, Tolerances
-from .implicit import attach
+from .implicit import attach, attach_composite
 from .loop import descend
 
 
@@ -226,7 +227,12 @@ def _minimize(
         history,
     )
     found = end.evaluation
-    params, value, aux = attach((end.params, found.value, found.aux), objective.replay)
+    minimizer, penalty = (end.params, found.value, found.aux), penalty_of(optimizer)
+    if penalty is None:
+        params, value, aux = attach(minimizer, objective.replay)
+    else:
+        step = own_state(end.state).search.learning_rate
+        params, value, aux = attach_composite(minimizer, objective.replay, penalty, step)
     stats = {"grad_norm": largest(found.grad)}
     if end.values is not None:
         stats["values"] = end.values
