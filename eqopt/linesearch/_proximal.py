@@ -30,6 +30,7 @@ from .._base.trees import (
     select,
     zero_count,
     zeros_exactly_like,
+    zeros_like,
 )
 from .._base.types import Count, Params, Scalar, Steps, Updates
 from .._base.xla import going_on
@@ -145,7 +146,7 @@ class ScaleByProximalLinesearch(AbstractConstrained[ScaleByProximalLinesearchSta
         )
         return ScaleByProximalLinesearchState(
             count=zero_count(),
-            previous=zeros_exactly_like(params) if self.accelerated else None,
+            previous=zeros_like(params) if self.accelerated else None,
             momentum=jnp.ones((), dtype),
             decrease=jnp.full((), np.inf, dtype),
             search=LinesearchState(
@@ -335,7 +336,8 @@ class _Search(eqx.Module):
     def judged(self, line: _Line, found: AnyEvaluation) -> _Line:
         """The search after a trial."""
         start, step = line.start, line.step
-        d = _change(line.updates, start.ahead)
+        # Between the points that were evaluated, and not between their updates, which are finer.
+        d = _change(*(add_updates(self.params, u) for u in (line.updates, start.ahead)))
         grad = mask_like(d, conj(found.grad))
         length_sq, slope = inner(d, d), inner(start.grad, d)
         curvature = inner(grad, d) - slope
@@ -346,7 +348,8 @@ class _Search(eqx.Module):
             decrease > _NOISE * noise, excess <= decrease, curvature <= 2 * decrease
         )
         # A step within the rounding of the parameters decides nothing.
-        eps = max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(self.params))
+        spacings = [float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(self.params)]
+        eps = max(spacings, default=0.0)
         rounding = 4 * eps * jnp.sqrt(inner(self.params, self.params))
         enough = enough | (jnp.sqrt(length_sq) <= rounding)
         finite = jnp.isfinite(found.value) & all_finite(found.grad)
