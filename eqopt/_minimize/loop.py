@@ -143,6 +143,10 @@ def _descend(
         d = dataclasses.replace(d, best=(params, highest))
         d = lax.while_loop(_going, lambda d: _step(task, d), d)
         best: Any = d.best
+        last = d.params, with_penalty(penalty, d.params, d.evaluation)
+        # Of points whose values differ by rounding, the last is nearest to the minimum.
+        noise = 100 * float(jnp.finfo(shapes.value.dtype).eps) * jnp.abs(best[1].value)
+        best = select(last[1].value - best[1].value <= noise, last, best)
         d = dataclasses.replace(d, params=best[0], evaluation=best[1], best=None)
     else:
         d = _descend_by_search(task, linesearch, d)
