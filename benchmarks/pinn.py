@@ -2,9 +2,9 @@
 
 `python -m benchmarks.pinn` prints a table, and writes table and picture to `docs/benchmarks/`.
 
-The network $u$ solves the Helmholtz equation $u_{xx} + u_{yy} + k^2 u = q$ on $[-1, 1]^2$, with
-$u = 0$ on the border, which a factor sees to. The exact solution is $\\sin(\\pi x) \\sin(4 \\pi y)$,
-which gives $q$. The objective is the mean squared residual at fixed random points, in float64.
+The network u solves the Helmholtz equation, u_xx + u_yy + u = q, on the square from -1 to 1, with
+u = 0 on the border, which a factor sees to. The exact solution, sin(pi x) sin(4 pi y), gives q. The
+objective is the mean squared residual at fixed random points, in float64.
 """
 
 import argparse

@@ -6,7 +6,6 @@ from .._base.converters import real, steps
 from .._base.types import Scalar, Steps
 from .._transformation.base import AbstractOptimizer, AbstractTransformation
 from ..linesearch._proximal import (
-    check_penalty,
     ScaleByProximalLinesearch,
     ScaleByProximalLinesearchState,
 )

@@ -13,37 +13,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from .._base import checks
-from .._base.arithmetic import cast, minus, real_dtype, times, wider
 from .._base.converters import flag, float_dtype, real, steps
 from .._base.trees import (
     add_updates,
-    all_finite,
     conj,
     fill_missing,
     increment,
     inner,
     mask_like,
-    narrowed,
     select,
     zero_count,
     zeros_exactly_like,
     zeros_like,
 )
 from .._base.types import Count, Params, Scalar, Steps, Updates
-from .._base.xla import going_on
 from .._objective.cache import check_aux_fits, empty_cache, filled, LinesearchState
 from .._objective.fingerprint import same_bits
-from .._objective.objective import AnyEvaluation, Context, Evaluation, FullProblem, require_params
+from .._objective.objective import Context, Evaluation, FullProblem, require_params
 from .._transformation.nesting import AbstractConstrained, Requirement
 from ..projections._base import AbstractPenalty
-from ..projections._updates import updates_toward
-from ._base import ACCEPT, FAIL, LinesearchInfo, LinesearchResult, scaled, TRY
-
-# Values that differ by less than this number of roundings decide nothing.
-_NOISE = 100
+from ._base import FAIL, LinesearchInfo, LinesearchResult, scaled, TRY
+from ._proximal_search import change_of, ProximalLine, ProximalSearch, searching, Start
 
 
 class ScaleByProximalLinesearchState(eqx.Module):
@@ -167,22 +160,22 @@ class ScaleByProximalLinesearch(AbstractConstrained[ScaleByProximalLinesearchSta
         objective = whole.objective or context.require("value_fn", self)
         cache: Any = state.search.cache
         value = jnp.asarray(value)
-        search = _Search(
+        search = ProximalSearch(
             penalty=self.penalty,
             shorter=jnp.asarray(self.decrease_factor),
             limit=jnp.asarray(self.max_backtracking_steps),
             params=params,
             eps=float(jnp.finfo(value.dtype).eps),
         )
-        here = _Start(value.astype(float_dtype()), mask_like(updates, grad), _no_move(params))
+        here = Start(value.astype(float_dtype()), mask_like(updates, grad), _no_move(params))
         ahead, going, momentum = self._ahead(state, params, whole)
         aux = cache.evaluation.aux
-        line = _Line(
+        line = ProximalLine(
             verdict=jnp.where(here.is_finite(), TRY, FAIL),
             is_start=going,
             step=self._first_step(state, params, here.grad),
             updates=ahead,
-            start=_Start(here.value, here.grad, ahead),
+            start=Start(here.value, here.grad, ahead),
             trial=Evaluation(here.value, zeros_exactly_like(whole.params), aux),
             decrease=jnp.full((), np.inf, float_dtype()),
             curvature=jnp.zeros((), float_dtype()),
@@ -191,15 +184,15 @@ class ScaleByProximalLinesearch(AbstractConstrained[ScaleByProximalLinesearchSta
         )
         line = select(going, line, search.begun(line, here))
 
-        def body(line: _Line) -> _Line:
+        def body(line: ProximalLine) -> ProximalLine:
             found = objective.evaluate(add_updates(whole.params, line.updates))
             check_aux_fits(found.aux, cache)
             found = Evaluation(found.value.astype(float_dtype()), found.grad, found.aux)
-            start = _Start(found.value, mask_like(updates, conj(found.grad)), line.start.ahead)
+            start = Start(found.value, mask_like(updates, conj(found.grad)), line.start.ahead)
             begun = search.begun(line, select(start.is_finite(), start, here))
             return select(line.is_start, begun, search.judged(line, found))
 
-        line = lax.while_loop(_searching, body, line)
+        line = lax.while_loop(searching, body, line)
         line = dataclasses.replace(
             line, updates=select(line.verdict == FAIL, _no_move(params), line.updates)
         )
@@ -215,7 +208,7 @@ class ScaleByProximalLinesearch(AbstractConstrained[ScaleByProximalLinesearchSta
         # Momentum belongs to the point that this search has reached, and to no other.
         cache: Any = state.search.cache
         going = cache.valid & same_bits(whole.params, cache.point) & (state.momentum > 1)
-        last = _change(params, mask_like(params, state.previous))
+        last = change_of(params, mask_like(params, state.previous))
         ahead = scaled(last, (state.momentum - 1) / momentum, params)
         return select(going, ahead, _no_move(params)), going, momentum
 
@@ -233,14 +226,16 @@ class ScaleByProximalLinesearch(AbstractConstrained[ScaleByProximalLinesearchSta
         state: ScaleByProximalLinesearchState,
         params: Params,
         whole: FullProblem,
-        search: "_Search",
-        line: "_Line",
+        search: "ProximalSearch",
+        line: "ProximalLine",
         momentum: Float[Array, ""],
     ) -> ScaleByProximalLinesearchState:
         """The state after a search."""
         failed = line.verdict == FAIL
         point = add_updates(whole.params, line.updates)
-        cache = filled(state.search.cache, whole.objective, point, line.trial, ~failed)
+        cache, objective = state.search.cache, whole.objective
+        if cache is not None and objective is not None:
+            cache = filled(cache, objective, point, line.trial, ~failed)
         result = LinesearchResult.where(
             jnp.isfinite(line.trial.value), LinesearchResult.no_decrease, LinesearchResult.nonfinite
         )
@@ -260,7 +255,7 @@ class ScaleByProximalLinesearch(AbstractConstrained[ScaleByProximalLinesearchSta
         size = jnp.where(failed, 0, jnp.abs(line.trial.value))
         previous = None
         if self.accelerated:
-            back = _change(line.start.ahead, line.updates)
+            back = change_of(line.start.ahead, line.updates)
             uphill = inner(back, line.updates) > 0
             momentum = jnp.where(uphill | failed, 1, momentum)
             previous = fill_missing(params, state.previous)
@@ -271,132 +266,6 @@ class ScaleByProximalLinesearch(AbstractConstrained[ScaleByProximalLinesearchSta
             decrease=jnp.where(failed, state.decrease, line.decrease),
             search=LinesearchState(step, jnp.maximum(state.search.scale, size), cache, info),
         )
-
-
-class _Start(eqx.Module):
-    """The point $y$ from which a step goes: the objective there, and the updates to it from $x$."""
-
-    value: Float[Array, ""]
-    grad: Updates
-    ahead: Updates
-
-    def is_finite(self) -> Bool[Array, ""]:
-        return jnp.isfinite(self.value) & all_finite(self.grad)
-
-
-class _Line(eqx.Module):
-    """A search under way.
-
-    **Arguments:**
-
-    - `verdict`, `step`: its last answer.
-    - `is_start`: whether the next evaluation is the one at $y$.
-    - `updates`: the updates to the point that is evaluated next, from $x$.
-    - `start`: where the steps begin.
-    - `trial`: the objective at the last trial.
-    - `decrease`, `curvature`: the decrease that this trial promised, and the curvature along it.
-    - `num_evals`, `num_trials`: the numbers of evaluations, and of steps tried.
-    """
-
-    verdict: Int[Array, ""]
-    is_start: Bool[Array, ""]
-    step: Float[Array, ""]
-    updates: Updates
-    start: _Start
-    trial: AnyEvaluation
-    decrease: Float[Array, ""]
-    curvature: Float[Array, ""]
-    num_evals: Int[Array, ""]
-    num_trials: Int[Array, ""]
-
-
-def _searching(line: _Line) -> Bool[Array, ""]:
-    return going_on(line.verdict == TRY, line.num_evals)
-
-
-class _Search(eqx.Module):
-    """What stays the same in a search."""
-
-    penalty: AbstractPenalty
-    shorter: Float[Array, ""]
-    limit: Int[Array, ""]
-    params: Params
-    eps: float = eqx.field(static=True)
-
-    def begun(self, line: _Line, start: _Start) -> _Line:
-        """The search before its first trial, with the evaluation at $y$ if it was made."""
-        return dataclasses.replace(
-            line,
-            is_start=jnp.asarray(False),
-            start=start,
-            updates=proximal_updates(self.penalty, self.params, start.ahead, start.grad, line.step),
-            num_evals=line.num_evals + line.is_start.astype(np.int32),
-        )
-
-    def judged(self, line: _Line, found: AnyEvaluation) -> _Line:
-        """The search after a trial."""
-        start, step = line.start, line.step
-        # Between the points that were evaluated, and not between their updates, which are finer.
-        d = _change(*(add_updates(self.params, u) for u in (line.updates, start.ahead)))
-        grad = mask_like(d, conj(found.grad))
-        length_sq, slope = inner(d, d), inner(start.grad, d)
-        curvature = inner(grad, d) - slope
-        decrease = length_sq / (2 * step)
-        excess = found.value - start.value - slope
-        noise = self.eps * jnp.maximum(jnp.abs(found.value), jnp.abs(start.value))
-        enough = jnp.where(
-            decrease > _NOISE * noise, excess <= decrease, curvature <= 2 * decrease
-        )
-        # A step within the rounding of the parameters decides nothing.
-        spacings = [float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(self.params)]
-        eps = max(spacings, default=0.0)
-        rounding = 4 * eps * jnp.sqrt(inner(self.params, self.params))
-        enough = enough | (jnp.sqrt(length_sq) <= rounding)
-        finite = jnp.isfinite(found.value) & all_finite(found.grad)
-        last = line.num_trials >= self.limit
-        verdict = jnp.where(finite & enough, ACCEPT, jnp.where(last, FAIL, TRY))
-        measured = jnp.where(length_sq > 0, curvature / jnp.where(length_sq > 0, length_sq, 1), 0)
-        shorter = self.shorter * step
-        bent = finite & (measured > 0)
-        shorter = jnp.where(bent, jnp.minimum(shorter, 1 / jnp.where(bent, measured, 1)), shorter)
-        step = jnp.where(verdict == ACCEPT, step, shorter)
-        again = proximal_updates(self.penalty, self.params, start.ahead, start.grad, step)
-        return dataclasses.replace(
-            line,
-            verdict=verdict,
-            step=step,
-            updates=select(verdict == ACCEPT, line.updates, again),
-            trial=found,
-            decrease=decrease,
-            curvature=measured,
-            num_evals=line.num_evals + 1,
-            num_trials=line.num_trials + 1,
-        )
-
-
-def proximal_updates(
-    penalty: AbstractPenalty, params: Params, ahead: Updates, grad: Updates, step: Float[Array, ""]
-) -> Updates:
-    """The updates of a proximal gradient step from a point ahead of the parameters."""
-
-    def forward(x: Array, a: Array, g: Array) -> Array:
-        dtype = wider(x.dtype, g.dtype)
-        near = cast(x, dtype) + cast(a, dtype)
-        return narrowed(minus(near, times(cast(g, dtype), cast(step, real_dtype(dtype)))), x.dtype)
-
-    target = penalty.prox(jax.tree.map(forward, params, ahead, grad), step)
-    target = jax.tree.map(lambda x, z: narrowed(z, x.dtype), params, target)
-    return updates_toward(penalty, params, target)
-
-
-def _change(new: PyTree, old: PyTree) -> PyTree:
-    """The difference, in a dtype to compute in."""
-
-    def change(x: Array, y: Array) -> Array:
-        dtype = wider(x.dtype, y.dtype)
-        return minus(cast(x, dtype), cast(y, dtype))
-
-    return jax.tree.map(change, new, old)
 
 
 def _no_move(params: Params) -> Updates:

@@ -276,9 +276,7 @@ class NuclearNorm(AbstractPenalty):
             kept = kept if not is_complex(x) else lax.complex(kept, lax.full_like(kept, 0))
             return jnp.matmul(left * kept[..., None, :], right, precision="highest")
 
-        return _replaced(
-            params, ((i, thresholded(x, own)) for i, x, own in self._matrices(params))
-        )
+        return _replaced(params, ((i, thresholded(x, own)) for i, x, own in self._matrices(params)))
 
     def _matrices(self, params: Params) -> Iterator[tuple[int, Array, Any]]:
         for i, x, own, path in _penalized(params, self.strength, scalars=True):

@@ -67,7 +67,8 @@ class SelfScaledBroyden(AbstractBroydenUpdate):
     r"""The self-scaled update of Broyden's family whose weight depends on the step:
 
     $$\varphi = \frac{1 - \theta}{\sigma}, \qquad \sigma = 1 + a \theta, \qquad
-    \theta = \max\left(\frac{\rho - 1}{a}, \min\left(\frac{1}{\rho}, \frac{1 - b}{b}\right)\right),$$
+    \theta = \max\left(\frac{\rho - 1}{a},
+    \min\left(\frac{1}{\rho}, \frac{1 - b}{b}\right)\right),$$
 
     $$\rho = \min\left(1, h \left(1 - \sqrt{\frac{a}{1 + a}}\right)\right), \qquad a = b h - 1,$$
 

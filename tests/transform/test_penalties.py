@@ -85,7 +85,10 @@ def test_no_other_point_is_better(name: str):
         for sign in (-1, 1):
             change = np.zeros(leaf.shape, leaf.dtype)
             change.flat[0] = sign * 0.05
-            leaves = [np.asarray(x) + (change if i == j else 0) for j, x in enumerate(jax.tree.leaves(found))]
+            leaves = [
+                np.asarray(x) + (change if i == j else 0)
+                for j, x in enumerate(jax.tree.leaves(found))
+            ]
             other = jax.tree.unflatten(jax.tree.structure(found), leaves)
             if not isinstance(penalty, projections.AbstractProjection):
                 assert objective(other) >= lowest * (1 - 20 * EPS)
@@ -170,7 +173,10 @@ def test_a_model_with_a_strength_for_some_leaves():
     model = eqx.nn.MLP(3, 2, 4, 1, key=jax.random.key(0), dtype=FLOAT)
     none = jax.tree.map(lambda _: None, model)
     weights = eqx.tree_at(
-        lambda m: [layer.weight for layer in m.layers], none, [2.0, 0.5], is_leaf=lambda x: x is None
+        lambda m: [layer.weight for layer in m.layers],
+        none,
+        [2.0, 0.5],
+        is_leaf=lambda x: x is None,
     )
     arrays = eqx.filter(model, eqx.is_inexact_array)
     expected = sum(
