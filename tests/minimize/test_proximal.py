@@ -332,3 +332,11 @@ def test_mistakes():
     x = jnp.ones(2, FLOAT)
     with pytest.raises(ValueError, match="`ScaleByProximalLinesearch` needs `value`"):
         opt.update(x, opt.init(x), x)
+
+
+def test_no_number_on_the_way_is_nan():
+    data = problem(50, 20, 10.0)
+    with jax.debug_nans(True):
+        for penalty in (projections.L1(0.1), projections.GroupL2(0.1), projections.Simplex(1.0)):
+            solution = solve(eqopt.FISTA(penalty), data)
+            assert solution.result == MinimizeResult.successful

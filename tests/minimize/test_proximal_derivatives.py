@@ -96,3 +96,23 @@ def test_derivative_with_many_parameters():
     found = jax.jacfwd(fit)(jnp.asarray(1.0, FLOAT))
     expected = jnp.where(weight * center > 1, -1 / weight, 0)
     np.testing.assert_allclose(found, expected, atol=1e-6 if X64 else 1e-4)
+
+
+def test_derivative_of_a_matrix_of_low_rank():
+    rng = np.random.default_rng(3)
+    data, change = (jnp.asarray(rng.normal(size=(5, 4)), FLOAT) for _ in range(2))
+    weights = jnp.asarray(rng.uniform(0.5, 1, (5, 4)), FLOAT)
+
+    def fit(t: Any) -> Array:
+        def fn(x: Array) -> Array:
+            return jnp.sum(weights * (x - data - t * change) ** 2) / 2
+
+        opt, gtol = eqopt.FISTA(projections.NuclearNorm(1.0)), 1e-11 if X64 else 1e-6
+        return eqopt.minimize(fn, opt, jnp.zeros((5, 4), FLOAT), gtol=gtol, throw=False).params
+
+    zero, one = jnp.zeros((), FLOAT), jnp.ones((), FLOAT)
+    assert jnp.linalg.matrix_rank(fit(zero), 1e-4) < 4
+    _, found = jax.jvp(fit, (zero,), (one,))
+    step = 1e-5 if X64 else 1e-2
+    expected = (fit(step) - fit(-step)) / (2 * step)
+    np.testing.assert_allclose(found, expected, atol=1e-5 if X64 else 2e-2)

@@ -269,6 +269,12 @@ ROWS = [
         ),
     ),
     direction("ScaleByBFGS", lambda: eqopt.quasi_newton.ScaleByBFGS(first_step_rtol=0.5)),
+    direction(
+        "ScaleByBFGS-self-scaled",
+        lambda: eqopt.quasi_newton.ScaleByBFGS(
+            first_step_rtol=0.5, update_rule=eqopt.quasi_newton.SelfScaledBroyden()
+        ),
+    ),
     direction("ScaleByNonlinearCG", eqopt.quasi_newton.ScaleByNonlinearCG),
     Row(
         "ScaleByPolyak",
