@@ -28,6 +28,8 @@ from eqopt.states import LinesearchState
 from ._report import RESULTS
 from ._timing import machine
 
+FILE = RESULTS / "pinn.json"
+
 OPTIMIZERS: dict[str, Callable[[int], Any]] = {
     "self-scaled Broyden": lambda n: eqopt.BFGS(update_rule=SelfScaledBroyden()),
     "self-scaled BFGS": lambda n: eqopt.BFGS(update_rule=SelfScaledBFGS()),
@@ -138,6 +140,17 @@ def summary(curves: list[Any]) -> dict[str, float]:
     }
 
 
+def table(found: dict[str, dict[str, float]]) -> str:
+    lines = ["| optimizer | error half way | error | objective |", "| --- | ---: | ---: | ---: |"]
+    for name, row in found.items():
+        lines.append(f"| {name} | " + " | ".join(f"{x:.1e}" for x in row.values()) + " |")
+    return "\n".join(lines)
+
+
+def rounded(curve: list[tuple[int, float, float]]) -> list[list[float]]:
+    return [[count, float(f"{value:.3g}"), float(f"{err:.3g}")] for count, value, err in curve]
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pinn", description=__doc__)
     parser.add_argument("--smoke", action="store_true", help="only see that everything runs")
@@ -151,13 +164,12 @@ def main(arguments: list[str] | None = None) -> int:
         for seed in seeds:
             runs[name].append(run(make(num_evals), seed, num_evals, width))
             print(f"{name}, seed {seed}: {runs[name][-1][-1]}", flush=True)
-    table = {name: summary(curves) for name, curves in runs.items()}
-    print("| optimizer | error half way | error | objective |\n| --- | ---: | ---: | ---: |")
-    for name, row in table.items():
-        print(f"| {name} | " + " | ".join(f"{x:.1e}" for x in row.values()) + " |")
+    found = {name: summary(curves) for name, curves in runs.items()}
+    print(table(found))
     if not options.smoke:
-        report = {"machine": machine(), "table": table, "runs": runs}
-        (options.out / "pinn.json").write_text(json.dumps(report, indent=1) + "\n")
+        curves = {name: [rounded(x) for x in several] for name, several in runs.items()}
+        report = {"machine": machine(), "table": found, "runs": curves}
+        (options.out / FILE.name).write_text(json.dumps(report) + "\n", encoding="utf-8")
         draw(options.out / "pinn.png", runs)
     return 0
 

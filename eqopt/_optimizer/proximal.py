@@ -63,11 +63,11 @@ class ProximalGradient(AbstractOptimizer[ScaleByProximalLinesearchState]):
 
     def compose(self) -> AbstractTransformation[ScaleByProximalLinesearchState]:
         return ScaleByProximalLinesearch(
-            self.penalty,
-            False,
-            self.max_backtracking_steps,
-            self.decrease_factor,
-            self.increase_factor,
+            penalty=self.penalty,
+            accelerated=False,
+            max_backtracking_steps=self.max_backtracking_steps,
+            decrease_factor=self.decrease_factor,
+            increase_factor=self.increase_factor,
         )
 
 
@@ -126,9 +126,9 @@ class FISTA(AbstractOptimizer[ScaleByProximalLinesearchState]):
 
     def compose(self) -> AbstractTransformation[ScaleByProximalLinesearchState]:
         return ScaleByProximalLinesearch(
-            self.penalty,
-            True,
-            self.max_backtracking_steps,
-            self.decrease_factor,
-            self.increase_factor,
+            penalty=self.penalty,
+            accelerated=True,
+            max_backtracking_steps=self.max_backtracking_steps,
+            decrease_factor=self.decrease_factor,
+            increase_factor=self.increase_factor,
         )

@@ -79,7 +79,7 @@ class ScaleByBFGS(AbstractTransformation[ScaleByBFGSState]):
     - `secant`: which change of the gradient is used: [`eqopt.quasi_newton.ModifiedSecant`][], which
         uses the objective's `value` if `update` is given it, or
         [`eqopt.quasi_newton.PlainSecant`][].
-    - `update_rule`: which matrix of the family above: [`eqopt.quasi_newton.BFGSUpdate`][],
+    - `update_rule`: which matrix of Broyden's family: [`eqopt.quasi_newton.BFGSUpdate`][],
         [`eqopt.quasi_newton.SelfScaledBFGS`][], [`eqopt.quasi_newton.SelfScaledBroyden`][] or
         another [`eqopt.quasi_newton.AbstractBroydenUpdate`][].
 
