@@ -122,7 +122,7 @@ def draw(path: Path, runs: dict[str, list[Any]]) -> None:
             label = name if i == 0 else None
             axes.semilogy(counts, errors, color=f"C{number}", label=label, linewidth=1)
     axes.set(xlabel="evaluations of objective and gradient", ylabel="relative error")
-    axes.legend(frameon=False)
+    figure.legend(frameon=False, loc="outside upper center", ncols=3)
     figure.savefig(path, dpi=120)
 
 
@@ -132,7 +132,7 @@ def summary(curves: list[Any]) -> dict[str, float]:
     def at(curve: Any, count: int) -> tuple[int, float, float]:
         return [x for x in curve if x[0] <= count or x is curve[0]][-1]
 
-    half, end = ([at(curve, n) for curve in curves] for n in (NUM_EVALS // 2, curves[0][-1][0]))
+    half, end = [at(curve, NUM_EVALS // 2) for curve in curves], [curve[-1] for curve in curves]
     return {
         "error half way": float(np.median([x[2] for x in half])),
         "error": float(np.median([x[2] for x in end])),

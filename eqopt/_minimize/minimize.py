@@ -32,7 +32,8 @@ class Solution(eqx.Module, Generic[Model, State, Aux]):
     **Arguments:**
 
     - `params`: the model with the best parameters found.
-    - `value`, `grad`, `aux`: the objective there.
+    - `value`, `grad`, `aux`: the objective there. With a penalty, as in [`eqopt.FISTA`][], `value`
+        is the sum of both, and `grad` the gradient of the objective alone.
     - `state`: the optimizer's state, to continue from.
     - `num_steps`, `num_evals`: how many steps were taken, and how many times the objective was
         evaluated with its gradient.
@@ -82,7 +83,8 @@ def minimize(
     respect to everything that the objective reads: `args`, leaves of `params` that are not trained,
     and arrays in the closure of `fn`, in its defaults, in objects, containers and globals. The
     derivative is the minimizer's, by the implicit function theorem; the steps are not
-    differentiated. With respect to the first parameters and the optimizer it is zero.
+    differentiated. With respect to the first parameters and the optimizer it is zero, except with
+    respect to the numbers of a penalty.
 
     **Arguments:**
 
