@@ -41,6 +41,16 @@ PENALTIES = {
     "L1Ball": (projections.L1Ball(1.5), TREE),
     "L2Ball": (projections.L2Ball(0.7), COMPLEX_TREE),
 }
+
+
+def test_every_penalty_is_here():
+    found = [getattr(projections, x) for x in dir(projections)]
+    classes = {x for x in found if isinstance(x, type)}
+    sets = {x for x in classes if issubclass(x, projections.AbstractProjection)}
+    ours = {type(penalty) for penalty, _ in PENALTIES.values()}
+    assert classes - sets - {projections.AbstractPenalty} == ours - sets
+
+
 every = pytest.mark.parametrize("name", PENALTIES)
 
 
