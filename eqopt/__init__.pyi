@@ -47,6 +47,7 @@ from ._minimize.minimize import minimize as minimize, Solution as Solution
 from ._optimizer.newton_cg import NewtonCG as NewtonCG
 from ._optimizer.nonlinear_cg import NonlinearCG as NonlinearCG
 from ._optimizer.polyak import PolyakSGD as PolyakSGD
+from ._optimizer.proximal import FISTA as FISTA, ProximalGradient as ProximalGradient
 from ._optimizer.quasi_newton import BFGS as BFGS, LBFGS as LBFGS
 
 # Optimizers.

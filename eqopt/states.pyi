@@ -7,6 +7,9 @@ from ._wrapper.named_chain import NamedChainState as NamedChainState
 
 # Of line searches.
 from ._objective.cache import Cache as Cache, LinesearchState as LinesearchState
+from .linesearch._proximal import (
+    ScaleByProximalLinesearchState as ScaleByProximalLinesearchState,
+)
 
 # Of quasi-Newton methods and conjugate gradients.
 from .quasi_newton._base import (

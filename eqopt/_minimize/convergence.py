@@ -124,6 +124,8 @@ class Move(NamedTuple):
     - `updates`: the optimizer's updates, or `None` if a search went along them.
     - `first`: whether it is the first point, to which there is no step.
     - `failed`, `endless`: whether a search failed, or still went down at its longest step.
+    - `promised`: the decrease that a proximal step promised, for an objective with a penalty; else
+        `None`.
     """
 
     before: Params
@@ -135,6 +137,7 @@ class Move(NamedTuple):
     first: Bool[Array, ""]
     failed: Bool[Array, ""]
     endless: Bool[Array, ""]
+    promised: Float[Array, ""] | None = None
 
 
 def ended(
@@ -168,6 +171,8 @@ def ended(
     length, whole_length = jnp.sqrt(inner(step, step)), jnp.sqrt(inner(move.params, move.params))
     finite = jnp.isfinite(value) & all_finite(move.found.grad)
 
+    if move.promised is not None:  # the slope is not zero at a solution
+        grad = left
     eps = max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(reach))
     # The change of the objective if each parameter changes by its size, to first order.
     swing = inner(jax.tree.map(jnp.abs, grad), reach)
@@ -181,6 +186,10 @@ def ended(
     # Along a narrow valley a step may promise little far from the minimum: one does not suffice.
     # Nor does a failed search, whose direction may be to blame: the next begins without memory.
     promised = jnp.abs(inner(conj(move.at_before.grad), step)) / 2
+    if move.promised is not None:
+        # A proximal method is of first order: it has about as many steps ahead as it has made, each
+        # with nearly the same promise.
+        promised = move.promised * jnp.maximum(num_steps, 1).astype(value.dtype)
     tiny = moved & (promised <= noise) & ~held
     num_tiny = jnp.where(tiny, progress.num_tiny + 1, 0)
     num_failures = jnp.where(move.failed, progress.num_failures + 1, 0)

@@ -17,6 +17,8 @@ from .._base import checks
 from .._base.ravel import from_real_vector, real_vector
 from .._base.trees import conj
 from .._objective.objective import AnyEvaluation, Evaluation
+from ..projections._base import AbstractPenalty
+from .composite import residual, with_penalty
 
 # Up to this number of unknowns, the Hessian matrix is formed and factorized. Above it, conjugate
 # gradients need only products with the matrix.
@@ -72,6 +74,75 @@ def _attach_jvp(primals: Any, tangents: Any) -> PyTree:
     move = from_real_vector(move, params)
     moved = derivative(move, change)
     return found, (move, moved.value, moved.aux)
+
+
+@eqx.filter_custom_jvp
+def attach_composite(
+    found: tuple[PyTree, jax.Array, PyTree],
+    evaluate: Callable[[PyTree], AnyEvaluation],
+    penalty: AbstractPenalty,
+    step: Float[Array, ""],
+) -> PyTree:
+    r"""The same for the minimizer of an objective with a penalty, a fixed point of its proximal
+    steps.
+
+    At a minimizer $r(x, \theta) = x - \operatorname{prox}(x - t \nabla f(x, \theta)) = 0$, so that
+    $\dot x = -(\partial_x r)^{-1} \partial_\theta r\, \dot\theta$. The penalty's numbers are a
+    part of $\theta$.
+
+    **Arguments:**
+
+    - `found`, `evaluate`: as in `attach`; the value is that of the sum.
+    - `penalty`: the penalty.
+    - `step`: the step $t$, which changes nothing but the rounding.
+    """
+    return found
+
+
+@attach_composite.def_jvp
+def _attach_composite_jvp(primals: Any, tangents: Any) -> PyTree:
+    _, evaluate, penalty, step = primals
+    _, *change, _ = tangents
+    found = attach_composite(*primals)
+    params = found[0]
+    theta = evaluate, penalty
+    change = tuple(change)
+    changes = jax.tree.map(lambda x: x is not None, change, is_leaf=checks.is_none)
+    moving, still = eqx.partition(theta, changes, is_leaf=checks.is_none)
+    step = lax.stop_gradient(step)
+
+    def at(params: PyTree, moving: PyTree) -> tuple[PyTree, Array, PyTree]:
+        evaluate, penalty = eqx.combine(moving, still)
+        evaluation = with_penalty(penalty, params, evaluate(params))
+        left = residual(penalty, params, evaluation.grad, step)
+        return left, evaluation.value, eqx.filter(evaluation.aux, checks.is_inexact)
+
+    _, derivative = jax.linearize(at, params, moving)
+    no_move, no_change = jax.tree.map(jnp.zeros_like, (params, moving))
+
+    def product(vector: Float[Array, " n"]) -> Float[Array, " n"]:
+        return _as_vector(derivative(from_real_vector(vector, params), no_change)[0])
+
+    right = -_as_vector(derivative(no_move, change)[0])
+    solve = _least_squares if right.size <= MAX_DENSE else _gmres
+    move = lax.custom_linear_solve(product, right, solve, solve)
+    move = from_real_vector(move, params)
+    # The value does not change with the minimizer, whichever side of a kink that is on.
+    _, value, _ = derivative(no_move, change)
+    return found, (move, value, derivative(move, change)[2])
+
+
+def _least_squares(
+    product: Callable[[Array], Array], right: Float[Array, " n"]
+) -> Float[Array, " n"]:
+    """Solves with the matrix itself, which may be singular."""
+    matrix = jax.vmap(product, out_axes=1)(jnp.eye(right.size, dtype=right.dtype))
+    return jnp.linalg.lstsq(matrix, right)[0]
+
+
+def _gmres(product: Callable[[Array], Array], right: Float[Array, " n"]) -> Float[Array, " n"]:
+    tol = float(jnp.finfo(right.dtype).eps) ** 0.75
+    return jax.scipy.sparse.linalg.gmres(product, right, tol=tol, restart=50)[0]
 
 
 def _dense(product: Callable[[Array], Array], right: Float[Array, " n"]) -> Float[Array, " n"]:

@@ -36,6 +36,8 @@ from ..linesearch._base import (
     scaled,
     TRY,
 )
+from ..projections._base import AbstractPenalty
+from .composite import penalty_of, proximal_move, started_in, with_penalty
 from .convergence import ended, largest, MinimizeResult, Move, Progress, Tolerances
 from .search_chain import (
     commutes_with_ravel,
@@ -108,6 +110,8 @@ def _descend(
     history: int | None,
 ) -> MinimizeCarry:
     dtype, zero = float_dtype(), jnp.zeros((), np.int32)
+    penalty = penalty_of(optimizer)
+    params = started_in(penalty, params)
     traced, shapes = objective.traced(params)
     state = optimizer.init_state(params, Context(whole=FullProblem(params, traced)))
     blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shapes.value, shapes.aux))
@@ -115,6 +119,7 @@ def _descend(
     task = Problem(
         objective=traced,
         optimizer=optimizer,
+        penalty=penalty,
         tolerances=tolerances,
         show=show,
         dtype=shapes.value.dtype,
@@ -138,6 +143,10 @@ def _descend(
         d = dataclasses.replace(d, best=(params, highest))
         d = lax.while_loop(_going, lambda d: _step(task, d), d)
         best: Any = d.best
+        last = d.params, with_penalty(penalty, d.params, d.evaluation)
+        # Of points whose values differ by rounding, the last is nearest to the minimum.
+        noise = 100 * float(jnp.finfo(shapes.value.dtype).eps) * jnp.abs(best[1].value)
+        best = select(last[1].value - best[1].value <= noise, last, best)
         d = dataclasses.replace(d, params=best[0], evaluation=best[1], best=None)
     else:
         d = _descend_by_search(task, linesearch, d)
@@ -155,6 +164,7 @@ class Problem(eqx.Module):
 
     objective: Objective
     optimizer: AnyTransformation
+    penalty: AbstractPenalty | None
     tolerances: Tolerances
     show: Any
     dtype: Any = eqx.field(static=True)
@@ -192,22 +202,27 @@ def _step(task: Problem, d: MinimizeCarry) -> MinimizeCarry:
     found, _, num_evals = evaluate(task.objective, params, state)
     found = Evaluation(found.value.astype(float_dtype()), found.grad, found.aux)
     no = jnp.asarray(False)
+    # The optimizer and the cache see the objective; convergence, and the user, its sum with a
+    # penalty.
+    whole = with_penalty(task.penalty, params, found)
     move = Move(
         before=d.params,
         params=params,
-        at_before=d.evaluation,
-        found=found,
+        at_before=with_penalty(task.penalty, d.params, d.evaluation),
+        found=whole,
         residual=residual(task.optimizer, params, found.grad),
         updates=updates,
         first=first,
         failed=no,
         endless=no,
     )
+    if task.penalty is not None:
+        move = proximal_move(task.penalty, move, state)
     d = dataclasses.replace(d, state=state, num_evals=d.num_evals + trials + num_evals)
-    d = _accept_and_check(task, d, move)
+    d = dataclasses.replace(_accept_and_check(task, d, move), evaluation=found)
     best: Any = d.best
-    lower = first | (found.value < best[1].value)
-    return dataclasses.replace(d, best=select(lower, (params, found), best))
+    lower = first | (whole.value < best[1].value)
+    return dataclasses.replace(d, best=select(lower, (params, whole), best))
 
 
 def _descend_by_search(

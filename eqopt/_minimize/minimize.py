@@ -20,8 +20,9 @@ from .._jit import compiled_call, partition
 from .._jit.function import key_function
 from .._objective.objective import Objective
 from .._transformation.base import AbstractTransformation, check_transformation
+from .composite import own_state, penalty_of
 from .convergence import CONVERGED, largest, MinimizeResult, Tolerances
-from .implicit import attach
+from .implicit import attach, attach_composite
 from .loop import descend
 
 
@@ -31,7 +32,8 @@ class Solution(eqx.Module, Generic[Model, State, Aux]):
     **Arguments:**
 
     - `params`: the model with the best parameters found.
-    - `value`, `grad`, `aux`: the objective there.
+    - `value`, `grad`, `aux`: the objective there. With a penalty, as in [`eqopt.FISTA`][], `value`
+        is the sum of both, and `grad` the gradient of the objective alone.
     - `state`: the optimizer's state, to continue from.
     - `num_steps`, `num_evals`: how many steps were taken, and how many times the objective was
         evaluated with its gradient.
@@ -81,7 +83,8 @@ def minimize(
     respect to everything that the objective reads: `args`, leaves of `params` that are not trained,
     and arrays in the closure of `fn`, in its defaults, in objects, containers and globals. The
     derivative is the minimizer's, by the implicit function theorem; the steps are not
-    differentiated. With respect to the first parameters and the optimizer it is zero.
+    differentiated. With respect to the first parameters and the optimizer it is zero, except with
+    respect to the numbers of a penalty.
 
     **Arguments:**
 
@@ -226,7 +229,12 @@ def _minimize(
         history,
     )
     found = end.evaluation
-    params, value, aux = attach((end.params, found.value, found.aux), objective.replay)
+    minimizer, penalty = (end.params, found.value, found.aux), penalty_of(optimizer)
+    if penalty is None:
+        params, value, aux = attach(minimizer, objective.replay)
+    else:
+        step = own_state(end.state).search.learning_rate
+        params, value, aux = attach_composite(minimizer, objective.replay, penalty, step)
     stats = {"grad_norm": largest(found.grad)}
     if end.values is not None:
         stats["values"] = end.values

@@ -15,6 +15,7 @@ from .._wrapper.chain import Chain, ChainState
 from ..linesearch._base import AbstractLinesearch, LinesearchInfo
 from ..linesearch._wolfe import ScaleByWolfeLinesearch
 from ..quasi_newton._bfgs import ScaleByBFGS, ScaleByBFGSState
+from ..quasi_newton._broyden import AbstractBroydenUpdate, BFGSUpdate
 from ..quasi_newton._lbfgs import ScaleByLBFGS, ScaleByLBFGSState
 
 _LBFGSState = ChainState[
@@ -75,6 +76,11 @@ class BFGS(AbstractOptimizer[_BFGSState]):
         `None` is 1.
     - `scale_init_precond`: whether the first step is shortened.
     - `linesearch`: the line search, or `None` to take the updates as they are.
+    - `update_rule`: which matrix of Broyden's family: [`eqopt.quasi_newton.BFGSUpdate`][],
+        [`eqopt.quasi_newton.SelfScaledBFGS`][], [`eqopt.quasi_newton.SelfScaledBroyden`][] or
+        another [`eqopt.quasi_newton.AbstractBroydenUpdate`][].
+
+    For physics-informed networks, take `eqopt.BFGS(update_rule=SelfScaledBroyden())`.
 
     It is used through `step`, or by [`eqopt.minimize`][]. Its `update` needs `params`, `value`,
     `grad` and `value_fn`.
@@ -85,10 +91,11 @@ class BFGS(AbstractOptimizer[_BFGSState]):
         converter=flag("scale_init_precond"), static=True, default=True
     )
     linesearch: AbstractLinesearch[Any] | None = eqx.field(default_factory=ScaleByWolfeLinesearch)
+    update_rule: AbstractBroydenUpdate = eqx.field(default_factory=BFGSUpdate)
 
     def compose(self) -> AbstractTransformation[_BFGSState]:
         return Chain(
-            ScaleByBFGS(self.scale_init_precond),
+            ScaleByBFGS(self.scale_init_precond, update_rule=self.update_rule),
             ScaleByLearningRate(1.0 if self.learning_rate is None else self.learning_rate),
             Identity() if self.linesearch is None else self.linesearch,
         )

@@ -1,49 +1,13 @@
 """Parameters that stay in a set."""
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from jax import lax
-from jaxtyping import Array, Float, Inexact
-
 from .._base import checks
-from .._base.arithmetic import cast, wider
-from .._base.trees import add, add_updates, mask_like, narrowed
-from .._base.types import Leaves, Params, Updates
+from .._base.trees import add_updates, mask_like
+from .._base.types import Params, Updates
 from .._objective.objective import Context, require_params
 from .._transformation.base import EmptyState
 from .._transformation.nesting import AbstractConstrained, Requirement
-from ..projections._base import AbstractBox, AbstractProjection, by_parts, nearest, neighbor
-
-
-@jax.jit
-@checks.typed
-def _toward(
-    param: Inexact[Array, "*shape"], target: Inexact[Array, "*shape"]
-) -> Inexact[Array, "*shape"]:
-    """The update to a target, in the parameter's dtype."""
-    dtype = wider(param.dtype)
-    return narrowed(lax.sub(cast(target, dtype), cast(param, dtype)), param.dtype)
-
-
-@jax.jit
-@checks.typed
-def _into(
-    param: Float[Array, "*shape"],
-    target: Float[Array, "*shape"],
-    low: Float[Array, "*shape"] | None,
-    high: Float[Array, "*shape"] | None,
-) -> Float[Array, "*shape"]:
-    """The update to a target, such that the parameter ends up between bounds."""
-    update = _toward(param, target)
-    # The update itself is rounded, so the sum may miss the target. The neighboring update toward
-    # the inside is not less than the exact one, and rounding is monotonic: one neighbor is enough.
-    reached = add(param, update)
-    if low is not None:
-        update = jnp.where(reached < low, neighbor(update, np.inf), update)
-    if high is not None:
-        update = jnp.where(reached > high, neighbor(update, -np.inf), update)
-    return update
+from ..projections._base import AbstractProjection, nearest
+from ..projections._updates import updates_toward
 
 
 class Project(AbstractConstrained[EmptyState]):
@@ -102,13 +66,4 @@ class Project(AbstractConstrained[EmptyState]):
     ) -> tuple[Updates, EmptyState]:
         params = mask_like(updates, require_params(params, self, context))
         target = nearest(self.projection, add_updates(params, updates))
-        if not isinstance(self.projection, AbstractBox):
-            return jax.tree.map(_toward, params, target), state
-        leaves, treedef = checks.flatten(params)
-        targets: Leaves = treedef.flatten_up_to(target)
-        bounds = zip(*self.projection.bounds(params), strict=True)
-        changes = [
-            None if x is None else by_parts(_into, x, y, low, high)
-            for x, y, (low, high) in zip(leaves, targets, bounds, strict=True)
-        ]
-        return treedef.unflatten(changes), state
+        return updates_toward(self.projection, params, target), state

@@ -10,5 +10,6 @@ from ._base import (
 )
 from ._first_step import double_step as double_step, keep_step as keep_step, unit_step as unit_step
 from ._hager_zhang import ScaleByHagerZhangLinesearch as ScaleByHagerZhangLinesearch
+from ._proximal import ScaleByProximalLinesearch as ScaleByProximalLinesearch
 from ._wolfe import ScaleByWolfeLinesearch as ScaleByWolfeLinesearch
 from ._zoom import ScaleByZoomLinesearch as ScaleByZoomLinesearch

@@ -1,7 +1,8 @@
-"""Projections onto sets of parameters, and the sets: for `eqopt.Project`, or by themselves.
+"""Projections onto sets of parameters, and penalties with kinks.
 
 Begin with `NonNegative`, `Box` or `Simplex`: as the last link of a chain,
-`eqopt.Project(NonNegative())`. To write one, begin with `AbstractProjection`.
+`eqopt.Project(NonNegative())`. To write one, begin with `AbstractProjection`. The penalties, such
+as `L1`, and every projection are for `eqopt.FISTA(L1(0.1))`; there, begin with `AbstractPenalty`.
 """
 
 from .._base.lazy import attach

@@ -1,4 +1,4 @@
-"""The abstract projection, and code that the sets share."""
+"""The abstract penalty and the abstract projection, and code that penalties and sets share."""
 
 import abc
 import functools
@@ -21,13 +21,52 @@ from .._base.types import Leaves, Model, Params
 from .._jit import compiled_call
 
 
-class AbstractProjection(eqx.Module):
+class AbstractPenalty(eqx.Module):
+    r"""A function of the parameters that may have kinks, and whose proximal operator is known.
+
+    It is the $h$ in the minimization of $f(x) + h(x)$ by [`eqopt.ProximalGradient`][] or
+    [`eqopt.FISTA`][]. It is written as `value` and `prox`. Both see a tree of arrays; of a model,
+    that is `eqx.filter(model, eqx.is_inexact_array)`.
+    """
+
+    @abc.abstractmethod
+    def value(self, params: Params) -> Float[Array, ""]:
+        """The penalty $h(x)$, a real number.
+
+        **Arguments:**
+
+        - `params`: inexact arrays, and `None` for other leaves.
+        """
+
+    @abc.abstractmethod
+    def prox(self, params: Params, step: Float[Array, ""]) -> Params:
+        r"""The proximal operator $\operatorname{argmin}_z\, h(z) + \|z - x\|^2 / (2 t)$.
+
+        **Arguments:**
+
+        - `params`: the point $x$: inexact arrays, in their own dtypes, and `None` for other leaves.
+        - `step`: the step $t \ge 0$. For $t = 0$ it is the nearest point at which the penalty is
+            finite.
+
+        **Returns:**
+
+        A tree like `params`, in the same dtypes or wider ones.
+        """
+
+    def __pdoc__(self, **kwargs: object) -> wl.AbstractDoc:
+        return module_pdoc(self, **kwargs)
+
+
+class AbstractProjection(AbstractPenalty):
     """The nearest point of a set of parameters.
 
     A projection is called with a whole model. All its inexact arrays together are one point; the
     real and the imaginary part of a complex number are two coordinates. Other leaves, `None`
     included, are returned unchanged. [`eqopt.Project`][] keeps an optimizer's parameters in the
     set.
+
+    It is also a penalty: 0 in the set, and infinite outside. Its `value` is always 0, because it is
+    only asked for at points in the set; its `prox` is the projection, for any step.
 
     It is written as `project`.
     """
@@ -50,8 +89,11 @@ class AbstractProjection(eqx.Module):
         trained, rest = eqx.partition(tree, checks.is_inexact)
         return eqx.combine(compiled_call.call(nearest, canonicalize(self), trained), rest)
 
-    def __pdoc__(self, **kwargs: object) -> wl.AbstractDoc:
-        return module_pdoc(self, **kwargs)
+    def value(self, params: Params) -> Float[Array, ""]:
+        return jnp.zeros((), float_dtype())
+
+    def prox(self, params: Params, step: Float[Array, ""]) -> Params:
+        return self.project(params)
 
 
 class AbstractBox(AbstractProjection):

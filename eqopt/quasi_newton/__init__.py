@@ -1,8 +1,8 @@
 """Quasi-Newton directions and conjugate gradients, and the parts that they are made of.
 
 Begin with `eqopt.LBFGS`, `eqopt.BFGS` and `eqopt.NonlinearCG`. Their directions are
-`ScaleByLBFGS`, `ScaleByBFGS` and `ScaleByNonlinearCG`, which take an initial matrix, a secant rule
-and a conjugacy formula as arguments.
+`ScaleByLBFGS`, `ScaleByBFGS` and `ScaleByNonlinearCG`, which take an initial matrix, a secant rule,
+an update rule and a conjugacy formula as arguments.
 """
 
 from .._base.lazy import attach

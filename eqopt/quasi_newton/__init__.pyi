@@ -9,6 +9,12 @@ from ._base import (
     ScalarMatrix as ScalarMatrix,
 )
 from ._bfgs import ScaleByBFGS as ScaleByBFGS
+from ._broyden import (
+    AbstractBroydenUpdate as AbstractBroydenUpdate,
+    BFGSUpdate as BFGSUpdate,
+    SelfScaledBFGS as SelfScaledBFGS,
+    SelfScaledBroyden as SelfScaledBroyden,
+)
 from ._conjugate_gradient import (
     AbstractConjugacy as AbstractConjugacy,
     ConjugacyProducts as ConjugacyProducts,

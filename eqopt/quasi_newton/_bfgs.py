@@ -28,6 +28,7 @@ from ._base import (
     secant_pair,
     value_of,
 )
+from ._broyden import AbstractBroydenUpdate, BFGSUpdate, check_update_rule
 
 
 @typed
@@ -58,7 +59,13 @@ class ScaleByBFGS(AbstractTransformation[ScaleByBFGSState]):
 
     $$H_+ = (I - \rho s y^T) H (I - \rho y s^T) + \rho s s^T, \qquad \rho = \frac{1}{y^T s}$$
 
-    The first matrix is $\frac{s^T y}{y^T y} I$. Steps without positive curvature are skipped. As in
+    With another `update_rule`, which chooses $\tau$ and $\varphi$,
+
+    $$H_+ = \frac{1}{\tau} \left( H - \frac{H y y^T H}{y^T H y} + \varphi\, v v^T \right) + \rho s
+    s^T, \qquad v = \sqrt{y^T H y} \left( \rho s - \frac{H y}{y^T H y} \right)$$
+
+    For $\tau = \varphi = 1$ that is the first formula, which is always used for the first step. The
+    first matrix is $\frac{s^T y}{y^T y} I$. Steps without positive curvature are skipped. As in
     [`eqopt.ScaleByLBFGS`][], the matrix is reset if its direction would not descend, and if the
     parameters have not moved. The matrix has $n^2$ entries for $n$ real parameters: this is for
     small problems.
@@ -72,6 +79,11 @@ class ScaleByBFGS(AbstractTransformation[ScaleByBFGSState]):
     - `secant`: which change of the gradient is used: [`eqopt.quasi_newton.ModifiedSecant`][], which
         uses the objective's `value` if `update` is given it, or
         [`eqopt.quasi_newton.PlainSecant`][].
+    - `update_rule`: which matrix of Broyden's family: [`eqopt.quasi_newton.BFGSUpdate`][],
+        [`eqopt.quasi_newton.SelfScaledBFGS`][], [`eqopt.quasi_newton.SelfScaledBroyden`][] or
+        another [`eqopt.quasi_newton.AbstractBroydenUpdate`][].
+
+    Raises a `TypeError` if `update_rule` is not such a Module.
 
     ??? cite "Reference"
 
@@ -86,6 +98,10 @@ class ScaleByBFGS(AbstractTransformation[ScaleByBFGSState]):
         converter=non_negative("first_step_rtol"), default=0.01, kw_only=True
     )
     secant: AbstractSecant = eqx.field(default_factory=ModifiedSecant, kw_only=True)
+    update_rule: AbstractBroydenUpdate = eqx.field(default_factory=BFGSUpdate, kw_only=True)
+
+    def __check_init__(self) -> None:
+        check_update_rule(self.update_rule)
 
     def init_state(self, params: Params, context: Context) -> ScaleByBFGSState:
         vector = real_vector(zeros_like(params))
@@ -111,8 +127,9 @@ class ScaleByBFGS(AbstractTransformation[ScaleByBFGSState]):
         learned = (state.count > 0) & good
         first = (state.num_pairs == 0) & self.scale_init_precond
         stuck = (state.count > 0) & (pair.ss == 0)
-        new = _update(state.inverse_hessian, pair, first)
-        matrix = jnp.where(learned, new, state.inverse_hessian)
+        matrix, rule = state.inverse_hessian, self.update_rule
+        new = _updated(matrix, pair, rule, state.updates, first)
+        matrix = jnp.where(learned, new, matrix)
         num_pairs = jnp.where(learned, increment(state.num_pairs), state.num_pairs)
         num_pairs = jnp.where(stuck, 0, num_pairs)
         direction, used = safeguarded(
@@ -134,10 +151,22 @@ class ScaleByBFGS(AbstractTransformation[ScaleByBFGSState]):
         return mask_like(updates, direction), state
 
 
-def _update(matrix: Float[Array, "n n"], pair: Pair, first: Array) -> Float[Array, "n n"]:
-    s, y = real_vector(pair.s), real_vector(pair.y)
+def _updated(
+    matrix: Float[Array, "n n"], pair: Pair, rule: AbstractBroydenUpdate, grad: PyTree, first: Array
+) -> Float[Array, "n n"]:
+    """The matrix after a step, which began at the gradient."""
+    s, y, g = real_vector(pair.s), real_vector(pair.y), real_vector(grad)
     sy, yy = pair.sy.astype(s.dtype), pair.yy.astype(s.dtype)
     matrix = jnp.where(first, sy / yy * jnp.eye(s.size, dtype=s.dtype), matrix)
     hy = matrix @ y
+    yhy = y @ hy
+    # The step went along `-H g`, so that its curvature follows without the inverse of the matrix.
+    # Were it another step, this would be too small (by the inequality of Cauchy and Schwarz).
+    ghg = g @ (matrix @ g)
+    old = jnp.square(s @ g) / jnp.where(ghg > 0, ghg, 1)
+    tau, phi = rule.weights(old / sy, yhy / sy, s.size)
+    # The first matrix is not along the last step, and is scaled already.
+    tau, phi = jnp.where(first, 1, tau), jnp.where(first, 1, phi)
     outer = s[:, None] * hy[None, :]
-    return matrix - (outer + outer.T) / sy + (1 + y @ hy / sy) / sy * (s[:, None] * s[None, :])
+    change = phi * (outer + outer.T) / sy + (1 - phi) * (hy[:, None] * hy[None, :]) / yhy
+    return (matrix - change) / tau + (1 + phi * yhy / sy / tau) / sy * (s[:, None] * s[None, :])

@@ -140,6 +140,59 @@ def test_the_dense_matrix(modified: bool):
         np.testing.assert_allclose(found[k][3], matrix @ found[k][2], rtol=1e-8 if X64 else 2e-2)
 
 
+def _self_scaled(matrix: np.ndarray, s: np.ndarray, y: np.ndarray, *, broyden: bool) -> np.ndarray:
+    """The paper's equations 9 to 23, with the inverse of the matrix itself."""
+    sy, hy = s @ y, matrix @ y
+    h, b = y @ hy / sy, s @ np.linalg.solve(matrix, s) / sy
+    theta, power = 0.0, 1 / (1 - len(s))
+    if broyden:
+        a = h * b - 1
+        low = min(1.0, h * (1 - np.sqrt(a / (a + 1))))
+        theta = max((low - 1) / a, min(1 / low, (1 - b) / b))
+        sigma, least = 1 + a * theta, min(1.0, 1 / b)
+        phi = (1 - theta) / sigma
+        if theta > 0:
+            tau = least * min(sigma**power, 1 / theta)
+        else:
+            tau = min(least * sigma**power, sigma)
+    else:
+        phi, tau = 1.0, min(1.0, 1 / b)
+    v = np.sqrt(y @ hy) * (s / sy - hy / (y @ hy))
+    inside = matrix - np.outer(hy, hy) / (y @ hy) + phi * np.outer(v, v)
+    return inside / tau + np.outer(s, s) / sy
+
+
+@pytest.mark.parametrize("broyden", [True, False])
+@pytest.mark.parametrize("seed", range(3))
+def test_self_scaled_updates(broyden: bool, seed: int):
+    rules = eqopt.quasi_newton
+    rule = rules.SelfScaledBroyden() if broyden else rules.SelfScaledBFGS()
+    opt = rules.ScaleByBFGS(update_rule=rule, secant=rules.PlainSecant())
+    start = np.random.default_rng(seed).normal(size=5)
+    found = _run(opt, start, STEPS)
+    pairs = _pairs(found, modified=False)
+    s, y = pairs[0]
+    matrix, plain = (_bfgs(s @ y / (y @ y) * np.eye(len(s)), s, y) for _ in range(2))
+    for k, (s, y) in enumerate(pairs[1:], 2):
+        matrix, plain = _self_scaled(matrix, s, y, broyden=broyden), _bfgs(plain, s, y)
+        expected = matrix @ found[k][2]
+        np.testing.assert_allclose(found[k][3], expected, rtol=1e-7 if X64 else 5e-2)
+    assert not np.allclose(matrix, plain, rtol=0.1)
+
+
+def test_every_update_rule_converges():
+    def rosenbrock(x: Array) -> Array:
+        return jnp.sum(100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2)
+
+    for rule in ("BFGSUpdate", "SelfScaledBFGS", "SelfScaledBroyden"):
+        opt = eqopt.BFGS(update_rule=getattr(eqopt.quasi_newton, rule)())
+        solution = eqopt.minimize(rosenbrock, opt, jnp.full(6, 0.5, FLOAT))
+        np.testing.assert_allclose(solution.params, 1, atol=1e-5 if X64 else 2e-2)
+    with pytest.raises(TypeError, match="`update_rule` must be"):
+        wrong: Any = "SSBroyden"
+        eqopt.BFGS(update_rule=wrong)
+
+
 @pytest.mark.parametrize("make", [eqopt.ScaleByLBFGS, eqopt.quasi_newton.ScaleByBFGS])
 def test_negative_curvature_is_skipped_and_the_direction_descends(make: Any):
     # x**4 / 4 - x**2 / 2 is concave around 0.

@@ -4,10 +4,11 @@ import json
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import eqopt
-from benchmarks import _report, _timing, compile, memory, minimize, which
+from benchmarks import _report, _timing, compile, memory, minimize, pinn, which
 from benchmarks._timing import Row, Spread
 from tests.support.toolbox import in_one_width
 
@@ -133,3 +134,17 @@ def test_which_optimizer():
     assert (found["rate"], found["near"]) == (1e-2, 1) and found["loss"] < 1.0
     page = (_report.RESULTS.parent / "which-optimizer.md").read_text(encoding="utf-8")
     assert which.table(json.loads(which.FILE.read_text(encoding="utf-8"))) in page
+
+
+def test_physics_informed_network():
+    # The source is that of the exact solution, whose residual is zero.
+    p = jnp.asarray([0.3, -0.7])
+    source = (1 - 17 * jnp.pi**2) * pinn.exact(p)
+    np.testing.assert_allclose(pinn.helmholtz(pinn.exact, p), source, rtol=1e-4)
+    page = (_report.RESULTS.parent / "minimizing.md").read_text(encoding="utf-8")
+    found = json.loads(pinn.FILE.read_text(encoding="utf-8"))
+    assert pinn.table(found["table"]) in page
+    assert found["table"] == {
+        name: pytest.approx(pinn.summary(curves), rel=0.01)
+        for name, curves in found["runs"].items()
+    }

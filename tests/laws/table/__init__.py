@@ -46,6 +46,7 @@ wrapper/test_sam Normalize SAM
 transform/test_sophia HutchinsonEstimatorDiagHessian ScaleBySophia Sophia
 wrapper/test_named_chain NamedChain
 minimize/test_nonlinear_cg NonlinearCG ScaleByNonlinearCG
+minimize/test_proximal FISTA ProximalGradient ScaleByProximalLinesearch
 wrapper/test_partition Freeze Partition SelectiveTransform
 parity/test_adaptive AdaBelief Adadelta Adafactor Adagrad LAMB LARS
 parity/test_adaptive ClipByBlockRMS ScaleByAdadelta ScaleByBelief ScaleByFactoredRMS

@@ -18,6 +18,11 @@ ROWS = [
     direction("LBFGS", lambda: eqopt.LBFGS(0.05, 3, linesearch=None), descends=True),
     direction("BFGS", lambda: eqopt.BFGS(0.05, linesearch=None), descends=True),
     search("NonlinearCG", eqopt.NonlinearCG),
+    search(
+        "ProximalGradient",
+        lambda: eqopt.ProximalGradient(eqopt.projections.L1(0.2), 20, 0.6, 1.3),
+    ),
+    search("FISTA", lambda: eqopt.FISTA(eqopt.projections.L1(0.2), 20, 0.6, 1.3)),
     Row(
         "PolyakSGD",
         lambda: eqopt.PolyakSGD(0.05, 0.5, 0.1, 1e-3),

@@ -193,6 +193,12 @@ ROWS = [
     ),
     search("ScaleByZoomLinesearch", lambda: eqopt.ScaleByZoomLinesearch(8)),
     search("ScaleByHagerZhangLinesearch", lambda: eqopt.linesearch.ScaleByHagerZhangLinesearch(8)),
+    search(
+        "ScaleByProximalLinesearch",
+        lambda: eqopt.linesearch.ScaleByProximalLinesearch(
+            eqopt.projections.GroupL2(0.3), True, 20, 0.6, 1.3
+        ),
+    ),
     search("ScaleByWolfeLinesearch", lambda: eqopt.linesearch.ScaleByWolfeLinesearch(8)),
     Row(
         "HutchinsonEstimatorDiagHessian",
@@ -263,6 +269,12 @@ ROWS = [
         ),
     ),
     direction("ScaleByBFGS", lambda: eqopt.quasi_newton.ScaleByBFGS(first_step_rtol=0.5)),
+    direction(
+        "ScaleByBFGS-self-scaled",
+        lambda: eqopt.quasi_newton.ScaleByBFGS(
+            first_step_rtol=0.5, update_rule=eqopt.quasi_newton.SelfScaledBroyden()
+        ),
+    ),
     direction("ScaleByNonlinearCG", eqopt.quasi_newton.ScaleByNonlinearCG),
     Row(
         "ScaleByPolyak",
