@@ -49,6 +49,7 @@ class MinimizeResult(eqx.Enumeration):
         "The objective has no lower bound: it still falls after the longest steps that the search "
         "tries."
     )
+    no_room = "A lower bound is above an upper bound, or a bound is NaN."
     nonfinite = (
         "The objective or its gradient is not finite. Start elsewhere, or look for the NaN by "
         "`jax.config.update('jax_debug_nans', True)`"
@@ -124,6 +125,7 @@ class Move(NamedTuple):
     - `updates`: the optimizer's updates, or `None` if a search went along them.
     - `first`: whether it is the first point, to which there is no step.
     - `failed`, `endless`: whether a search failed, or still went down at its longest step.
+    - `bounded`: whether the problem has bounds.
     """
 
     before: Params
@@ -135,6 +137,7 @@ class Move(NamedTuple):
     first: Bool[Array, ""]
     failed: Bool[Array, ""]
     endless: Bool[Array, ""]
+    bounded: bool = False
 
 
 def ended(
@@ -150,6 +153,8 @@ def ended(
     moved, searched = ~move.first & ~move.failed, move.updates is None
     step = jax.tree.map(lambda a, b: a - b, move.params, move.before)
     held = jnp.asarray(False)
+    if move.bounded:  # a parameter on its bound does not move, whatever its gradient
+        grad = left
     if move.updates is not None:
         # A parameter that is frozen, or kept in place by a constraint, has an update of zero. If
         # all are zero, nothing is known.
