@@ -104,7 +104,7 @@ CASES = {
 }
 
 # Optimizers that are made to minimize: `test_minimize` asks more of them.
-MINIMIZERS = {"BFGS", "LBFGS", "NonlinearCG"}
+MINIMIZERS = {"BFGS", "LBFGS", "LBFGSB", "NonlinearCG"}
 # What needs a gradient for each example; `test_private`.
 PRIVATE = {"DPSGD"}
 

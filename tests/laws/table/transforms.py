@@ -262,6 +262,7 @@ ROWS = [
             secant=eqopt.quasi_newton.PlainSecant(),
         ),
     ),
+    direction("ScaleByLBFGSB", lambda: eqopt.quasi_newton.ScaleByLBFGSB(3)),
     direction("ScaleByBFGS", lambda: eqopt.quasi_newton.ScaleByBFGS(first_step_rtol=0.5)),
     direction("ScaleByNonlinearCG", eqopt.quasi_newton.ScaleByNonlinearCG),
     Row(
