@@ -232,7 +232,8 @@ def prepare_scipy(problem: Problem, limits: Limits, tick: Callable[[], None]) ->
         }
         bounds = None
         if problem.bounds is not None:
-            bounds = optimize.Bounds(*(np.asarray(ravel_pytree(b)[0]) for b in problem.bounds))
+            low, high = (np.asarray(ravel_pytree(b)[0]) for b in problem.bounds)
+            bounds = [*zip(low, high, strict=True)]
         found = optimize.minimize(
             value_and_grad,
             np.asarray(y0),
