@@ -95,6 +95,26 @@ def test_non_negative_least_squares_as_scipy_solves_it():
     assert 0 < np.sum(expected == 0) == np.sum(np.asarray(solution.params) == 0)
 
 
+@pytest.mark.parametrize("name", ["on-a-bound", "fixed", "outside", "many"])
+def test_the_units_of_the_objective_do_not_matter(name: str):
+    """A factor of two to any power rounds nothing."""
+    case = CASES[name]
+
+    def end(factor: float) -> Any:
+        def fn(x: Array, factor: Any) -> Array:
+            return case.fn(x) * factor
+
+        bounds = case.low, case.high
+        return found(fn, case.start, bounds, np.asarray(factor, FLOAT), gtol=None)
+
+    plain = end(1.0)
+    assert plain.result == MinimizeResult.successful
+    for factor in (2.0**-20, 2.0**20):
+        other = end(factor)
+        assert other.result == plain.result and other.num_evals == plain.num_evals
+        np.testing.assert_array_equal(other.params, plain.params)
+
+
 # Every point
 
 
