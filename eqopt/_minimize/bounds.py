@@ -83,12 +83,10 @@ def of_leaves(bounds: Any, params: Params) -> BoundsOfLeaves:
 
 
 def _pair(bounds: Any, name: str) -> tuple[Any, Any]:
-    if not isinstance(bounds, tuple | list) or len(bounds) != 2:
-        raise TypeError(
-            f"`{name}` must be a pair `(lower, upper)`; got "
-            + (f"{len(bounds)} entries" if isinstance(bounds, tuple | list) else "")
-            + (checks.describe(bounds) if not isinstance(bounds, tuple | list) else "")
-        )
+    sequence = isinstance(bounds, tuple | list)
+    if not sequence or len(bounds) != 2:
+        got = f"{len(bounds)} entries" if sequence else checks.describe(bounds)
+        raise TypeError(f"`{name}` must be a pair `(lower, upper)`; got {got}")
     return bounds[0], bounds[1]
 
 
