@@ -49,11 +49,11 @@ class MinimizeResult(eqx.Enumeration):
         "The objective has no lower bound: it still falls after the longest steps that the search "
         "tries."
     )
-    no_room = "A lower bound is above an upper bound, or a bound is NaN."
     nonfinite = (
         "The objective or its gradient is not finite. Start elsewhere, or look for the NaN by "
         "`jax.config.update('jax_debug_nans', True)`"
     )
+    no_room = "A lower bound is above an upper bound, or a bound is NaN."
 
 
 CONVERGED = (
