@@ -156,6 +156,13 @@ def cutest(session: nox.Session) -> None:
 
 
 @nox.session
+def bounded(session: nox.Session) -> None:
+    """Minimizes CUTEst's problems with bounds: `-- --smoke` takes three."""
+    install(session, "cutest", editable=False)
+    session.run("python", "-m", "benchmarks.cutest", "--bounded", *session.posargs)
+
+
+@nox.session
 def matrix(session: nox.Session) -> None:
     """Tests every wrapper around every wrapper around each optimizer: a quarter of an hour."""
     install(session, "tests")

@@ -19,7 +19,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 
-from ._cutest_solvers import Limits, max_norm, Problem, SOLVERS
+from ._cutest_solvers import BOUNDED, Limits, Problem, residual, SOLVERS
 
 _T = TypeVar("_T")
 
@@ -35,11 +35,12 @@ class Settings:
     """What has to be equal for two results to be comparable."""
 
     float32: bool = False
+    bounded: bool = False
     perturb: int | None = None
     max_evals: int = 5_000
     max_steps: int = 3_000
-    # The infinity norm of the gradient at a solution: in float64 as it is, in float32 relative to
-    # the one at the start.
+    # The infinity norm of the gradient at a solution, with bounds of the projected gradient: in
+    # float64 as it is, in float32 relative to the one at the start.
     gtol: float = 1e-5
     seconds: float = 60.0
 
@@ -63,10 +64,10 @@ class Result:
 # Problems
 
 
-def problem_sizes(max_variables: int) -> dict[str, int]:
-    """The numbers of variables of the unconstrained problems, each once, in sif2jax's order."""
+def problem_sizes(max_variables: int, bounded: bool) -> dict[str, int]:
+    """The numbers of variables of the problems, each once, in sif2jax's order."""
     sizes: dict[str, int] = {}
-    for problem in _all_problems().values():
+    for problem in _all_problems(bounded).values():
         size = sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(problem.y0))
         name = type(problem).__name__
         if size <= max_variables and name not in LEFT_OUT:
@@ -75,22 +76,31 @@ def problem_sizes(max_variables: int) -> dict[str, int]:
 
 
 @functools.cache
-def _all_problems() -> Mapping[str, Any]:
+def _all_problems(bounded: bool) -> Mapping[str, Any]:
     import sif2jax
 
-    return {type(p).__name__: p for p in sif2jax.unconstrained_minimisation_problems}
+    free, between = (
+        sif2jax.unconstrained_minimisation_problems,
+        sif2jax.bounded_minimisation_problems,
+    )
+    return {type(p).__name__: p for p in (between if bounded else free)}
 
 
 def load(name: str, settings: Settings) -> Problem:
-    problem = _all_problems()[name]
-    y0 = problem.y0
+    problem = _all_problems(settings.bounded)[name]
+    y0, bounds = problem.y0, None
+    if settings.bounded:
+        bounds = tuple(
+            jax.tree.map(lambda y, b: jnp.broadcast_to(b, y.shape).astype(y.dtype), y0, side)
+            for side in problem.bounds
+        )
     if settings.perturb is not None:
         flat, unravel = ravel_pytree(y0)
         rng = np.random.default_rng([settings.perturb, zlib.crc32(name.encode())])
         noise = rng.normal(size=flat.shape).astype(flat.dtype)
         # Relative: zeros stay, for some problems begin at a stationary point and would be others.
         y0 = unravel(flat * (1 + 1e-6 * noise))
-    return Problem(name, problem.objective, y0, problem.args)
+    return Problem(name, problem.objective, y0, problem.args, bounds)
 
 
 # One run
@@ -114,14 +124,14 @@ def loaded(name: str, settings: Settings) -> tuple[Problem, Callable[[Any], tupl
 
 def solve(solver_name: str, problem_name: str, settings: Settings) -> Result:
     """Runs one solver on one problem."""
-    solver = SOLVERS[solver_name]
+    solver = (BOUNDED if settings.bounded else SOLVERS)[solver_name]
     problem, value_and_grad = loaded(problem_name, settings)
     size = sum(leaf.size for leaf in jax.tree.leaves(problem.y0))
     if solver.max_variables is not None and size > solver.max_variables:
         return Result(False, message=f"not run: more than {solver.max_variables:,} variables")
     gtol = settings.gtol
     if settings.float32:
-        gtol *= float(max_norm(value_and_grad(problem.y0)[1]))
+        gtol *= float(residual(problem, problem.y0, value_and_grad(problem.y0)[1]))
     limits = Limits(gtol, settings.max_evals, settings.max_steps)
     count = 0
     deadline = math.inf
@@ -144,7 +154,7 @@ def solve(solver_name: str, problem_name: str, settings: Settings) -> Result:
             return Result(False, count, seconds=settings.seconds, message="out of time")
         return Result(False, message=f"{type(error).__name__}: {error}"[:200])
     seconds = time.monotonic() - start
-    value, norm = float(end.value), float(max_norm(end.grad))
+    value, norm = float(end.value), float(residual(problem, end.y, end.grad))
     num_steps = int(end.num_steps)
     within = count <= settings.max_evals and num_steps <= settings.max_steps
     return Result(
@@ -154,7 +164,7 @@ def solve(solver_name: str, problem_name: str, settings: Settings) -> Result:
         steps=num_steps,
         value=value,
         grad_norm=norm,
-        grad_norm_there=float(max_norm(value_and_grad(end.y)[1])),
+        grad_norm_there=float(residual(problem, end.y, value_and_grad(end.y)[1])),
         seconds=seconds,
     )
 

@@ -33,12 +33,13 @@ MAX_DENSE = 1_000
 
 
 class Problem(NamedTuple):
-    """An objective of a tree and some arguments, and where to begin."""
+    """An objective of a tree and some arguments, where to begin, and a pair of trees of bounds."""
 
     name: str
     objective: Callable[[Any, Any], Array]
     y0: Any
     args: Any
+    bounds: Any = None
 
 
 class Limits(NamedTuple):
@@ -64,6 +65,15 @@ Objective = Callable[[Any, Any], Array]
 
 def max_norm(tree: Any) -> Array:
     return jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(tree)]))
+
+
+def residual(problem: Problem, y: Any, grad: Any) -> Array:
+    """The infinity norm of the gradient; with bounds of the projected gradient y - P(y - grad)."""
+    if problem.bounds is None:
+        return max_norm(grad)
+    return max_norm(
+        jax.tree.map(lambda y, g, *b: y - jnp.clip(y - g, *b), y, grad, *problem.bounds)
+    )
 
 
 def run_eqopt(fn: Objective, y0: Any, args: Any, limits: Limits) -> Run:
@@ -131,6 +141,37 @@ def run_jaxopt(fn: Objective, y0: Any, args: Any, limits: Limits) -> Run:
     return Run(y, state.value, state.grad, state.iter_num, state.num_fun_eval)
 
 
+def run_eqopt_bounded(fn: Objective, y0: Any, args: Any, limits: Limits, bounds: Any) -> Run:
+    solution = eqopt.minimize(
+        fn, eqopt.LBFGSB(), y0, (args,), throw=False, bounds=bounds, **limits._asdict()
+    )
+    return Run(
+        solution.params, solution.value, solution.grad, solution.num_steps, solution.num_evals
+    )
+
+
+def run_jaxopt_bounded(fn: Objective, y0: Any, args: Any, limits: Limits, bounds: Any) -> Run:
+    """jaxopt's own steps, from the nearest point between the bounds: it does not project it."""
+    import jaxopt
+
+    solver = jaxopt.LBFGSB(fn, history_size=MEMORY, linesearch_init="max")
+
+    def unfinished(y_and_state: tuple[Any, Any]) -> Array:
+        _, state = y_and_state
+        within = state.iter_num < limits.max_steps
+        within &= state.num_fun_eval < limits.max_evals
+        return within & ~(state.error <= limits.gtol)
+
+    def step(y_and_state: tuple[Any, Any]) -> tuple[Any, Any]:
+        y, state = solver.update(*y_and_state, bounds, args)
+        return y, state
+
+    y0 = jax.tree.map(jnp.clip, y0, *bounds)
+    start = (y0, solver.init_state(y0, bounds, args))
+    y, state = jax.lax.while_loop(unfinished, step, start)
+    return Run(y, state.value, state.grad, state.iter_num, state.num_fun_eval)
+
+
 def run_optimistix(fn: Objective, y0: Any, args: Any, limits: Limits) -> Run:
     from . import _cutest_optimistix
 
@@ -147,7 +188,7 @@ Prepared = Callable[[], Run]
 
 
 def compiled(
-    method: Callable[[Objective, Any, Any, Limits], Run],
+    method: Callable[..., Run],
     problem: Problem,
     limits: Limits,
     tick: Callable[[], None],
@@ -156,12 +197,13 @@ def compiled(
         jax.debug.callback(tick)
         return problem.objective(y, args)
 
-    def run(y0: Any, args: Any) -> Run:
-        return method(fn, y0, args, limits)
+    def run(y0: Any, args: Any, *bounds: Any) -> Run:
+        return method(fn, y0, args, limits, *bounds)
 
     jitted: Any = eqx.filter_jit(run)
-    program = jitted.lower(problem.y0, problem.args).compile()
-    return lambda: program(problem.y0, problem.args)
+    given = problem.y0, problem.args, *(() if problem.bounds is None else (problem.bounds,))
+    program = jitted.lower(*given).compile()
+    return lambda: program(*given)
 
 
 def prepare_scipy(problem: Problem, limits: Limits, tick: Callable[[], None]) -> Prepared:
@@ -188,8 +230,17 @@ def prepare_scipy(problem: Problem, limits: Limits, tick: Callable[[], None]) ->
             "maxfun": limits.max_evals,
             "maxiter": limits.max_steps,
         }
+        bounds = None
+        if problem.bounds is not None:
+            low, high = (np.asarray(ravel_pytree(b)[0]) for b in problem.bounds)
+            bounds = [*zip(low, high, strict=True)]
         found = optimize.minimize(
-            value_and_grad, np.asarray(y0), jac=True, method="L-BFGS-B", options=options
+            value_and_grad,
+            np.asarray(y0),
+            jac=True,
+            method="L-BFGS-B",
+            bounds=bounds,
+            options=options,
         )
         y = unravel(jnp.asarray(found.x, y0.dtype))
         return Run(y, found.fun, found.jac, found.nit, found.nfev)
@@ -217,5 +268,12 @@ SOLVERS = {
     ),
 }
 
+BOUNDED = {
+    "eqopt": Solver(functools.partial(compiled, run_eqopt_bounded), "eqopt"),
+    "scipy": SOLVERS["scipy"],
+    "jaxopt": Solver(functools.partial(compiled, run_jaxopt_bounded), "jaxopt"),
+}
+
 # A problem is common if all of these solve it.
 PEERS = ("scipy", "optax", "jaxopt", "optimistix")
+BOUNDED_PEERS = ("scipy", "jaxopt")

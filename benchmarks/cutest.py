@@ -4,8 +4,10 @@
 variables, prints who solves what and with how many evaluations, and draws Dolan and More's
 profiles. Solved: a finite value, and an infinity norm of the gradient of at most 1e-5, within 5,000
 evaluations of the objective and 3,000 steps. With `--float32`, at most 1e-3 of the norm at the
-start. Every solver has one set of settings for all problems, and a memory of 10. How evaluations
-are counted is in `_cutest_solvers.py`.
+start. With `--bounded`, the problems with bounds on their variables, by L-BFGS-B, next to scipy's
+and jaxopt's; then it is the projected gradient that is to be small. Every solver has one set of
+settings for all problems, and a memory of 10. How evaluations are counted is in
+`_cutest_solvers.py`.
 
 Solvers run in a process beside this one, which is started again if it hangs or crashes: that run
 is then not solved, and costs nothing but itself. Results are written as they come, and `--reuse`
@@ -36,15 +38,20 @@ from ._cutest_runs import (
     Settings,
     Worker,
 )
-from ._cutest_solvers import PEERS, SOLVERS
+from ._cutest_solvers import BOUNDED, BOUNDED_PEERS, PEERS, SOLVERS
 
 PACKAGES = ("scipy", "jaxopt", "optimistix", "sif2jax")
 SMOKE = ("ROSENBR", "HILBERTA", "BEALE")
+SMOKE_BOUNDED = ("HS1", "HS4", "QUDLIN")
 
 # What eqopt is to reach on all problems, in float64.
 NUM_SOLVED = 167
 EVALUATIONS = 40.5
 EVALUATIONS_PERTURBED = 43.0
+
+# With bounds; the evaluations are those over scipy's, on the problems that both solve.
+NUM_SOLVED_BOUNDED = 94
+EVALUATIONS_BOUNDED = 1.0
 
 # How far the profiles go.
 MULTIPLES = 100.0
@@ -99,7 +106,9 @@ def geometric_mean(results: Results, solver: str, names: list[str]) -> float:
     return float(np.exp(np.mean(np.log(np.asarray(counts, float)))))
 
 
-def report(results: Results, names: list[str], common: list[str]) -> list[str]:
+def report(
+    results: Results, names: list[str], common: list[str], peers: tuple[str, ...]
+) -> list[str]:
     head = f"{'solved':>8}{'of':>6}{'evaluations':>13}{'on common':>11}{'seconds':>9}"
     lines = [f"{'':16}{head}   not solved of the common"]
     for solver, by_name in results.items():
@@ -110,8 +119,8 @@ def report(results: Results, names: list[str], common: list[str]) -> list[str]:
         seconds = sum(result.seconds or 0.0 for result in by_name.values())
         line = f"{solver:16}{len(own):8}{len(by_name):6}{mean:>13}{len(both):>11}{seconds:9.0f}"
         lines.append(f"{line}   {' '.join(missed)}".rstrip())
-    lines += ["", f"{len(common)} problems are common: {', '.join(PEERS)} all solve them."]
-    absent = [peer for peer in PEERS if peer not in results]
+    lines += ["", f"{len(common)} problems are common: {', '.join(peers)} all solve them."]
+    absent = [peer for peer in peers if peer not in results]
     if absent:
         lines[-1] = f"No problem is common, for these were not run: {', '.join(absent)}"
     lines.append("evaluations: the geometric mean over those of them that the solver solves.")
@@ -131,6 +140,14 @@ def report(results: Results, names: list[str], common: list[str]) -> list[str]:
 def verdict(results: Results, common: list[str], settings: Settings) -> list[_timing.Row]:
     """What eqopt is to reach. Only reported: paths depend on rounding, and so on the machine."""
     own = solved(results, "eqopt")
+    if settings.bounded:
+        both = [name for name in solved(results, "scipy") if name in own]
+        ratio = geometric_mean(results, "eqopt", both) / geometric_mean(results, "scipy", both)
+        few, enough = ratio <= EVALUATIONS_BOUNDED, len(own) >= NUM_SOLVED_BOUNDED
+        return [
+            _timing.Row("over scipy's", f"{ratio:.2f}", f"at most {EVALUATIONS_BOUNDED:g}", few),
+            _timing.Row("solved", str(len(own)), f"at least {NUM_SOLVED_BOUNDED}", enough),
+        ]
     if settings.float32:
         peer = len(solved(results, "optax"))
         return [_timing.Row("solved", str(len(own)), f"at least {peer}", len(own) >= peer)]
@@ -197,7 +214,7 @@ def _version(package: str) -> str | None:
 
 
 def available(solver: str) -> bool:
-    package = SOLVERS[solver].package
+    package = (SOLVERS | BOUNDED)[solver].package
     if solver == "eqopt":
         why = "" if "minimize" in dir(eqopt) else "it has no `minimize`"
     else:
@@ -210,13 +227,14 @@ def available(solver: str) -> bool:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     assert __doc__ is not None
     parser = argparse.ArgumentParser(prog="benchmarks.cutest", description=__doc__.split("\n")[0])
-    parser.add_argument("--solvers", nargs="+", choices=list(SOLVERS), default=list(SOLVERS))
+    parser.add_argument("--solvers", nargs="+", choices=list(SOLVERS), help="by default all")
     parser.add_argument("--problems", nargs="+", metavar="NAME", help="by default all")
     parser.add_argument("--max-variables", type=int, default=10_000)
     parser.add_argument(
         "--perturb", type=int, metavar="SEED", help="move the starts by 1e-6 of themselves"
     )
     parser.add_argument("--float32", action="store_true")
+    parser.add_argument("--bounded", action="store_true", help="the problems with bounds")
     parser.add_argument("--seconds", type=float, default=60.0, help="for a run, once compiled")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("cutest.json"))
@@ -230,24 +248,29 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     settings = Settings(
         float32=options.float32,
+        bounded=options.bounded,
         perturb=options.perturb,
         gtol=1e-3 if options.float32 else 1e-5,
         seconds=options.seconds,
     )
     set_environment(settings)
     workers = [Worker() for _ in range(options.jobs)]
-    sizes = workers[0].ask(COMPILING, problem_sizes, options.max_variables)
-    wanted = SMOKE if options.smoke else options.problems
+    sizes = workers[0].ask(COMPILING, problem_sizes, options.max_variables, options.bounded)
+    known, peers = (BOUNDED, BOUNDED_PEERS) if options.bounded else (SOLVERS, PEERS)
+    smoke = SMOKE_BOUNDED if options.bounded else SMOKE
+    wanted = smoke if options.smoke else options.problems
     unknown = [name for name in wanted or () if name not in sizes]
     if unknown:
         raise SystemExit(f"no such problems within the limit: {' '.join(unknown)}")
     if wanted:
         sizes = {name: sizes[name] for name in wanted}
+    elif options.bounded:
+        print(f"{len(sizes)} problems.")
     else:
         print(f"{len(sizes)} problems. Left out, they look unbounded below: {', '.join(LEFT_OUT)}")
 
     earlier = read(options.reuse, settings) if options.reuse else {}
-    solvers = [name for name in options.solvers if available(name)]
+    solvers = [x for x in known if x in (options.solvers or known) and available(x)]
     results: Results = {
         solver: {
             name: result
@@ -269,13 +292,13 @@ def main(arguments: list[str] | None = None) -> int:
     run_all(todo, settings, workers, done)
     write(options.out, settings, sizes, results)
     names = list(sizes)
-    peers = [solved(results, peer) for peer in PEERS]
-    common = [name for name in names if all(name in own for own in peers)]
-    print("", *report(results, names, common), sep="\n")
+    by_peer = [solved(results, peer) for peer in peers]
+    common = [name for name in names if all(name in own for own in by_peer)]
+    print("", *report(results, names, common, peers), sep="\n")
     draw(results, names, options.plot or options.out.with_suffix(".png"))
     if options.smoke:
         return int(any(len(solved(results, solver)) < len(names) for solver in solvers))
-    if {"eqopt", *PEERS} <= set(results) and not options.problems:
+    if {"eqopt", *peers} <= set(results) and not options.problems:
         for row in verdict(results, common, settings):
             word = "ok" if row.ok else "MISSED"
             print(f"eqopt: {row.name}: {row.result}, {row.target}: {word}")

@@ -48,7 +48,7 @@ from ._optimizer.newton_cg import NewtonCG as NewtonCG
 from ._optimizer.nonlinear_cg import NonlinearCG as NonlinearCG
 from ._optimizer.polyak import PolyakSGD as PolyakSGD
 from ._optimizer.proximal import FISTA as FISTA, ProximalGradient as ProximalGradient
-from ._optimizer.quasi_newton import BFGS as BFGS, LBFGS as LBFGS
+from ._optimizer.quasi_newton import BFGS as BFGS, LBFGS as LBFGS, LBFGSB as LBFGSB
 
 # Optimizers.
 from ._optimizer.acprop import ACProp as ACProp

@@ -11,6 +11,7 @@ from ._transformation.base import (
 from ._transform.monitor import AbstractMeasure as AbstractMeasure
 
 # Objects that a transformation is given, or gives.
+from ._objective.bounds import Bounds as Bounds
 from ._objective.from_state import ValueAndGradFromState as ValueAndGradFromState
 from ._objective.objective import (
     Context as Context,

@@ -53,6 +53,7 @@ class MinimizeResult(eqx.Enumeration):
         "The objective or its gradient is not finite. Start elsewhere, or look for the NaN by "
         "`jax.config.update('jax_debug_nans', True)`"
     )
+    no_room = "A lower bound is above an upper bound, or a bound is NaN."
 
 
 CONVERGED = (
@@ -126,6 +127,7 @@ class Move(NamedTuple):
     - `failed`, `endless`: whether a search failed, or still went down at its longest step.
     - `promised`: the decrease that a proximal step promised, for an objective with a penalty; else
         `None`.
+    - `bounded`: whether the problem has bounds.
     """
 
     before: Params
@@ -138,6 +140,7 @@ class Move(NamedTuple):
     failed: Bool[Array, ""]
     endless: Bool[Array, ""]
     promised: Float[Array, ""] | None = None
+    bounded: bool = False
 
 
 def ended(
@@ -153,6 +156,8 @@ def ended(
     moved, searched = ~move.first & ~move.failed, move.updates is None
     step = jax.tree.map(lambda a, b: a - b, move.params, move.before)
     held = jnp.asarray(False)
+    if move.bounded:  # a parameter on its bound does not move, whatever its gradient
+        grad = left
     if move.updates is not None:
         # A parameter that is frozen, or kept in place by a constraint, has an update of zero. If
         # all are zero, nothing is known.

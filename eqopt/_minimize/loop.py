@@ -20,6 +20,7 @@ from .._base.ravel import Ravel
 from .._base.trees import add_updates, conj, select, zeros_exactly_like
 from .._base.types import Params, Updates
 from .._base.xla import going_on
+from .._objective.bounds import Bounds
 from .._objective.cache import evaluate, filled, LinesearchState, searches
 from .._objective.objective import AnyEvaluation, Context, Evaluation, FullProblem, Objective
 from .._transformation.base import AnyTransformation
@@ -92,13 +93,16 @@ def descend(
     tolerances: Tolerances,
     show: object,
     history: int | None,
+    bounds: Bounds | None = None,
 ) -> MinimizeCarry:
     """Runs the optimizer until it has converged, has failed or has reached a limit."""
     if not commutes_with_ravel(optimizer):
-        return _descend(objective, optimizer, params, tolerances, show, history)
+        return _descend(objective, optimizer, params, tolerances, show, history, bounds)
     ravel = Ravel(params)
     packed, bundle = raveled(objective, ravel), ravel.pack(params)
-    return ravel.unpack_all(_descend(packed, optimizer, bundle, tolerances, show, history))
+    if bounds is not None:
+        bounds = Bounds(ravel.pack(bounds.lower), ravel.pack(bounds.upper))
+    return ravel.unpack_all(_descend(packed, optimizer, bundle, tolerances, show, history, bounds))
 
 
 def _descend(
@@ -108,12 +112,14 @@ def _descend(
     tolerances: Tolerances,
     show: object,
     history: int | None,
+    bounds: Bounds | None,
 ) -> MinimizeCarry:
     dtype, zero = float_dtype(), jnp.zeros((), np.int32)
     penalty = penalty_of(optimizer)
     params = started_in(penalty, params)
     traced, shapes = objective.traced(params)
-    state = optimizer.init_state(params, Context(whole=FullProblem(params, traced)))
+    context = Context(whole=FullProblem(params, traced, bounds=bounds))
+    state = optimizer.init_state(params, context)
     blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shapes.value, shapes.aux))
     evaluation = Evaluation(blank[0].astype(dtype), zeros_exactly_like(params), blank[1])
     task = Problem(
@@ -122,6 +128,7 @@ def _descend(
         penalty=penalty,
         tolerances=tolerances,
         show=show,
+        bounds=bounds,
         dtype=shapes.value.dtype,
     )
     d = MinimizeCarry(
@@ -167,10 +174,14 @@ class Problem(eqx.Module):
     penalty: AbstractPenalty | None
     tolerances: Tolerances
     show: Any
+    bounds: Bounds | None
     dtype: Any = eqx.field(static=True)
 
+    def whole(self, params: Params) -> FullProblem:
+        return FullProblem(params, self.objective, bounds=self.bounds)
+
     def context(self, params: Params, evaluation: AnyEvaluation) -> Context:
-        whole = FullProblem(params, self.objective, evaluation)
+        whole = FullProblem(params, self.objective, evaluation, self.bounds)
         value = evaluation.value.astype(self.dtype)
         return Context(
             value=value,
@@ -242,16 +253,18 @@ def _descend_by_search(
 
     like = jax.eval_shape(lambda *x: direct(*x)[0], d.params, d.evaluation, d.state)
     direction = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
-    whole = FullProblem(d.params, task.objective)
+    whole = task.whole(d.params)
     line = begin_line(linesearch, state, whole, _typed(d.evaluation, task), direction)
     d = eqx.tree_at(lambda d: d.search, d, _Search(line, direction, state), is_leaf=checks.is_none)
 
     def round(d: MinimizeCarry) -> MinimizeCarry:
         search: Any = d.search
-        line, whole = search.line, FullProblem(d.params, task.objective)
-        trial = evaluate_trial(linesearch, task.objective, add_updates(d.params, line.updates))
+        line, whole = search.line, task.whole(d.params)
+        point = whole.moved(line.updates)
+        trial = evaluate_trial(linesearch, task.objective, point)
         first = d.num_evals == 0
-        small = largest(trial.grad) <= _gtol(task)
+        grad = trial.grad if task.bounds is None else task.bounds.residual(point, trial.grad)
+        small = largest(grad) <= _gtol(task)
         line = advance(linesearch, line, whole, search.direction, trial, small)
         num_evals = d.num_evals + 1
         d = eqx.tree_at(lambda d: (d.num_evals, d.search.line), d, (num_evals, line))
@@ -273,7 +286,7 @@ def _descend_by_search(
             ),
         )
         found = select(first, trial, outcome(line, d.evaluation))
-        params = add_updates(d.params, line.updates)
+        params = task.whole(d.params).moved(line.updates)
         after = LinesearchState(line.step, line.origin.scale, None, line.info)
         state = select(first, state, after)
         # It has grown a million times, and the objective still goes down as steeply.
@@ -286,16 +299,17 @@ def _descend_by_search(
             params=params,
             at_before=d.evaluation,
             found=found,
-            residual=residual(task.optimizer, params, found.grad),
+            residual=residual(task.optimizer, params, found.grad, task.bounds),
             updates=None,
             first=first,
             failed=~first & (line.verdict == FAIL),
             endless=~first & endless,
+            bounded=task.bounds is not None,
         )
         d = _accept_and_check(task, d, move)
         direction, inner_state = direct(d.params, found, d.state)
         num_evals = d.num_evals + num_products(inner_state)
-        whole = FullProblem(d.params, task.objective)
+        whole = task.whole(d.params)
         line = begin_line(linesearch, state, whole, _typed(found, task), direction)
         return eqx.tree_at(
             lambda d: (d.state, d.search, d.num_evals),
@@ -329,7 +343,7 @@ def _accept_and_check(task: Problem, d: MinimizeCarry, move: Move) -> MinimizeCa
     if values is not None:
         values = lax.dynamic_update_index_in_dim(values, value.astype(float_dtype()), num_steps, 0)
     if task.show is not None:
-        grad_norm = largest(move.found.grad)
+        grad_norm = largest(move.residual)
         jax.debug.callback(task.show, moved_on | move.first, num_steps, value, grad_norm)
     return dataclasses.replace(
         d,

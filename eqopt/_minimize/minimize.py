@@ -20,6 +20,7 @@ from .._jit import compiled_call, partition
 from .._jit.function import key_function
 from .._objective.objective import Objective
 from .._transformation.base import AbstractTransformation, check_transformation
+from .bounds import as_arrays, BoundsOfLeaves, check_can_bound, crossing, Held, of_leaves
 from .composite import own_state, penalty_of
 from .convergence import CONVERGED, largest, MinimizeResult, Tolerances
 from .implicit import attach, attach_composite
@@ -31,14 +32,16 @@ class Solution(eqx.Module, Generic[Model, State, Aux]):
 
     **Arguments:**
 
-    - `params`: the model with the best parameters found.
+    - `params`: the model with the best parameters found; with bounds they lie between them, also if
+        the first ones did not.
     - `value`, `grad`, `aux`: the objective there. With a penalty, as in [`eqopt.FISTA`][], `value`
         is the sum of both, and `grad` the gradient of the objective alone.
     - `state`: the optimizer's state, to continue from.
     - `num_steps`, `num_evals`: how many steps were taken, and how many times the objective was
         evaluated with its gradient.
     - `result`: an [`eqopt.MinimizeResult`][], with a message.
-    - `stats`: `"grad_norm"`, the largest magnitude in `grad`; with `history`, also `"values"`, the
+    - `stats`: `"grad_norm"`, the largest magnitude in `grad`, with bounds in the projected
+        gradient; with `history`, also `"values"`, the
         objective's value at the start and after each step, infinite after the last step.
     """
 
@@ -71,6 +74,7 @@ def minimize(
     throw: bool = True,
     progress: bool | AbstractProgress = False,
     history: bool = False,
+    bounds: Any = None,
 ) -> Solution[Model, State, Any]:
     r"""Minimizes a deterministic objective until it has converged, in one compiled loop.
 
@@ -108,6 +112,17 @@ def minimize(
         at run time.
     - `progress`: whether to show a progress bar, or an [`eqopt.writing.AbstractProgress`][].
     - `history`: whether to keep the objective's value after each step, in `stats["values"]`.
+    - `bounds`: `None`, or a pair `(lower, upper)` that the parameters stay between, with an
+        optimizer that keeps bounds, such as [`eqopt.LBFGSB`][]. Each is `None` for no bound, a
+        number, a tree like the parameters, of numbers, arrays and `None`, or a prefix of one.
+        Infinite numbers are no bounds, and equal ones fix a parameter. For bounds on some leaves,
+        a dictionary of pairs by selector, where the first that chooses a leaf decides, and `...`
+        stands for all others: `{eqopt.ByPath("**.rate"): (0, None)}`.
+
+    With bounds, every point at which the objective is evaluated lies between them, to the last bit:
+    they are rounded inward to each parameter's dtype. First parameters that do not are projected.
+    `gtol` then limits the projected gradient $x - P(x - g)$, and a solution is differentiable with
+    respect to the bounds too: a parameter on its bound moves with it.
 
     **Returns:**
 
@@ -117,7 +132,8 @@ def minimize(
     **Raises:**
 
     A `RuntimeError` with the reason and what to try, if it has not converged and `throw`; a
-    `TypeError` or `ValueError` that names the argument at fault.
+    `TypeError` or `ValueError` that names the argument at fault. Traced bounds that cross, or are
+    NaN, give the result `MinimizeResult.no_room`.
     """
     check_transformation("optimizer", optimizer)
     if not isinstance(args, tuple):
@@ -131,6 +147,10 @@ def minimize(
         max_evals=steps("max_evals", at_least=1)(limit),
     )
     bar = as_progress(progress)
+    between = None
+    if bounds is not None:
+        check_can_bound(optimizer)
+        between = of_leaves(bounds, split(params, "params")[0])
     keyed = key_function(fn)  # which does not keep `fn` alive
     shown = None if isinstance(bar, NoProgress) else _Show(bar)
 
@@ -145,6 +165,7 @@ def minimize(
             tolerances,
             shown,
             int(max_steps) if history else None,
+            between,
             keep,
             reuse=keep,
         )
@@ -207,6 +228,7 @@ def _minimize(
     tolerances: Tolerances,
     show: object,
     history: int | None,
+    between: BoundsOfLeaves | None,
     keep: bool,
 ) -> Solution[Model, State, Any]:
     trained, rest = split(model, "params")
@@ -220,22 +242,36 @@ def _minimize(
     if not compiled_call.is_inside_trace():
         if keep and compiled_call.captures(objective, trained):
             raise compiled_call.CapturedTracerError
+    evaluate: Any = objective.replay
+    bounds, start, crossed = None, _constant(trained), None
+    if between is not None:
+        bounds, crossed = as_arrays(between, trained), crossing(between)
+        start = _constant(bounds).project(start)
+        # There is nothing to search between them.
+        tolerances = tolerances._replace(max_steps=jnp.where(crossed, 0, tolerances.max_steps))
     end = descend(
         _constant(objective),
         _constant(optimizer),
-        _constant(trained),
+        start,
         tolerances,
         show,
         history,
+        _constant(bounds),
     )
-    found = end.evaluation
+    found, result, grad = end.evaluation, end.result, end.evaluation.grad
+    if bounds is not None and crossed is not None:
+        evaluate = Held(evaluate, bounds, end.params)
+        grad = _constant(bounds).residual(end.params, grad)
+        result = MinimizeResult.where(crossed, MinimizeResult.no_room, result)
     minimizer, penalty = (end.params, found.value, found.aux), penalty_of(optimizer)
     if penalty is None:
-        params, value, aux = attach(minimizer, objective.replay)
+        params, value, aux = attach(minimizer, evaluate)
     else:
         step = own_state(end.state).search.learning_rate
-        params, value, aux = attach_composite(minimizer, objective.replay, penalty, step)
-    stats = {"grad_norm": largest(found.grad)}
+        params, value, aux = attach_composite(minimizer, evaluate, penalty, step)
+    if isinstance(evaluate, Held):
+        params = evaluate.place(params)
+    stats = {"grad_norm": largest(grad)}
     if end.values is not None:
         stats["values"] = end.values
     return Solution(
@@ -246,6 +282,6 @@ def _minimize(
         state=end.state,
         num_steps=end.num_steps,
         num_evals=end.num_evals,
-        result=end.result,
+        result=result,
         stats=stats,
     )

@@ -23,6 +23,7 @@ from .._wrapper.chain import Chain, ChainState
 from ..linesearch._base import AbstractLinesearch
 from ..quasi_newton._conjugate_gradient import ScaleByNonlinearCG
 from ..quasi_newton._lbfgs import ScaleByLBFGS
+from ..quasi_newton._lbfgsb import ScaleByLBFGSB
 from ..quasi_newton._newton_cg import ScaleByNewtonCG, ScaleByNewtonCGState
 
 
@@ -53,6 +54,7 @@ _VECTORWISE = (
     Identity,
     Scale,
     ScaleByLBFGS,
+    ScaleByLBFGSB,
     ScaleByLearningRate,
     ScaleByNewtonCG,
     ScaleByNonlinearCG,

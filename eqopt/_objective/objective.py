@@ -14,7 +14,9 @@ from jaxtyping import PyTree
 from .._base import checks
 from .._base.converters import prng_key
 from .._base.key_data import unkept
-from .._base.types import Args, Aux, Function, Kwargs, Params
+from .._base.trees import add_updates
+from .._base.types import Args, Aux, Function, Kwargs, Params, Updates
+from .bounds import Bounds
 
 
 class Evaluation(eqx.Module, Generic[Aux]):
@@ -186,18 +188,44 @@ class FullProblem(eqx.Module):
     - `params`: all parameters.
     - `objective`: the objective as a function of them, or `None`.
     - `evaluation`: the objective at `params`, if it is known for certain, or `None`.
+    - `bounds`: the [`eqopt.writing.Bounds`][] of the parameters, or `None`.
     """
 
     params: PyTree
     objective: Objective | None = None
     evaluation: AnyEvaluation | None = None
+    bounds: Bounds | None = None
+
+    def moved(self, updates: Updates) -> Params:
+        """Gives the parameters after the updates, within the bounds.
+
+        **Arguments:**
+
+        - `updates`: the updates, which may be missing for some parameters.
+        """
+        params = add_updates(self.params, updates)
+        return params if self.bounds is None else self.bounds.project(params)
+
+    def unblocked(self, direction: Updates, updates: Updates | None = None) -> Updates:
+        """Gives the direction without the entries that leave the bounds at once.
+
+        **Arguments:**
+
+        - `direction`: the direction.
+        - `updates`: where it starts, beyond the parameters; `None` is at the parameters.
+        """
+        if self.bounds is None:
+            return direction
+        start = self.params if updates is None else self.moved(updates)
+        return self.bounds.unblocked(direction, start)
 
 
 def at(context: Context, params: PyTree) -> Context:
     """The context at other parameters than the call's, possibly at only some of them."""
     whole = context.whole
     if whole is not None:
-        whole = FullProblem(eqx.combine(params, whole.params), whole.objective)
+        full = eqx.combine(params, whole.params)
+        whole = FullProblem(full, whole.objective, bounds=whole.bounds)
     return dataclasses.replace(context, whole=whole)
 
 

@@ -17,6 +17,7 @@ from ..linesearch._wolfe import ScaleByWolfeLinesearch
 from ..quasi_newton._bfgs import ScaleByBFGS, ScaleByBFGSState
 from ..quasi_newton._broyden import AbstractBroydenUpdate, BFGSUpdate
 from ..quasi_newton._lbfgs import ScaleByLBFGS, ScaleByLBFGSState
+from ..quasi_newton._lbfgsb import ScaleByLBFGSB
 
 _LBFGSState = ChainState[
     tuple[ScaleByLBFGSState, ScaleByLearningRateState, LinesearchState[LinesearchInfo] | EmptyState]
@@ -57,6 +58,51 @@ class LBFGS(AbstractOptimizer[_LBFGSState]):
             ScaleByLearningRate(rate),
             Identity() if self.linesearch is None else self.linesearch,
         )
+
+
+class LBFGSB(AbstractOptimizer[_LBFGSState]):
+    r"""Minimizes a deterministic objective between bounds by the limited-memory BFGS method and a
+    line search along the projected direction.
+
+    It is a chain of [`eqopt.quasi_newton.ScaleByLBFGSB`][], [`eqopt.ScaleByLearningRate`][] with a
+    rate of 1, and the line search. With the bounds $l$ and $u$, and their projection $P$, a step is
+
+    $$\theta \leftarrow P(\theta + \alpha d), \qquad d = \bar\theta - \theta,$$
+
+    where $\bar\theta$ nearly minimizes a quadratic model of the objective between the bounds, and
+    the line search finds $\alpha$.
+
+    ```python
+    def fn(x):
+        return (x[0] - 2) ** 2 + (x[1] + x[0] - 1) ** 2
+
+
+    solution = eqopt.minimize(fn, eqopt.LBFGSB(), jnp.zeros(2), bounds=(0, 1))
+    assert jnp.allclose(solution.params, jnp.array([1.0, 0.0]))
+    ```
+
+    **Arguments:**
+
+    - `memory_size`: the number of steps remembered; at least 1.
+    - `linesearch`: the line search, which must keep gradients.
+
+    Bounds are an argument of [`eqopt.minimize`][]. Without them, and in `step`, it is like
+    [`eqopt.LBFGS`][], which then costs less. Its `update` needs `params`, `value`, `grad` and
+    `value_fn`.
+
+    ??? cite "Reference"
+
+        Byrd, Lu, Nocedal and Zhu, *A limited memory algorithm for bound constrained optimization*,
+        SIAM Journal on Scientific Computing 16, 1995; Morales and Nocedal, *Remark on Algorithm
+        778: L-BFGS-B*, ACM Transactions on Mathematical Software 38, 2011; Ferry, Gill, Wong and
+        Zhang, *Projected-search methods for bound-constrained optimization*, 2021, for the search.
+    """
+
+    memory_size: int = eqx.field(converter=size("memory_size"), static=True, default=10)
+    linesearch: AbstractLinesearch[Any] = eqx.field(default_factory=ScaleByWolfeLinesearch)
+
+    def compose(self) -> AbstractTransformation[_LBFGSState]:
+        return Chain(ScaleByLBFGSB(self.memory_size), ScaleByLearningRate(1.0), self.linesearch)
 
 
 _BFGSState = ChainState[

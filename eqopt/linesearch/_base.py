@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .._base.arithmetic import cast, times, wider
 from .._base.converters import float_dtype, module_pdoc
-from .._base.trees import add_updates, conj, inner, mask_like, select, zeros_exactly_like
+from .._base.trees import conj, inner, mask_like, select, zeros_exactly_like
 from .._base.types import Params, Scalar, Updates
 from .._base.xla import going_on
 from .._objective.cache import check_aux_fits, empty_cache, filled, LinesearchState
@@ -87,8 +87,8 @@ class Trial(eqx.Module):
     **Arguments:**
 
     - `step`: the step that was tried.
-    - `value`, `slope`: the objective there, and its derivative along the direction. The slope is
-        NaN if the machine asks for no gradients.
+    - `value`, `slope`: the objective there, and its derivative along the direction, or along its
+        projection onto the bounds. The slope is NaN if the machine asks for no gradients.
     """
 
     step: Float[Array, ""]
@@ -184,7 +184,7 @@ class AbstractLinesearch(AbstractConstrained[LinesearchState[LinesearchInfo]], G
         line = begin_line(self, state, whole, start, updates)
 
         def body(line: "Line[Search]") -> "Line[Search]":
-            trial = evaluate(self, objective, add_updates(whole.params, line.updates))
+            trial = evaluate(self, objective, whole.moved(line.updates))
             if state.cache is not None:
                 check_aux_fits(trial.aux, state.cache)
             return advance(self, line, whole, updates, trial)
@@ -248,7 +248,7 @@ def begin_line(
 ) -> Line[Search]:
     """A search before its first trial."""
     dtype = float_dtype()
-    value, slope = start.value.astype(dtype), slope_of(start.grad, direction)
+    value, slope = start.value.astype(dtype), slope_of(start.grad, whole.unblocked(direction))
     scale = jnp.maximum(state.scale, jnp.where(jnp.isfinite(value), jnp.abs(value), 0))
     origin = Origin(value, slope, scale, float(jnp.finfo(start.value.dtype).eps))
     step = linesearch.first_step(state.learning_rate).astype(dtype)
@@ -288,7 +288,7 @@ def advance(
     value = evaluation.value
     slope = jnp.full_like(value, np.nan)
     if linesearch.keeps_grad:
-        slope = slope_of(evaluation.grad, direction)
+        slope = slope_of(evaluation.grad, whole.unblocked(direction, line.updates))
     search, answer = linesearch.tell(line.search, Trial(line.step, value, slope))
     # A search that could not begin has failed, even if the machine accepts.
     verdict = jnp.where(line.verdict == FAIL, FAIL, answer.verdict)
@@ -350,7 +350,7 @@ def finish(
     """The state after a search; `known` tells whether `start` is certain."""
     cache = state.cache
     if cache is not None and whole.objective is not None:
-        point = add_updates(whole.params, line.updates)
+        point = whole.moved(line.updates)
         sure = known | (line.verdict != FAIL)
         cache = filled(cache, whole.objective, point, outcome(line, start), sure)
     if linesearch.is_verbose:

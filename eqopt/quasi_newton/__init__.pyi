@@ -29,3 +29,4 @@ from ._newton_cg import (
     ScaleByNewtonCGState as ScaleByNewtonCGState,
 )
 from ._lbfgs import ScaleByLBFGS as ScaleByLBFGS
+from ._lbfgsb import ScaleByLBFGSB as ScaleByLBFGSB

@@ -42,7 +42,7 @@ from ._base import (
 
 @typed
 class ScaleByLBFGSState(eqx.Module):
-    """The state of [`eqopt.ScaleByLBFGS`][].
+    """The state of [`eqopt.ScaleByLBFGS`][] and of [`eqopt.quasi_newton.ScaleByLBFGSB`][].
 
     **Arguments:**
 
@@ -150,7 +150,7 @@ class ScaleByLBFGS(AbstractTransformation[ScaleByLBFGSState]):
             first_scale(grad, params, self.first_step_rtol, self.scale_init_precond),
             state.num_pairs > 0,
         )
-        return mask_like(updates, direction), _forget(state, ~used)
+        return mask_like(updates, direction), forget(state, ~used)
 
     def _matrix(self) -> AbstractInitialMatrix[Any]:
         return self.init_matrix if self.scale_init_precond else IdentityMatrix()
@@ -184,7 +184,7 @@ class ScaleByLBFGS(AbstractTransformation[ScaleByLBFGSState]):
             weights_memory=put(state.weights_memory, 1 / jnp.where(stored, pair.sy, 1)),
             init_matrix=select(stored, matrix, state.init_matrix),
         )
-        return _forget(state, stuck)
+        return forget(state, stuck)
 
     def multiply(self, grad: PyTree, state: ScaleByLBFGSState) -> PyTree:
         """The estimate times the gradient, by two loops over the memory."""
@@ -223,7 +223,7 @@ class ScaleByLBFGS(AbstractTransformation[ScaleByLBFGSState]):
         return r
 
 
-def _forget(state: ScaleByLBFGSState, condition: Array) -> ScaleByLBFGSState:
+def forget(state: ScaleByLBFGSState, condition: Array) -> ScaleByLBFGSState:
     """The state without its memory, if `condition`."""
     zero = zero_count()
     return eqx.tree_at(

@@ -104,7 +104,7 @@ CASES = {
 }
 
 # Optimizers that are made to minimize: `test_minimize` asks more of them.
-MINIMIZERS = {"BFGS", "FISTA", "LBFGS", "NonlinearCG", "ProximalGradient"}
+MINIMIZERS = {"BFGS", "FISTA", "LBFGS", "LBFGSB", "NewtonCG", "NonlinearCG", "ProximalGradient"}
 # What needs a gradient for each example; `test_private`.
 PRIVATE = {"DPSGD"}
 

@@ -37,6 +37,7 @@ transform/test_galore GaLore ScaleByGaLore
 wrapper/test_mechanize Mechanize
 transform/test_private DifferentiallyPrivateAggregate DPSGD
 minimize/test_minimize BFGS LBFGS
+minimize/test_bounds LBFGSB ScaleByLBFGSB
 precision/test_mixed_precision Compensated MasterWeights StochasticRounding
 transform/test_matrices ScaleByShape
 transform/test_muon Muon ScaleByMuon

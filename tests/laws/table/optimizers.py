@@ -17,6 +17,7 @@ from tests.laws.table.row import (
 ROWS = [
     direction("LBFGS", lambda: eqopt.LBFGS(0.05, 3, linesearch=None), descends=True),
     direction("BFGS", lambda: eqopt.BFGS(0.05, linesearch=None), descends=True),
+    search("LBFGSB", lambda: eqopt.LBFGSB(3)),
     search("NonlinearCG", eqopt.NonlinearCG),
     search(
         "ProximalGradient",

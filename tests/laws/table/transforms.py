@@ -268,6 +268,7 @@ ROWS = [
             secant=eqopt.quasi_newton.PlainSecant(),
         ),
     ),
+    direction("ScaleByLBFGSB", lambda: eqopt.quasi_newton.ScaleByLBFGSB(3)),
     direction("ScaleByBFGS", lambda: eqopt.quasi_newton.ScaleByBFGS(first_step_rtol=0.5)),
     direction(
         "ScaleByBFGS-self-scaled",
