@@ -35,10 +35,6 @@ from ._transformation.eval_params import (
     LookaheadParams as LookaheadParams,
 )
 from ._transform.monitor import measurements as measurements
-from ._wrapper.multi_steps import (
-    skip_large_updates as skip_large_updates,
-    skip_not_finite as skip_not_finite,
-)
 from .interop._optax import as_optax as as_optax, from_optax as from_optax
 
 # To convergence.
@@ -92,8 +88,8 @@ from ._optimizer.sophia import Sophia as Sophia
 from ._optimizer.yogi import Yogi as Yogi
 
 # Transformations, the links of a chain.
-from ._matrix.galore import ScaleByGaLore as ScaleByGaLore
-from ._matrix.muon import ScaleByMuon as ScaleByMuon, ScaleByShape as ScaleByShape
+from ._transform.matrix.galore import ScaleByGaLore as ScaleByGaLore
+from ._transform.matrix.muon import ScaleByMuon as ScaleByMuon, ScaleByShape as ScaleByShape
 from ._transform.acprop import ScaleByACProp as ScaleByACProp
 from ._transform.adadelta import ScaleByAdadelta as ScaleByAdadelta
 from ._transform.adam import ScaleByAdam as ScaleByAdam
@@ -190,7 +186,7 @@ from ._wrapper.inject_hyperparams import (
 from ._wrapper.lookahead import Lookahead as Lookahead
 from ._wrapper.masked import Masked as Masked
 from ._wrapper.mechanize import Mechanize as Mechanize
-from ._transform.monitor import MeasureWithEMA as MeasureWithEMA, Monitor as Monitor
+from ._transform.monitor import Monitor as Monitor
 from ._wrapper.multi_steps import MultiSteps as MultiSteps
 from ._wrapper.named_chain import NamedChain as NamedChain
 from ._wrapper.param_ema import ParamEMA as ParamEMA

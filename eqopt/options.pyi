@@ -1,6 +1,6 @@
 # Of optimizers and transformations.
-from ._matrix.matrices import MuonDimensionNumbers as MuonDimensionNumbers
-from ._matrix.newton_schulz import (
+from ._transform.matrix.matrices import MuonDimensionNumbers as MuonDimensionNumbers
+from ._transform.matrix.newton_schulz import (
     muon_aol as muon_aol,
     muon_frobenius as muon_frobenius,
     muon_schatten as muon_schatten,
@@ -18,6 +18,7 @@ from ._transform.lion import (
     lion_refined as lion_refined,
     lion_smooth as lion_smooth,
 )
+from ._transform.monitor import MeasureWithEMA as MeasureWithEMA
 
 # Of wrappers.
 from ._wrapper.finite import (
@@ -25,7 +26,11 @@ from ._wrapper.finite import (
     raise_error as raise_error,
     skip_update as skip_update,
 )
-from ._wrapper.multi_steps import ShouldSkipUpdateFunction as ShouldSkipUpdateFunction
+from ._wrapper.multi_steps import (
+    ShouldSkipUpdateFunction as ShouldSkipUpdateFunction,
+    skip_large_updates as skip_large_updates,
+    skip_not_finite as skip_not_finite,
+)
 
 # Of schedules.
 from ._schedule.base import (

@@ -19,6 +19,7 @@ from .quasi_newton._base import (
 from .quasi_newton._bfgs import ScaleByBFGSState as ScaleByBFGSState
 from .quasi_newton._conjugate_gradient import ScaleByNonlinearCGState as ScaleByNonlinearCGState
 from .quasi_newton._lbfgs import ScaleByLBFGSState as ScaleByLBFGSState
+from .quasi_newton._newton_cg import ScaleByNewtonCGState as ScaleByNewtonCGState
 
 # Of wrappers.
 from ._wrapper.conditional import (
@@ -47,8 +48,8 @@ from .precision._master_weights import MasterWeightsState as MasterWeightsState
 from .precision._stochastic import StochasticRoundingState as StochasticRoundingState
 
 # Of transformations.
-from ._matrix.galore import ScaleByGaLoreState as ScaleByGaLoreState
-from ._matrix.muon import ScaleByMuonState as ScaleByMuonState
+from ._transform.matrix.galore import ScaleByGaLoreState as ScaleByGaLoreState
+from ._transform.matrix.muon import ScaleByMuonState as ScaleByMuonState
 from ._transform.acprop import ScaleByACPropState as ScaleByACPropState
 from ._transform.adadelta import ScaleByAdadeltaState as ScaleByAdadeltaState
 from ._transform.adam import ScaleByAdamState as ScaleByAdamState

@@ -5,11 +5,11 @@ import equinox as eqx
 from .._base.converters import non_negative, optional, size, steps
 from .._base.fields import from_fields
 from .._base.types import Scalar, Steps
-from .._matrix.galore import as_base_optimizer, ScaleByGaLore, ScaleByGaLoreState
-from .._matrix.matrices import AbstractDimensions, as_dimensions
 from .._schedule.base import AbstractSchedule, as_rate
 from .._transform.decay import AddDecayedWeights
 from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
+from .._transform.matrix.galore import as_base_optimizer, ScaleByGaLore, ScaleByGaLoreState
+from .._transform.matrix.matrices import AbstractDimensions, as_dimensions
 from .._transformation.base import (
     AbstractOptimizer,
     AbstractTransformation,

@@ -5,9 +5,13 @@ import numpy as np
 
 from .._base.converters import decay_factor, flag, non_negative, optional, size, to_dtype
 from .._base.types import Scalar
-from .._matrix.matrices import AbstractDimensions, as_dimensions, HasDimensions
-from .._matrix.muon import ScaleByMuon, ScaleByShape
-from .._matrix.newton_schulz import (
+from .._schedule.base import AbstractSchedule, as_rate, scheduled_real
+from .._transform.adam import ScaleByAdam
+from .._transform.decay import AddDecayedWeights
+from .._transform.learning_rate import ScaleByLearningRate
+from .._transform.matrix.matrices import AbstractDimensions, as_dimensions, HasDimensions
+from .._transform.matrix.muon import ScaleByMuon, ScaleByShape
+from .._transform.matrix.newton_schulz import (
     Coefficients,
     coefficients,
     muon_frobenius,
@@ -15,10 +19,6 @@ from .._matrix.newton_schulz import (
     preconditioning,
     STANDARD,
 )
-from .._schedule.base import AbstractSchedule, as_rate, scheduled_real
-from .._transform.adam import ScaleByAdam
-from .._transform.decay import AddDecayedWeights
-from .._transform.learning_rate import ScaleByLearningRate
 from .._transformation.base import AbstractOptimizer, AbstractTransformation
 from .._wrapper.chain import Chain
 from .._wrapper.partition import Partition, PartitionState

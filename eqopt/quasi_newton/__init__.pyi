@@ -24,9 +24,6 @@ from ._conjugate_gradient import (
     PolakRibierePlus as PolakRibierePlus,
     ScaleByNonlinearCG as ScaleByNonlinearCG,
 )
-from ._newton_cg import (
-    ScaleByNewtonCG as ScaleByNewtonCG,
-    ScaleByNewtonCGState as ScaleByNewtonCGState,
-)
 from ._lbfgs import ScaleByLBFGS as ScaleByLBFGS
 from ._lbfgsb import ScaleByLBFGSB as ScaleByLBFGSB
+from ._newton_cg import ScaleByNewtonCG as ScaleByNewtonCG

@@ -46,6 +46,7 @@ wrapper/test_monitor Monitor Snapshot
 wrapper/test_sam Normalize SAM
 transform/test_sophia HutchinsonEstimatorDiagHessian ScaleBySophia Sophia
 wrapper/test_named_chain NamedChain
+minimize/test_newton_cg NewtonCG ScaleByNewtonCG
 minimize/test_nonlinear_cg NonlinearCG ScaleByNonlinearCG
 minimize/test_proximal FISTA ProximalGradient ScaleByProximalLinesearch
 wrapper/test_partition Freeze Partition SelectiveTransform

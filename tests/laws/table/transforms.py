@@ -163,7 +163,10 @@ ROWS = [
     Row(
         "Monitor",
         lambda: eqopt.Monitor(
-            {"norm": eqopt.global_norm, "average": eqopt.MeasureWithEMA(eqopt.global_norm, 0.7)}
+            {
+                "norm": eqopt.global_norm,
+                "average": eqopt.options.MeasureWithEMA(eqopt.global_norm, 0.7),
+            }
         ),
     ),
     Row("Normalize", eqopt.Normalize),
@@ -269,6 +272,7 @@ ROWS = [
         ),
     ),
     direction("ScaleByLBFGSB", lambda: eqopt.quasi_newton.ScaleByLBFGSB(3)),
+    search("ScaleByNewtonCG", lambda: eqopt.quasi_newton.ScaleByNewtonCG(5)),
     direction("ScaleByBFGS", lambda: eqopt.quasi_newton.ScaleByBFGS(first_step_rtol=0.5)),
     direction(
         "ScaleByBFGS-self-scaled",

@@ -9,19 +9,19 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Inexact, PyTree
 
-from .._base import checks
-from .._base.arithmetic import cast, real_dtype, times, wider
-from .._base.converters import non_negative, optional, size, steps
-from .._base.trees import increment, zero_count, zeros_like
-from .._base.types import Count, Leaves, Params, Scalar, Steps, Updates
-from .._objective.objective import Context
-from .._transform.adam import ScaleByAdam
-from .._transformation.base import (
+from ..._base import checks
+from ..._base.arithmetic import cast, real_dtype, times, wider
+from ..._base.converters import non_negative, optional, size, steps
+from ..._base.trees import increment, zero_count, zeros_like
+from ..._base.types import Count, Leaves, Params, Scalar, Steps, Updates
+from ..._objective.objective import Context
+from ..._transformation.base import (
     AbstractTransformation,
     AnyTransformation,
     check_state,
     check_transformation,
 )
+from ..adam import ScaleByAdam
 from .matrices import AbstractDimensions, adjoint, as_dimensions, Form, forms_of, Groups
 
 

@@ -11,10 +11,10 @@ import wadler_lindig as wl
 from jax import lax
 from jaxtyping import Array, Float, Inexact
 
-from .._base import checks
-from .._base.arithmetic import abs_sq, divide, norm, plus, safe_sqrt, times
-from .._base.converters import real
-from .._base.types import Scalar
+from ..._base import checks
+from ..._base.arithmetic import abs_sq, divide, norm, plus, safe_sqrt, times
+from ..._base.converters import real
+from ..._base.types import Scalar
 from .matrices import adjoint
 
 Preconditioning: TypeAlias = Callable[[Array, Array], Array]

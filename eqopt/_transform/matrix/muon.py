@@ -6,16 +6,16 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Inexact, PyTree
 
-from .._base import checks
-from .._base.arithmetic import cast, debiased, ema, real_dtype, times
-from .._base.converters import decay_factor, flag, non_negative, optional, size, to_dtype
-from .._base.trace_sharing import map_leaves
-from .._base.trees import bias_correction, increment, one_minus, zero_count, zeros_like
-from .._base.types import Count, Params, Scalar, Updates
-from .._objective.objective import Context
-from .._transformation import leafwise
-from .._transformation.base import AbstractTransformation, EmptyState
-from .._transformation.leafwise import Rule
+from ..._base import checks
+from ..._base.arithmetic import cast, debiased, ema, real_dtype, times
+from ..._base.converters import decay_factor, flag, non_negative, optional, size, to_dtype
+from ..._base.trace_sharing import map_leaves
+from ..._base.trees import bias_correction, increment, one_minus, zero_count, zeros_like
+from ..._base.types import Count, Params, Scalar, Updates
+from ..._objective.objective import Context
+from ..._transformation import leafwise
+from ..._transformation.base import AbstractTransformation, EmptyState
+from ..._transformation.leafwise import Rule
 from .matrices import AbstractDimensions, all_forms_of, as_dimensions, map_matrices
 from .newton_schulz import (
     Coefficients,

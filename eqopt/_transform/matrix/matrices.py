@@ -15,11 +15,11 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Inexact, PyTree
 
-from .._base import checks
-from .._base.trees import placed_like, replicated
-from .._base.types import Params, TreeDef
-from .._base.xla import hidden_from_compiler
-from ..selectors._selector import AbstractSelector
+from ..._base import checks
+from ..._base.trees import placed_like, replicated
+from ..._base.types import Params, TreeDef
+from ..._base.xla import hidden_from_compiler
+from ...selectors._selector import AbstractSelector
 
 # The axes of the rows, and the axes of the columns.
 Axes: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
