@@ -21,7 +21,7 @@ from ._objective.micro_grad import micro_grad as micro_grad
 from ._objective.objective import Evaluation as Evaluation
 from ._objective.per_example import per_example_value_and_grad as per_example_value_and_grad
 from ._objective.value_and_grad import value_and_grad as value_and_grad
-from ._train.fit import Fit as Fit, fit as fit, FitCallbackArgs as FitCallbackArgs
+from ._train.fit import Fit as Fit, fit as fit
 from ._train.history import History as History
 from ._train.hyperparameters import hyperparameters as hyperparameters
 from ._train.optimizer import Optimizer as Optimizer
@@ -35,6 +35,10 @@ from ._transformation.eval_params import (
     LookaheadParams as LookaheadParams,
 )
 from ._transform.monitor import measurements as measurements
+from ._wrapper.multi_steps import (
+    skip_large_updates as skip_large_updates,
+    skip_not_finite as skip_not_finite,
+)
 from .interop._optax import as_optax as as_optax, from_optax as from_optax
 
 # To convergence.
@@ -186,7 +190,7 @@ from ._wrapper.inject_hyperparams import (
 from ._wrapper.lookahead import Lookahead as Lookahead
 from ._wrapper.masked import Masked as Masked
 from ._wrapper.mechanize import Mechanize as Mechanize
-from ._transform.monitor import Monitor as Monitor
+from ._transform.monitor import MeasureWithEMA as MeasureWithEMA, Monitor as Monitor
 from ._wrapper.multi_steps import MultiSteps as MultiSteps
 from ._wrapper.named_chain import NamedChain as NamedChain
 from ._wrapper.param_ema import ParamEMA as ParamEMA
@@ -219,8 +223,6 @@ from ._schedule.warmup import (
 from .selectors._selector import (
     ByNdim as ByNdim,
     ByPath as ByPath,
-    ByType as ByType,
-    Where as Where,
 )
 
 __version__: str

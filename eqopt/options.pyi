@@ -18,7 +18,6 @@ from ._transform.lion import (
     lion_refined as lion_refined,
     lion_smooth as lion_smooth,
 )
-from ._transform.monitor import MeasureWithEMA as MeasureWithEMA
 
 # Of wrappers.
 from ._wrapper.finite import (
@@ -26,11 +25,7 @@ from ._wrapper.finite import (
     raise_error as raise_error,
     skip_update as skip_update,
 )
-from ._wrapper.multi_steps import (
-    ShouldSkipUpdateFunction as ShouldSkipUpdateFunction,
-    skip_large_updates as skip_large_updates,
-    skip_not_finite as skip_not_finite,
-)
+from ._wrapper.multi_steps import ShouldSkipUpdateFunction as ShouldSkipUpdateFunction
 
 # Of schedules.
 from ._schedule.base import (

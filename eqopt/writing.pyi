@@ -19,6 +19,7 @@ from ._objective.objective import (
     Objective as Objective,
     require_params as require_params,
 )
+from ._train.fit import FitCallbackArgs as FitCallbackArgs
 from ._transformation.leafwise import Rule as Rule
 
 # Which transformations make no sense within which.

@@ -140,7 +140,7 @@ def fit(
     - `key`: a PRNG key, or the `key` of a [`eqopt.Fit`][]; each step gets its own, split from it.
     - `progress`: whether to show a progress bar: tqdm's or rich's where installed, else text. Or an
         [`eqopt.writing.AbstractProgress`][].
-    - `callback`: called after each call with an [`eqopt.FitCallbackArgs`][]; ends the loop
+    - `callback`: called after each call with an [`eqopt.writing.FitCallbackArgs`][]; ends the loop
         by returning `True`.
 
     **Returns:**

@@ -128,7 +128,7 @@ class Monitor(AbstractTransformation[MonitorState]):
     **Arguments:**
 
     - `measures`: by name, functions of the updates (trees of arrays, with `None` for leaves that
-        are not trained), which return arrays and numbers; [`eqopt.options.MeasureWithEMA`][]; or
+        are not trained), which return arrays and numbers; [`eqopt.MeasureWithEMA`][]; or
         transformations, whose output is measured.
 
     ```python
@@ -136,7 +136,7 @@ class Monitor(AbstractTransformation[MonitorState]):
         eqopt.Monitor(
             {
                 "norm": eqopt.global_norm,
-                "clipped": eqopt.options.MeasureWithEMA(lambda u: eqopt.global_norm(u) > 1.0, 0.9),
+                "clipped": eqopt.MeasureWithEMA(lambda u: eqopt.global_norm(u) > 1.0, 0.9),
             }
         ),
         eqopt.ClipByGlobalNorm(1.0),

@@ -64,8 +64,8 @@ def skip_large_updates(
     r"""Drops a mini-batch whose gradient is too large, $|g|^2 \ge c$, or not finite.
 
     It keeps `should_skip` and `norm_squared`. Pass it to [`eqopt.MultiSteps`][] as
-    `eqx.Partial(eqopt.options.skip_large_updates, max_squared_norm=jnp.array(42.0))`; a Python
-    number works too, but is a constant of the program.
+    `eqx.Partial(eqopt.skip_large_updates, max_squared_norm=jnp.array(42.0))`; a Python number works
+    too, but is a constant of the program.
 
     **Arguments:**
 
@@ -139,7 +139,7 @@ class MultiSteps(AbstractConstrained[MultiStepsState[State]], Generic[State]):
     optimizer is computed once per window; the updates of the other calls are zero.
 
     If a gradient is not finite, its whole window is skipped by default: neither the parameters nor
-    the inner state change. With [`eqopt.options.skip_not_finite`][] only the mini-batch is dropped.
+    the inner state change. With [`eqopt.skip_not_finite`][] only the mini-batch is dropped.
 
     !!! note
         The inner optimizer gets the mean (or the sum) of the window's values as `value`. It gets
@@ -151,9 +151,9 @@ class MultiSteps(AbstractConstrained[MultiStepsState[State]], Generic[State]):
     - `every_k_schedule`: the number $k$ of mini-batches, at least 1; or a schedule, or a function,
         of the number of steps taken (`gradient_step`), rounded to a whole number.
     - `use_grad_mean`: whether to take the mean, not the sum.
-    - `should_skip_update_fn`: whether to drop a mini-batch: [`eqopt.options.skip_not_finite`][],
-        [`eqopt.options.skip_large_updates`][], or any
-        [`eqopt.options.ShouldSkipUpdateFunction`][]; `None` drops none.
+    - `should_skip_update_fn`: whether to drop a mini-batch: [`eqopt.skip_not_finite`][],
+        [`eqopt.skip_large_updates`][], or any [`eqopt.options.ShouldSkipUpdateFunction`][]; `None`
+        drops none.
     - `accumulator_dtype`: the dtype in which the gradients are collected; `None` is the
         parameter's, and float32 for half precision.
 

@@ -68,7 +68,7 @@ def test_functions_that_have_no_name(name: str):
         eqopt.Scheduled(
             eqopt.Scale(1.0), lambda o: o.step_size, lambda count: rate / (1 + count.astype(FLOAT))
         ),
-        eqopt.SelectiveTransform(eqopt.Scale(2.0), eqopt.Where(lambda model: model["b"])),
+        eqopt.SelectiveTransform(eqopt.Scale(2.0), eqopt.selectors.Where(lambda model: model["b"])),
     )
     params = {"a": values((2,), 3), "b": values((), 4)}
     state = opt.init(params)

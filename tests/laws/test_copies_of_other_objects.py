@@ -125,9 +125,9 @@ SCHEDULES: list[Any] = [
 SELECTORS: list[Any] = [
     eqopt.ByPath("**.bias"),
     eqopt.ByPath(re.compile("bias")),
-    eqopt.ByType(Inner),
+    eqopt.selectors.ByType(Inner),
     eqopt.ByNdim(2, 2),
-    eqopt.Where(_biases),
+    eqopt.selectors.Where(_biases),
     eqopt.ByNdim(1) & eqopt.ByPath("**.bias"),
     eqopt.ByPath("weight") | eqopt.ByPath("bias"),
     ~eqopt.ByNdim(1),

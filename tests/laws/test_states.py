@@ -263,7 +263,7 @@ def _taken(step: Any) -> Any:
 
 
 def _drops_not_finite(inner: Any) -> Any:
-    return eqopt.MultiSteps(inner, 1, should_skip_update_fn=eqopt.options.skip_not_finite)
+    return eqopt.MultiSteps(inner, 1, should_skip_update_fn=eqopt.skip_not_finite)
 
 
 # Wrappers that skip some steps, and how often each takes a gradient for each step of those inside.

@@ -39,11 +39,11 @@ def test_what_is_skipped(seed: int, max_squared_norm: float):
     bad = eqx.tree_at(lambda x: x["pair"][1], updates, jnp.asarray(np.nan, FLOAT))
     count = jnp.zeros((), np.int32)
     for given in (updates, bad):
-        ours, _ = eqopt.options.skip_not_finite(given, count, params)
+        ours, _ = eqopt.skip_not_finite(given, count, params)
         theirs, _ = optax.skip_not_finite(given, count, params)
         assert bool(ours) == bool(theirs) == (given is bad)
         limit = {"max_squared_norm": max_squared_norm}
-        ours, _ = eqopt.options.skip_large_updates(given, count, params, **limit)
+        ours, _ = eqopt.skip_large_updates(given, count, params, **limit)
         theirs, _ = optax.skip_large_updates(given, count, params, **limit)
         assert bool(ours) == bool(theirs)
 

@@ -24,7 +24,7 @@ NOTES: dict[str, str] = json.loads((ROOT / "tests/data/notes.json").read_text(en
 # The headings, and the folders whose classes are under them.
 SECTIONS = {
     "Optimizers": ("_optimizer",),
-    "Transformations": ("_transform", "_matrix", "linesearch", "quasi_newton"),
+    "Transformations": ("_transform", "linesearch", "quasi_newton"),
     "Wrappers": ("_wrapper",),
     "Schedules": ("_schedule",),
     "Functions": (),

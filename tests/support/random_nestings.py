@@ -61,7 +61,7 @@ _bits = st.builds(Bits, st.lists(st.booleans(), min_size=2, max_size=5).map(tupl
 _labels = st.builds(Bits, st.lists(st.integers(0, 2), min_size=2, max_size=5).map(tuple))
 _mask_forms = st.sampled_from([by_function, ByPlace])
 _label_forms = st.sampled_from([labels_by_function, groups_by_selector, labels_by_selector])
-_skips = st.sampled_from([None, eqopt.options.skip_not_finite])
+_skips = st.sampled_from([None, eqopt.skip_not_finite])
 _several = st.lists(_links, max_size=2).map(tuple)
 _stateless = st.lists(st.sampled_from(STATELESS), max_size=2).map(tuple)
 

@@ -160,7 +160,7 @@ def test_callback_sees_and_ends() -> None:
     seen: list[tuple[int, float]] = []
     kept: list[Any] = []
 
-    def callback(progress: eqopt.FitCallbackArgs[Affine]) -> bool:
+    def callback(progress: eqopt.writing.FitCallbackArgs[Affine]) -> bool:
         seen.append((progress.num_steps, float(progress.loss)))
         kept.append((progress.model, progress.state))
         return progress.num_steps >= 4
@@ -246,7 +246,7 @@ def test_progress_is_told() -> None:
     recorder = Recorder()
 
     # The bar shows the latest loss that has arrived. To read a loss is to wait for it.
-    def wait(args: eqopt.FitCallbackArgs[Affine]) -> bool:
+    def wait(args: eqopt.writing.FitCallbackArgs[Affine]) -> bool:
         return args.loss < 0
 
     fit = eqopt.fit(

@@ -29,10 +29,10 @@ def _ours() -> Any:
     monitor = eqopt.Monitor(
         {
             "norm": eqopt.global_norm,
-            "large": eqopt.options.MeasureWithEMA(_large, 0.9),
+            "large": eqopt.MeasureWithEMA(_large, 0.9),
             # optax averages no Booleans where promotion is strict.
-            "is large": eqopt.options.MeasureWithEMA(_is_large, 0.9),
-            "biased": eqopt.options.MeasureWithEMA(eqopt.global_norm, 0.9, debias=False),
+            "is large": eqopt.MeasureWithEMA(_is_large, 0.9),
+            "biased": eqopt.MeasureWithEMA(eqopt.global_norm, 0.9, debias=False),
             "average": eqopt.EMA(0.8),
         }
     )

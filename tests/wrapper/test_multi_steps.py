@@ -61,7 +61,7 @@ def test_trajectories_equal_those_of_optax(every_k: Any, options: dict[str, Any]
         name = options.get("should_skip_update_fn")
         if name is None:
             return options
-        fn = getattr(eqopt.options if package is eqopt else package, name)
+        fn = getattr(package, name)
         fn = bind(fn, max_squared_norm=LIMIT) if name == "skip_large_updates" else fn
         return {"should_skip_update_fn": fn}
 
@@ -279,9 +279,7 @@ def test_flushing_hands_everything_on_and_drops_what_is_bad():
 @pytest.mark.parametrize(("limit", "skips"), [(24.0, True), (25.0, True), (26.0, False)])
 def test_large_updates_are_skipped_at_the_limit(limit: float, skips: bool):
     x = jnp.asarray([3.0, 4.0], FLOAT)
-    found, kept = eqopt.options.skip_large_updates(
-        x, jnp.zeros((), jnp.int32), x, max_squared_norm=limit
-    )
+    found, kept = eqopt.skip_large_updates(x, jnp.zeros((), jnp.int32), x, max_squared_norm=limit)
     assert bool(found) is skips and bool(kept["should_skip"]) is skips
     assert float(kept["norm_squared"]) == 25.0
 

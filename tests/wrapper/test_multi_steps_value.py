@@ -53,7 +53,7 @@ def test_mini_batches_make_the_step_of_the_whole_batch(make: Any):
 @pytest.mark.parametrize(("mean", "expected"), [(True, 2.0), (False, 6.0)])
 def test_the_value_of_a_window(mean: bool, expected: float):
     opt = eqopt.MultiSteps(
-        Shown(), 3, use_grad_mean=mean, should_skip_update_fn=eqopt.options.skip_not_finite
+        Shown(), 3, use_grad_mean=mean, should_skip_update_fn=eqopt.skip_not_finite
     )
     w = jnp.ones(2, FLOAT)
     bad = jnp.full(2, np.nan, FLOAT)

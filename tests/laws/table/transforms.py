@@ -163,10 +163,7 @@ ROWS = [
     Row(
         "Monitor",
         lambda: eqopt.Monitor(
-            {
-                "norm": eqopt.global_norm,
-                "average": eqopt.options.MeasureWithEMA(eqopt.global_norm, 0.7),
-            }
+            {"norm": eqopt.global_norm, "average": eqopt.MeasureWithEMA(eqopt.global_norm, 0.7)}
         ),
     ),
     Row("Normalize", eqopt.Normalize),

@@ -118,7 +118,7 @@ ROWS = [
             eqopt.Trace(0.7),
             eqopt.Linear(2.0, 3.0, 4),
             use_grad_mean=False,
-            should_skip_update_fn=eqopt.options.skip_not_finite,
+            should_skip_update_fn=eqopt.skip_not_finite,
         ),
         needs=a_value,
     ),
