@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 import eqopt
-from eqopt import ByNdim, ByPath, ByType, Where
-from eqopt.selectors import AbstractSelector, And, Not, Or
+from eqopt import ByNdim, ByPath
+from eqopt.selectors import AbstractSelector, And, ByType, Not, Or, Where
 from tests.support.toolbox import FLOAT
 
 

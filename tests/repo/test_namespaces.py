@@ -22,7 +22,7 @@ BOTH = {
     "eqopt.interop": {"as_optax", "from_optax"},
     "eqopt.linesearch": {"ScaleByBacktrackingLinesearch", "ScaleByZoomLinesearch"},
     "eqopt.quasi_newton": {"ScaleByLBFGS"},
-    "eqopt.selectors": {"ByNdim", "ByPath", "ByType", "Where"},
+    "eqopt.selectors": {"ByNdim", "ByPath"},
 }
 
 each = pytest.mark.parametrize("namespace", NAMESPACES, ids=lambda x: x.__name__)

@@ -12,7 +12,8 @@ import optax
 import pytest
 
 import eqopt
-from eqopt import ByNdim, ByPath, ByType, Partition, Where
+from eqopt import ByNdim, ByPath, Partition
+from eqopt.selectors import ByType, Where
 from tests.support.parity import assert_same_steps
 from tests.support.toolbox import assert_close, FLOAT, same, tree, types, values, X64
 from tests.support.trees import random_like, random_tree
