@@ -95,7 +95,8 @@ class LBFGSB(AbstractOptimizer[_LBFGSState]):
         Byrd, Lu, Nocedal and Zhu, *A limited memory algorithm for bound constrained optimization*,
         SIAM Journal on Scientific Computing 16, 1995; Morales and Nocedal, *Remark on Algorithm
         778: L-BFGS-B*, ACM Transactions on Mathematical Software 38, 2011; Ferry, Gill, Wong and
-        Zhang, *Projected-search methods for bound-constrained optimization*, 2021, for the search.
+        Zhang, *A class of projected-search methods for bound-constrained optimization*, 2021, for
+        the search.
     """
 
     memory_size: int = eqx.field(converter=size("memory_size"), static=True, default=10)
