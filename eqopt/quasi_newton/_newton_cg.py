@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from .._base.arithmetic import safe_divide
+from .._base.arithmetic import cast, safe_divide
 from .._base.checks import typed
 from .._base.converters import float_dtype, non_negative, real, steps
 from .._base.trees import (
@@ -25,6 +25,7 @@ from .._base.trees import (
     mask_like,
     round_like,
     select,
+    widened,
     zero_count,
     zeros_like,
 )
@@ -134,17 +135,18 @@ class ScaleByNewtonCG(AbstractTransformation[ScaleByNewtonCGState]):
         grad = fill_missing(updates, zeros_like(params))
         norm = jnp.sqrt(inner(grad, grad))
         steepest = jnp.maximum(state.steepest, norm)
-        radius = self._radius(state, params, value)
+        radius = self._radius(updates, state, params, value)
         precond_state, precondition = state.precond_state, _same
         if self.precond is not None and precond_state is not None:
-            precond_state = self.precond.remember(grad, precond_state, params, context)
+            latest = fill_missing(updates, precond_state.updates)
+            precond_state = self.precond.remember(latest, precond_state, params, context)
             precondition = eqx.Partial(self.precond.multiply, state=precond_state)
         tolerance = norm * jnp.minimum(
             jnp.asarray(self.rtol), jnp.sqrt(norm / jnp.where(steepest > 0, steepest, 1))
         )
         found = _solve(
-            product=hessian(objective, params),
-            precondition=precondition,
+            product=_within(updates, hessian(objective, params)),
+            precondition=_within(updates, precondition),
             grad=grad,
             radius=radius,
             tolerance=tolerance,
@@ -154,7 +156,8 @@ class ScaleByNewtonCG(AbstractTransformation[ScaleByNewtonCGState]):
             count=increment(state.count),
             radius=radius,
             params=round_like(params, state.params),
-            direction=found.step,
+            # As all of a state, it stays as it was where there is no gradient.
+            direction=fill_missing(mask_like(updates, found.step), state.direction),
             value=value,
             slope=inner(grad, found.step),
             curvature=inner(found.step, found.image),
@@ -165,14 +168,21 @@ class ScaleByNewtonCG(AbstractTransformation[ScaleByNewtonCGState]):
         return mask_like(updates, jax.tree.map(jnp.negative, found.step)), state
 
     def _radius(
-        self, state: ScaleByNewtonCGState, params: PyTree, value: Float[Array, ""]
+        self,
+        updates: Updates,
+        state: ScaleByNewtonCGState,
+        params: PyTree,
+        value: Float[Array, ""],
     ) -> Float[Array, ""]:
         """The radius after the step that a line search took along the last direction."""
         first = jnp.maximum(
             1, jnp.asarray(self.first_radius_rtol) * jnp.sqrt(inner(params, params))
         )
-        taken = jax.tree.map(lambda x, old: x - old, params, state.params)
-        length, whole = (jnp.sqrt(inner(x, x)) for x in (taken, state.direction))
+        taken = jax.tree.map(lambda x, old: cast(x, old.dtype) - old, params, state.params)
+        length, whole = (
+            jnp.sqrt(inner(x, x))
+            for x in (mask_like(updates, taken), mask_like(updates, state.direction))
+        )
         step = safe_divide(length, whole, zero=whole == 0)
         predicted = -step * (state.slope + step * state.curvature / 2)
         # Close to the minimum rounding hides both decreases.
@@ -188,9 +198,24 @@ class ScaleByNewtonCG(AbstractTransformation[ScaleByNewtonCGState]):
 
 
 def hessian(objective: Objective, params: PyTree) -> Callable[[PyTree], PyTree]:
-    """The product with the Hessian matrix at some parameters."""
-    _, derivative = jax.linearize(lambda p: conj(objective.evaluate(p).grad), params)
+    """The product with the Hessian matrix at some parameters, of vectors in wide dtypes."""
+
+    def gradient(wide: PyTree) -> PyTree:
+        narrow = jax.tree.map(lambda w, x: cast(w, x.dtype), wide, params)
+        return widened(conj(objective.evaluate(narrow).grad))
+
+    _, derivative = jax.linearize(gradient, widened(params))
     return derivative
+
+
+def _within(updates: Updates, product: Callable[[PyTree], PyTree]) -> Callable[[PyTree], PyTree]:
+    """A product with a matrix, restricted to the parameters that have a gradient."""
+
+    def restricted(vector: PyTree) -> PyTree:
+        image = product(vector)
+        return fill_missing(mask_like(updates, image), jax.tree.map(jnp.zeros_like, image))
+
+    return restricted
 
 
 class _Found(NamedTuple):

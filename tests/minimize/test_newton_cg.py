@@ -44,7 +44,7 @@ def test_the_direction_solves_newtons_equation():
     x = jnp.ones(6, FLOAT)
     updates, state = direction(opt, quadratic, x)
     expected = np.linalg.solve(MATRIX.astype(np.float64), MATRIX @ np.ones(6) - RIGHT)
-    assert_close(updates, expected, rtol=1e-8 if X64 else 1e-4)
+    np.testing.assert_allclose(updates, expected, rtol=1e-8 if X64 else 1e-4)
     assert state.num_products <= 8  # 6 in exact arithmetic
 
 
@@ -76,7 +76,7 @@ def test_it_minimizes_with_few_steps(precond: Any):
     solution = eqopt.minimize(rosenbrock, newton, x)
     plain = eqopt.minimize(rosenbrock, eqopt.LBFGS(), x)
     assert solution.result == MinimizeResult.successful
-    assert_close(solution.params, np.ones(20), rtol=1e-10 if X64 else 1e-3)
+    np.testing.assert_allclose(solution.params, np.ones(20), rtol=1e-10 if X64 else 1e-3)
     assert 2 * int(solution.num_steps) < int(plain.num_steps)
 
 
