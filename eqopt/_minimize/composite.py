@@ -7,6 +7,7 @@ goes down is the sum of objective and penalty.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ from ..linesearch._base import LinesearchResult
 from ..linesearch._proximal import ScaleByProximalLinesearch, ScaleByProximalLinesearchState
 from ..projections._base import AbstractPenalty
 from .convergence import Move
+from .search_chain import states_of_links
 
 
 def penalty_of(optimizer: AnyTransformation) -> AbstractPenalty | None:
@@ -28,10 +30,12 @@ def penalty_of(optimizer: AnyTransformation) -> AbstractPenalty | None:
     optimizer = composed(optimizer)
     if isinstance(optimizer, ScaleByProximalLinesearch):
         return optimizer.penalty
-    found = [x for x in map(penalty_of, children(optimizer).values()) if x is not None]
+    sequence = isinstance(optimizer, AbstractSequence)
+    inner = optimizer.in_order() if sequence else children(optimizer).values()
+    found = [x for x in map(penalty_of, inner) if x is not None]
     if not found:
         return None
-    if len(found) > 1 or not isinstance(optimizer, AbstractSequence):
+    if len(found) > 1 or not sequence:
         raise ValueError(
             f"`minimize` cannot tell the penalty of the whole objective: it is within "
             f"`{type(optimizer).__name__}`, or there are two. Pass the proximal method itself; a "
@@ -42,7 +46,7 @@ def penalty_of(optimizer: AnyTransformation) -> AbstractPenalty | None:
 
 def proximal_move(penalty: AbstractPenalty, move: Move, state: PyTree) -> Move:
     """The step, with all that the state after it tells of it."""
-    own = own_state(state)
+    own: Any = own_state(state)
     step, ended = own.search.learning_rate, own.search.info.result
     failed = ~move.first & ~(ended == LinesearchResult.successful)
     return move._replace(
@@ -87,9 +91,9 @@ def started_in(penalty: AbstractPenalty | None, params: Params) -> Params:
     return jax.tree.map(lambda x, z: narrowed(z, x.dtype), params, target)
 
 
-def own_state(state: PyTree) -> ScaleByProximalLinesearchState:
-    def is_own(x: object) -> bool:
-        return isinstance(x, ScaleByProximalLinesearchState)
-
-    (own,) = [x for x in jax.tree.leaves(state, is_leaf=is_own) if is_own(x)]
-    return own
+def own_state(state: PyTree) -> ScaleByProximalLinesearchState | None:
+    """The state of the proximal search in that of a chain, or `None`."""
+    for x in states_of_links(state):
+        if isinstance(x, ScaleByProximalLinesearchState):
+            return x
+    return None

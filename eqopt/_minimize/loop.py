@@ -115,7 +115,8 @@ def _descend(
     bounds: Bounds | None,
 ) -> MinimizeCarry:
     dtype, zero = float_dtype(), jnp.zeros((), np.int32)
-    penalty = penalty_of(optimizer)
+    linesearch = last_search(optimizer)
+    penalty = penalty_of(optimizer) if linesearch is None else None
     params = started_in(penalty, params)
     traced, shapes = objective.traced(params)
     context = Context(whole=FullProblem(params, traced, bounds=bounds))
@@ -144,7 +145,6 @@ def _descend(
         done=jnp.asarray(False),
         values=None if history is None else jnp.full(history + 1, np.inf, dtype),
     )
-    linesearch = last_search(optimizer)
     if linesearch is None:
         highest = dataclasses.replace(evaluation, value=jnp.full((), np.inf, dtype))
         d = dataclasses.replace(d, best=(params, highest))
@@ -177,8 +177,9 @@ class Problem(eqx.Module):
     bounds: Bounds | None
     dtype: Any = eqx.field(static=True)
 
-    def whole(self, params: Params) -> FullProblem:
-        return FullProblem(params, self.objective, bounds=self.bounds)
+    def between(self, params: Params, grad: PyTree) -> PyTree:
+        """The part of the gradient that bounds do not hold."""
+        return grad if self.bounds is None else self.bounds.residual(params, grad)
 
     def context(self, params: Params, evaluation: AnyEvaluation) -> Context:
         whole = FullProblem(params, self.objective, evaluation, self.bounds)
@@ -244,7 +245,7 @@ def _descend_by_search(
     Each round evaluates the next trial of the search, and computes the next direction if the search
     has ended. The first trial is the first point itself.
     """
-    own = own_state(task.optimizer, d.state)
+    own = own_state(d.state)
     state = LinesearchState(own.learning_rate, own.scale, None, own.info)
 
     def direct(params: Params, found: AnyEvaluation, state: object) -> tuple[Updates, PyTree]:
@@ -253,27 +254,31 @@ def _descend_by_search(
 
     like = jax.eval_shape(lambda *x: direct(*x)[0], d.params, d.evaluation, d.state)
     direction = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
-    whole = task.whole(d.params)
+    whole = FullProblem(d.params, task.objective, bounds=task.bounds)
     line = begin_line(linesearch, state, whole, _typed(d.evaluation, task), direction)
     d = eqx.tree_at(lambda d: d.search, d, _Search(line, direction, state), is_leaf=checks.is_none)
 
     def round(d: MinimizeCarry) -> MinimizeCarry:
         search: Any = d.search
-        line, whole = search.line, task.whole(d.params)
+        line, whole = search.line, FullProblem(d.params, task.objective, bounds=task.bounds)
         point = whole.moved(line.updates)
         trial = evaluate_trial(linesearch, task.objective, point)
         first = d.num_evals == 0
-        grad = trial.grad if task.bounds is None else task.bounds.residual(point, trial.grad)
-        small = largest(grad) <= _gtol(task)
+        small = largest(task.between(point, trial.grad)) <= _gtol(task)
         line = advance(linesearch, line, whole, search.direction, trial, small)
         num_evals = d.num_evals + 1
         d = eqx.tree_at(lambda d: (d.num_evals, d.search.line), d, (num_evals, line))
         late = num_evals >= task.tolerances.max_evals
         return lax.cond(
-            first | late | (line.verdict != TRY), lambda d: end(d, trial, first), lambda d: d, d
+            first | late | (line.verdict != TRY),
+            lambda d: end(d, whole, trial, first),
+            lambda d: d,
+            d,
         )
 
-    def end(d: MinimizeCarry, trial: AnyEvaluation, first: Bool[Array, ""]) -> MinimizeCarry:
+    def end(
+        d: MinimizeCarry, whole: FullProblem, trial: AnyEvaluation, first: Bool[Array, ""]
+    ) -> MinimizeCarry:
         search: Any = d.search
         line, state = search.line, search.state
         unfinished = ~first & (line.verdict == TRY)
@@ -286,7 +291,7 @@ def _descend_by_search(
             ),
         )
         found = select(first, trial, outcome(line, d.evaluation))
-        params = task.whole(d.params).moved(line.updates)
+        params = whole.moved(line.updates)
         after = LinesearchState(line.step, line.origin.scale, None, line.info)
         state = select(first, state, after)
         # It has grown a million times, and the objective still goes down as steeply.
@@ -299,7 +304,7 @@ def _descend_by_search(
             params=params,
             at_before=d.evaluation,
             found=found,
-            residual=residual(task.optimizer, params, found.grad, task.bounds),
+            residual=task.between(params, found.grad),
             updates=None,
             first=first,
             failed=~first & (line.verdict == FAIL),
@@ -309,7 +314,7 @@ def _descend_by_search(
         d = _accept_and_check(task, d, move)
         direction, inner_state = direct(d.params, found, d.state)
         num_evals = d.num_evals + num_products(inner_state)
-        whole = task.whole(d.params)
+        whole = FullProblem(d.params, task.objective, bounds=task.bounds)
         line = begin_line(linesearch, state, whole, _typed(found, task), direction)
         return eqx.tree_at(
             lambda d: (d.state, d.search, d.num_evals),
@@ -322,14 +327,14 @@ def _descend_by_search(
         )
 
     d = lax.while_loop(_going, round, d)
-    own = own_state(task.optimizer, d.state)
+    own = own_state(d.state)
     cache = own.cache
     if cache is not None:
         cache = filled(cache, task.objective, d.params, d.evaluation, jnp.asarray(True))
     search: Any = d.search
     after = search.state
     after = LinesearchState(after.learning_rate, after.scale, cache, after.info)
-    return eqx.tree_at(lambda d: (own_state(task.optimizer, d.state), d.search), d, (after, None))
+    return eqx.tree_at(lambda d: (own_state(d.state), d.search), d, (after, None))
 
 
 def _accept_and_check(task: Problem, d: MinimizeCarry, move: Move) -> MinimizeCarry:

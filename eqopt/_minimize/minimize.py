@@ -243,10 +243,11 @@ def _minimize(
         if keep and compiled_call.captures(objective, trained):
             raise compiled_call.CapturedTracerError
     evaluate: Any = objective.replay
-    bounds, start, crossed = None, _constant(trained), None
+    bounds, fixed, start, crossed = None, None, _constant(trained), None
     if between is not None:
         bounds, crossed = as_arrays(between, trained), crossing(between)
-        start = _constant(bounds).project(start)
+        fixed = _constant(bounds)
+        start = fixed.project(start)
         # There is nothing to search between them.
         tolerances = tolerances._replace(max_steps=jnp.where(crossed, 0, tolerances.max_steps))
     end = descend(
@@ -256,18 +257,18 @@ def _minimize(
         tolerances,
         show,
         history,
-        _constant(bounds),
+        fixed,
     )
     found, result, grad = end.evaluation, end.result, end.evaluation.grad
-    if bounds is not None and crossed is not None:
+    if bounds is not None and fixed is not None and crossed is not None:
         evaluate = Held(evaluate, bounds, end.params)
-        grad = _constant(bounds).residual(end.params, grad)
+        grad = fixed.residual(end.params, grad)
         result = MinimizeResult.where(crossed, MinimizeResult.no_room, result)
-    minimizer, penalty = (end.params, found.value, found.aux), penalty_of(optimizer)
-    if penalty is None:
+    minimizer, proximal = (end.params, found.value, found.aux), own_state(end.state)
+    if proximal is None:
         params, value, aux = attach(minimizer, evaluate)
     else:
-        step = own_state(end.state).search.learning_rate
+        penalty, step = penalty_of(optimizer), proximal.search.learning_rate
         params, value, aux = attach_composite(minimizer, evaluate, penalty, step)
     if isinstance(evaluate, Held):
         params = evaluate.place(params)

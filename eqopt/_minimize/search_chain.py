@@ -3,9 +3,6 @@
 from typing import Any
 
 import equinox as eqx
-import jax
-import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Int, PyTree
 
 from .._base import checks
@@ -72,23 +69,32 @@ def last_search(optimizer: AnyTransformation) -> AbstractLinesearch[Any] | None:
     return None
 
 
-def own_state(optimizer: AnyTransformation, state: PyTree) -> LinesearchState[Any]:
+def own_state(state: PyTree) -> LinesearchState[Any]:
     """The state of that line search."""
-    optimizer = composed(optimizer)
-    if isinstance(optimizer, Chain):
-        return own_state(optimizer.links[-1], state.states[-1])
+    while isinstance(state, ChainState):
+        state = state.states[-1]
     return state
 
 
-def num_products(state: PyTree) -> Int[Array, ""]:
-    """How many products with the Hessian matrix the last step needed."""
-    found = jax.tree.leaves(state, is_leaf=_multiplies)
-    counts = [x.num_products for x in found if _multiplies(x)]
-    return sum(counts, jnp.zeros((), np.int32))
+def states_of_links(state: PyTree) -> list[Any]:
+    """The states of the links of a chain, and of those within them, in order."""
+    if not isinstance(state, ChainState):
+        return [state]
+    found: list[Any] = []
+    for x in state.states:
+        found += states_of_links(x) if isinstance(x, ChainState) else [x]
+    return found
 
 
-def _multiplies(x: object) -> bool:
-    return isinstance(x, ScaleByNewtonCGState)
+def num_products(state: PyTree) -> Int[Array, ""] | int:
+    """How many products with the Hessian matrix the last step of a chain needed."""
+    total: Any = 0
+    for x in state.states if isinstance(state, ChainState) else (state,):
+        if isinstance(x, ChainState):
+            total = total + num_products(x)
+        elif isinstance(x, ScaleByNewtonCGState):
+            total = total + x.num_products
+    return total
 
 
 def transform_until_search(

@@ -11,7 +11,6 @@ from jaxtyping import PyTree
 from .._base import checks
 from .._base.trees import conj
 from .._base.types import Params
-from .._objective.bounds import Bounds
 from .._transform.project import Project
 from .._transformation.base import AnyTransformation, composed
 from .._transformation.masking import hide, resolved
@@ -20,9 +19,7 @@ from .._wrapper.masked import Masked
 from ..projections._base import nearest
 
 
-def residual(
-    optimizer: AnyTransformation, params: Params, grad: PyTree, bounds: Bounds | None = None
-) -> PyTree:
+def residual(optimizer: AnyTransformation, params: Params, grad: PyTree) -> PyTree:
     r"""The gradient $g$, or with a projection $P$ of the parameters $x - P(x - g)$.
 
     **Arguments:**
@@ -30,10 +27,7 @@ def residual(
     - `optimizer`: the optimizer, which may contain [`eqopt.Project`][].
     - `params`: the parameters $x$.
     - `grad`: the gradient there, as `jax.grad` gives it.
-    - `bounds`: the bounds of the problem, or `None`.
     """
-    if bounds is not None:
-        return bounds.residual(params, grad)
     optimizer = composed(optimizer)
     if isinstance(optimizer, Chain):
         for link in optimizer.links:

@@ -155,16 +155,21 @@ def _updated(
     matrix: Float[Array, "n n"], pair: Pair, rule: AbstractBroydenUpdate, grad: PyTree, first: Array
 ) -> Float[Array, "n n"]:
     """The matrix after a step, which began at the gradient."""
-    s, y, g = real_vector(pair.s), real_vector(pair.y), real_vector(grad)
+    s, y = real_vector(pair.s), real_vector(pair.y)
     sy, yy = pair.sy.astype(s.dtype), pair.yy.astype(s.dtype)
     matrix = jnp.where(first, sy / yy * jnp.eye(s.size, dtype=s.dtype), matrix)
     hy = matrix @ y
     yhy = y @ hy
-    # The step went along `-H g`, so that its curvature follows without the inverse of the matrix.
-    # Were it another step, this would be too small (by the inequality of Cauchy and Schwarz).
-    ghg = g @ (matrix @ g)
-    old = jnp.square(s @ g) / jnp.where(ghg > 0, ghg, 1)
-    tau, phi = rule.weights(old / sy, yhy / sy, s.size)
+
+    def predicted() -> Float[Array, ""]:
+        # The step went along `-H g`, so that its curvature follows without the inverse of the
+        # matrix. Were it another step, this would be too small (by the inequality of Cauchy and
+        # Schwarz).
+        g = real_vector(grad)
+        ghg = g @ (matrix @ g)
+        return jnp.square(s @ g) / jnp.where(ghg > 0, ghg, 1) / sy
+
+    tau, phi = rule.weights(predicted, yhy / sy, s.size)
     # The first matrix is not along the last step, and is scaled already.
     tau, phi = jnp.where(first, 1, tau), jnp.where(first, 1, phi)
     outer = s[:, None] * hy[None, :]

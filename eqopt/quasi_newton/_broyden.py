@@ -1,6 +1,7 @@
 """Which matrix of the self-scaled Broyden family a quasi-Newton method uses."""
 
 import abc
+from collections.abc import Callable
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -19,13 +20,13 @@ class AbstractBroydenUpdate(eqx.Module):
     """
 
     @abc.abstractmethod
-    def weights(self, b: _Scalar, h: _Scalar, size: int) -> tuple[_Scalar, _Scalar]:
+    def weights(self, b: Callable[[], _Scalar], h: _Scalar, size: int) -> tuple[_Scalar, _Scalar]:
         r"""Gives $\tau$ and $\varphi$, both positive or zero.
 
         **Arguments:**
 
-        - `b`: the ratio $b = s^T H^{-1} s / y^T s$ of the curvature along the step that the matrix
-            predicted to the curvature found.
+        - `b`: gives the ratio $b = s^T H^{-1} s / y^T s$ of the curvature along the step that the
+            matrix predicted to the curvature found. It costs a product with the matrix.
         - `h`: the ratio $h = y^T H y / y^T s$, at least $1 / b$.
         - `size`: the number of real parameters.
         """
@@ -42,8 +43,8 @@ class BFGSUpdate(AbstractBroydenUpdate):
         Nocedal and Wright, *Numerical Optimization*, 2nd edition, 2006, equation 6.17.
     """
 
-    def weights(self, b: _Scalar, h: _Scalar, size: int) -> tuple[_Scalar, _Scalar]:
-        return jnp.ones_like(b), jnp.ones_like(b)
+    def weights(self, b: Callable[[], _Scalar], h: _Scalar, size: int) -> tuple[_Scalar, _Scalar]:
+        return jnp.ones_like(h), jnp.ones_like(h)
 
 
 class SelfScaledBFGS(AbstractBroydenUpdate):
@@ -59,8 +60,8 @@ class SelfScaledBFGS(AbstractBroydenUpdate):
         Computational Physics 523, 2025, equation 11.
     """
 
-    def weights(self, b: _Scalar, h: _Scalar, size: int) -> tuple[_Scalar, _Scalar]:
-        return 1 / jnp.maximum(b, 1), jnp.ones_like(b)
+    def weights(self, b: Callable[[], _Scalar], h: _Scalar, size: int) -> tuple[_Scalar, _Scalar]:
+        return 1 / jnp.maximum(b(), 1), jnp.ones_like(h)
 
 
 class SelfScaledBroyden(AbstractBroydenUpdate):
@@ -87,15 +88,15 @@ class SelfScaledBroyden(AbstractBroydenUpdate):
         to 23.
     """
 
-    def weights(self, b: _Scalar, h: _Scalar, size: int) -> tuple[_Scalar, _Scalar]:
-        tiny = jnp.finfo(b.dtype).eps
-        b = jnp.maximum(b, tiny)
-        a = jnp.maximum(b * h - 1, tiny)  # not less than 0, up to rounding
+    def weights(self, b: Callable[[], _Scalar], h: _Scalar, size: int) -> tuple[_Scalar, _Scalar]:
+        tiny = jnp.finfo(h.dtype).eps
+        ratio = jnp.maximum(b(), tiny)
+        a = jnp.maximum(ratio * h - 1, tiny)  # not less than 0, up to rounding
         rho = jnp.maximum(jnp.minimum(1, h * (1 - jnp.sqrt(a / (1 + a)))), tiny)
-        theta = jnp.maximum((rho - 1) / a, jnp.minimum(1 / rho, (1 - b) / b))
+        theta = jnp.maximum((rho - 1) / a, jnp.minimum(1 / rho, (1 - ratio) / ratio))
         sigma = 1 + a * theta
-        root = sigma ** (1 / (1 - size)) if size > 1 else jnp.ones_like(b)
-        least = 1 / jnp.maximum(b, 1)
+        root = sigma ** (1 / (1 - size)) if size > 1 else jnp.ones_like(h)
+        least = 1 / jnp.maximum(ratio, 1)
         above = least * jnp.minimum(root, 1 / jnp.where(theta > 0, theta, 1))
         below = jnp.minimum(least * root, sigma)
         return jnp.where(theta > 0, above, below), (1 - theta) / sigma

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .._base.arithmetic import cast, safe_divide
 from .._base.checks import typed
-from .._base.converters import float_dtype, non_negative, real, steps
+from .._base.converters import float_dtype, non_negative, optional, real, size, steps
 from .._base.trees import (
     conj,
     fill_missing,
@@ -86,8 +86,8 @@ class ScaleByNewtonCG(AbstractTransformation[ScaleByNewtonCGState]):
     - `max_products`: the largest number of products in a step; at least 1.
     - `rtol`: the largest relative residual $\eta$; in $(0, 1)$.
     - `first_radius_rtol`: the first radius is $\max(1, r \|\theta\|)$ with this $r$; at least 0.
-    - `precond`: an [`eqopt.ScaleByLBFGS`][] whose estimate of $H^{-1}$ is the preconditioner, or
-        `None` for none.
+    - `memory_size`: the number of steps remembered by [`eqopt.ScaleByLBFGS`][], whose estimate of
+        $H^{-1}$ is the preconditioner; `None` for none.
 
     Its `update` needs `params`, `value`, `grad` and `value_fn`. The objective must be
     differentiable twice, also in forward mode.
@@ -106,11 +106,13 @@ class ScaleByNewtonCG(AbstractTransformation[ScaleByNewtonCGState]):
     first_radius_rtol: Scalar = eqx.field(
         converter=non_negative("first_radius_rtol"), default=0.01, kw_only=True
     )
-    precond: ScaleByLBFGS | None = eqx.field(default_factory=ScaleByLBFGS, kw_only=True)
+    memory_size: int | None = eqx.field(
+        converter=optional(size("memory_size")), static=True, default=10, kw_only=True
+    )
 
     def init_state(self, params: Params, context: Context) -> ScaleByNewtonCGState:
         dtype = float_dtype()
-        zero = jnp.zeros((), dtype)
+        zero, memory = jnp.zeros((), dtype), self._memory()
         return ScaleByNewtonCGState(
             count=zero_count(),
             radius=zero,
@@ -121,9 +123,7 @@ class ScaleByNewtonCG(AbstractTransformation[ScaleByNewtonCGState]):
             curvature=zero,
             steepest=zero,
             num_products=zero_count(),
-            precond_state=None
-            if self.precond is None
-            else self.precond.init_state(params, context),
+            precond_state=None if memory is None else memory.init_state(params, context),
         )
 
     def transform(
@@ -136,11 +136,11 @@ class ScaleByNewtonCG(AbstractTransformation[ScaleByNewtonCGState]):
         norm = jnp.sqrt(inner(grad, grad))
         steepest = jnp.maximum(state.steepest, norm)
         radius = self._radius(updates, state, params, value)
-        precond_state, precondition = state.precond_state, _same
-        if self.precond is not None and precond_state is not None:
+        memory, precond_state, precondition = self._memory(), state.precond_state, _same
+        if memory is not None and precond_state is not None:
             latest = fill_missing(updates, precond_state.updates)
-            precond_state = self.precond.remember(latest, precond_state, params, context)
-            precondition = eqx.Partial(self.precond.multiply, state=precond_state)
+            precond_state = memory.remember(latest, precond_state, params, context)
+            precondition = eqx.Partial(memory.multiply, state=precond_state)
         tolerance = norm * jnp.minimum(
             jnp.asarray(self.rtol), jnp.sqrt(norm / jnp.where(steepest > 0, steepest, 1))
         )
@@ -166,6 +166,9 @@ class ScaleByNewtonCG(AbstractTransformation[ScaleByNewtonCGState]):
             precond_state=precond_state,
         )
         return mask_like(updates, jax.tree.map(jnp.negative, found.step)), state
+
+    def _memory(self) -> ScaleByLBFGS | None:
+        return None if self.memory_size is None else ScaleByLBFGS(self.memory_size)
 
     def _radius(
         self,
