@@ -245,7 +245,8 @@ def _descend_by_search(
     Each round evaluates the next trial of the search, and computes the next direction if the search
     has ended. The first trial is the first point itself.
     """
-    own = own_state(d.state)
+    own, gtol = own_state(d.state), task.tolerances.gtol
+    gtol = 0.0 if gtol is None else gtol
     state = LinesearchState(own.learning_rate, own.scale, None, own.info)
 
     def direct(params: Params, found: AnyEvaluation, state: object) -> tuple[Updates, PyTree]:
@@ -264,7 +265,7 @@ def _descend_by_search(
         point = whole.moved(line.updates)
         trial = evaluate_trial(linesearch, task.objective, point)
         first = d.num_evals == 0
-        small = largest(task.between(point, trial.grad)) <= _gtol(task)
+        small = largest(task.between(point, trial.grad)) <= gtol
         line = advance(linesearch, line, whole, search.direction, trial, small)
         num_evals = d.num_evals + 1
         d = eqx.tree_at(lambda d: (d.num_evals, d.search.line), d, (num_evals, line))
@@ -360,11 +361,6 @@ def _accept_and_check(task: Problem, d: MinimizeCarry, move: Move) -> MinimizeCa
         done=done,
         values=values,
     )
-
-
-def _gtol(task: Problem) -> Any:
-    gtol = task.tolerances.gtol
-    return 0.0 if gtol is None else gtol
 
 
 def _typed(found: AnyEvaluation, task: Problem) -> AnyEvaluation:
