@@ -18,7 +18,9 @@ ROWS = [
     direction("LBFGS", lambda: eqopt.LBFGS(0.05, 3, linesearch=None), descends=True),
     direction("BFGS", lambda: eqopt.BFGS(0.05, linesearch=None), descends=True),
     search("LBFGSB", lambda: eqopt.LBFGSB(3)),
-    search("NewtonCG", lambda: eqopt.NewtonCG(eqopt.quasi_newton.ScaleByNewtonCG(5))),
+    search(
+        "NewtonCG", lambda: eqopt.NewtonCG(eqopt.quasi_newton.ScaleByNewtonCG(5, memory_size=3))
+    ),
     search("NonlinearCG", eqopt.NonlinearCG),
     search(
         "ProximalGradient",

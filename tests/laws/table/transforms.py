@@ -269,7 +269,7 @@ ROWS = [
         ),
     ),
     direction("ScaleByLBFGSB", lambda: eqopt.quasi_newton.ScaleByLBFGSB(3)),
-    search("ScaleByNewtonCG", lambda: eqopt.quasi_newton.ScaleByNewtonCG(5)),
+    search("ScaleByNewtonCG", lambda: eqopt.quasi_newton.ScaleByNewtonCG(5, memory_size=3)),
     direction("ScaleByBFGS", lambda: eqopt.quasi_newton.ScaleByBFGS(first_step_rtol=0.5)),
     direction(
         "ScaleByBFGS-self-scaled",
