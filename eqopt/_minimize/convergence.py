@@ -2,10 +2,11 @@ r"""Decides when `minimize` ends, and how.
 
 In: a point, the point before it, the objective at both, and what is known of all points so far.
 Out: whether the loop ends, and the reason.
-It exists because no test of the gradient alone is free of units. The default test is: the last step
-promised a decrease, $|g^T s| / 2$, that is below the rounding of the objective,
-$\epsilon (|f| + \sum_i |g_i| \max |x_i|)$. Both sides scale like the objective, and neither depends
-on the scale of a parameter.
+It exists because no test of the gradient alone is free of units. The default test is: three steps
+in a row each promised a decrease, $|g^T s| / 2$, below the rounding of the objective,
+$\epsilon (|f| + \sum_i |g_i| \max |x_i|)$, and the sum over the gradient is small beside $|f|$, or
+$|f|$ is as small as rounding. Both sides scale like the objective, and neither depends on the scale of a
+parameter.
 """
 
 from typing import Any, NamedTuple
@@ -36,8 +37,8 @@ class MinimizeResult(eqx.Enumeration):
     small_decrease = "The objective hardly decreases any more (`ftol`)."
     small_step = "The parameters hardly change any more (`xtol`)."
     precision = (
-        "The objective cannot be decreased further in its floating-point precision; the gradient "
-        "is still larger than `gtol`."
+        "The objective cannot be decreased further in its floating-point precision, though the "
+        "gradient is larger than the test of convergence allows."
     )
     max_steps = "`max_steps` steps were taken. Allow more, or scale the parameters alike."
     max_evals = "The objective was evaluated `max_evals` times. Allow more."
@@ -82,6 +83,7 @@ class Progress(eqx.Module):
     - `reach`: the largest magnitude that each parameter has had.
     - `lowest`: the lowest value.
     - `steepest`, `flattest`: the largest and the least magnitude in a gradient.
+    - `free`: which parameters have ever moved; `None` with a search, which moves all.
     - `num_idle`: the steps since either the lowest value or the least gradient was reached.
     - `num_tiny`: how many steps in a row promised less than rounding.
     - `num_failures`, `num_held`, `num_endless`: how many searches in a row have failed, how many
@@ -89,6 +91,7 @@ class Progress(eqx.Module):
     """
 
     reach: Params
+    free: PyTree
     lowest: Float[Array, ""]
     steepest: Float[Array, ""]
     flattest: Float[Array, ""]
@@ -99,10 +102,11 @@ class Progress(eqx.Module):
     num_endless: Int[Array, ""]
 
     @classmethod
-    def start(cls, params: Params) -> "Progress":
+    def start(cls, params: Params, *, searched: bool) -> "Progress":
         zero, infinite = jnp.zeros((), np.int32), jnp.full((), np.inf, float_dtype())
         return cls(
             reach=jax.tree.map(jnp.abs, params),
+            free=None if searched else jax.tree.map(lambda x: jnp.zeros(x.shape, bool), params),
             lowest=infinite,
             steepest=jnp.zeros_like(infinite),
             flattest=infinite,
@@ -127,7 +131,6 @@ class Move(NamedTuple):
     - `failed`, `endless`: whether a search failed, or still went down at its longest step.
     - `promised`: the decrease that a proximal step promised, for an objective with a penalty; else
         `None`.
-    - `bounded`: whether the problem has bounds.
     """
 
     before: Params
@@ -140,7 +143,6 @@ class Move(NamedTuple):
     failed: Bool[Array, ""]
     endless: Bool[Array, ""]
     promised: Float[Array, ""] | None = None
-    bounded: bool = False
 
 
 def ended(
@@ -152,23 +154,18 @@ def ended(
     num_evals: Int[Array, ""],
 ) -> tuple[Any, Bool[Array, ""], Progress]:
     """The result, whether it is final, and the progress with this point."""
-    t, value, grad, left = tolerances, move.found.value, move.found.grad, move.residual
+    t, value, grad, free = tolerances, move.found.value, move.residual, progress.free
     moved, searched = ~move.first & ~move.failed, move.updates is None
     step = jax.tree.map(lambda a, b: a - b, move.params, move.before)
     held = jnp.asarray(False)
-    if move.bounded:  # a parameter on its bound does not move, whatever its gradient
-        grad = left
     if move.updates is not None:
-        # A parameter that is frozen, or kept in place by a constraint, has an update of zero. If
-        # all are zero, nothing is known.
+        # What is frozen never moves, and its gradient says nothing. A step that moves nothing says
+        # nothing either: a wrapper may wait for more gradients.
         held = moved & ~_any_nonzero(move.updates)
-        grad, left = (
-            jax.tree.map(
-                lambda g, u: jnp.where(move.first | held | (u != 0), g, 0), x, move.updates
-            )
-            for x in (grad, left)
-        )
-    grad_norm = largest(left)
+        free = jax.tree.map(lambda f, u: f | (u != 0), free, move.updates)
+        known = _any_nonzero(free)
+        grad = jax.tree.map(lambda g, f: jnp.where(f | ~known, g, 0), grad, free)
+    grad_norm = largest(grad)
     reach = jax.tree.map(lambda r, x: jnp.maximum(r, jnp.abs(x)), progress.reach, move.params)
     steepest = jnp.maximum(progress.steepest, grad_norm)
     decrease = move.at_before.value - value
@@ -176,8 +173,6 @@ def ended(
     length, whole_length = jnp.sqrt(inner(step, step)), jnp.sqrt(inner(move.params, move.params))
     finite = jnp.isfinite(value) & all_finite(move.found.grad)
 
-    if move.promised is not None:  # the slope is not zero at a solution
-        grad = left
     eps = max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(reach))
     # The change of the objective if each parameter changes by its size, to first order.
     swing = inner(jax.tree.map(jnp.abs, grad), reach)
@@ -195,20 +190,21 @@ def ended(
         # A proximal method is of first order: it has about as many steps ahead as it has made, each
         # with nearly the same promise.
         promised = move.promised * jnp.maximum(num_steps, 1).astype(value.dtype)
-    tiny = moved & (promised <= noise) & ~held
+    tiny = moved & (promised <= noise)
     num_tiny = jnp.where(tiny, progress.num_tiny + 1, 0)
     num_failures = jnp.where(move.failed, progress.num_failures + 1, 0)
     small = low & ((num_tiny >= _MIN_TINY) | (num_failures >= 2))
     if not searched:  # a small rate makes any step promise little
         small = small & (grad_norm <= eps**0.5 * steepest)
     small = (grad_norm <= 0) | small if t.gtol is None else grad_norm <= t.gtol
-    small = small & ~held
 
-    flat = moved & (decrease >= 0) & (decrease <= t.ftol * jnp.maximum(size, 1)) & (t.ftol > 0)
-    still = moved & ~held & (length <= t.xtol * jnp.maximum(whole_length, 1)) & (t.xtol > 0)
+    acted = moved & ~held
+    flat = acted & (decrease >= 0) & (decrease <= t.ftol * jnp.maximum(size, 1)) & (t.ftol > 0)
+    still = acted & (length <= t.xtol * jnp.maximum(whole_length, 1)) & (t.xtol > 0)
     improved = (value < progress.lowest) | (grad_norm < progress.flattest) | (not searched)
     after = Progress(
         reach=reach,
+        free=free,
         lowest=jnp.minimum(progress.lowest, value),
         steepest=steepest,
         flattest=jnp.minimum(progress.flattest, grad_norm),
@@ -222,16 +218,16 @@ def ended(
     bottom = 1e-6 * float(jnp.finfo(dtype).max)
     endless = (after.num_endless >= _MAX_ENDLESS) | (value < -bottom)
     # Rounding hides the rest, unless the gradient is large.
-    low = low | (grad_norm <= 1e-2 * steepest)
     hidden = stuck | (idle & (value - after.lowest <= 100 * noise))
+    hidden = hidden & (low | (grad_norm <= 1e-2 * steepest))
+    hidden = hidden | (low & (after.num_held >= _MAX_HELD))
     ends = (
         (endless, MinimizeResult.unbounded),
         (finite & small, MinimizeResult.successful),
         (~finite, MinimizeResult.nonfinite),
-        (after.num_held >= _MAX_HELD, MinimizeResult.successful),
         (flat, MinimizeResult.small_decrease),
         (still, MinimizeResult.small_step),
-        (hidden & low, MinimizeResult.precision),
+        (hidden, MinimizeResult.precision),
         (stuck | idle, MinimizeResult.no_decrease),
         (num_steps >= t.max_steps, MinimizeResult.max_steps),
         (num_evals >= t.max_evals, MinimizeResult.max_evals),
@@ -251,4 +247,4 @@ def largest(grad: PyTree) -> Float[Array, ""]:
 
 
 def _any_nonzero(tree: PyTree) -> Bool[Array, ""]:
-    return jnp.any(jnp.stack([jnp.any(x != 0) for x in jax.tree.leaves(tree)]))
+    return jnp.any(jnp.stack([jnp.any(x) for x in jax.tree.leaves(tree)]))

@@ -44,6 +44,7 @@ from .search_chain import (
     commutes_with_ravel,
     last_search,
     num_products,
+    num_products_anywhere,
     own_state,
     raveled,
     transform_until_search,
@@ -140,7 +141,7 @@ def _descend(
         search=None,
         num_steps=zero,
         num_evals=zero,
-        progress=Progress.start(params),
+        progress=Progress.start(params, searched=linesearch is not None),
         result=jax.tree.map(jnp.asarray, MinimizeResult.successful),
         done=jnp.asarray(False),
         values=None if history is None else jnp.full(history + 1, np.inf, dtype),
@@ -151,7 +152,7 @@ def _descend(
         d = lax.while_loop(_going, lambda d: _step(task, d), d)
         best: Any = d.best
         last = d.params, with_penalty(penalty, d.params, d.evaluation)
-        # Of points whose values differ by rounding, the last is nearest to the minimum.
+        # If the two values differ by rounding alone, the last point is nearer to the minimum.
         noise = 100 * float(jnp.finfo(shapes.value.dtype).eps) * jnp.abs(best[1].value)
         best = select(last[1].value - best[1].value <= noise, last, best)
         d = dataclasses.replace(d, params=best[0], evaluation=best[1], best=None)
@@ -202,6 +203,7 @@ def _step(task: Problem, d: MinimizeCarry) -> MinimizeCarry:
         context = task.context(d.params, d.evaluation)
         updates, state = task.optimizer.transform(context.grad, d.state, d.params, context)
         trials = sum([x.info.num_linesearch_steps for x in searches(state)])
+        trials += num_products_anywhere(state)
         return scaled(updates, jnp.ones(()), d.params), state, jnp.asarray(trials, np.int32)
 
     def stay(d: MinimizeCarry) -> tuple[Updates, PyTree, Int[Array, ""]]:
@@ -310,7 +312,6 @@ def _descend_by_search(
             first=first,
             failed=~first & (line.verdict == FAIL),
             endless=~first & endless,
-            bounded=task.bounds is not None,
         )
         d = _accept_and_check(task, d, move)
         direction, inner_state = direct(d.params, found, d.state)

@@ -3,6 +3,7 @@
 from typing import Any
 
 import equinox as eqx
+import jax
 from jaxtyping import Array, Int, PyTree
 
 from .._base import checks
@@ -95,6 +96,15 @@ def num_products(state: PyTree) -> Int[Array, ""] | int:
         elif isinstance(x, ScaleByNewtonCGState):
             total = total + x.num_products
     return total
+
+
+def num_products_anywhere(state: PyTree) -> Int[Array, ""] | int:
+    """The same for a state of any wrapper."""
+
+    def multiplies(x: object) -> bool:
+        return isinstance(x, ScaleByNewtonCGState)
+
+    return sum(map(num_products, jax.tree.leaves(state, is_leaf=multiplies)))
 
 
 def transform_until_search(

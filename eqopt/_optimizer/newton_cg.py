@@ -22,8 +22,8 @@ class NewtonCG(AbstractOptimizer[_State]):
     region, and a line search.
 
     It is a chain of [`eqopt.quasi_newton.ScaleByNewtonCG`][], a change of sign and the line search.
-    It uses second derivatives: where the objective is badly scaled or curved, it needs far fewer
-    steps than [`eqopt.LBFGS`][], each of which costs several products with the Hessian matrix.
+    It uses second derivatives: where the objective is badly scaled or curved, it needs fewer steps
+    than [`eqopt.LBFGS`][], each of which costs several products with the Hessian matrix.
 
     **Arguments:**
 

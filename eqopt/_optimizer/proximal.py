@@ -1,5 +1,7 @@
 """Proximal gradient methods, for objectives with a penalty that has kinks."""
 
+from typing import ClassVar
+
 import equinox as eqx
 
 from .._base.converters import real, steps
@@ -12,7 +14,27 @@ from ..linesearch._proximal import (
 from ..projections._base import AbstractPenalty
 
 
-class ProximalGradient(AbstractOptimizer[ScaleByProximalLinesearchState]):
+class _ProximalMethod(AbstractOptimizer[ScaleByProximalLinesearchState]):
+    penalty: AbstractPenalty
+    max_backtracking_steps: Steps = eqx.field(converter=steps("max_backtracking_steps"), default=50)
+    decrease_factor: Scalar = eqx.field(
+        converter=real("decrease_factor", above=0, below=1), default=0.5
+    )
+    increase_factor: Scalar = eqx.field(converter=real("increase_factor", at_least=1), default=1.1)
+
+    accelerated: ClassVar[bool]
+
+    def compose(self) -> AbstractTransformation[ScaleByProximalLinesearchState]:
+        return ScaleByProximalLinesearch(
+            penalty=self.penalty,
+            accelerated=self.accelerated,
+            max_backtracking_steps=self.max_backtracking_steps,
+            decrease_factor=self.decrease_factor,
+            increase_factor=self.increase_factor,
+        )
+
+
+class ProximalGradient(_ProximalMethod):
     r"""Minimizes the sum of a smooth deterministic objective $f$ and a penalty $h$ that may have
     kinks:
 
@@ -54,24 +76,10 @@ class ProximalGradient(AbstractOptimizer[ScaleByProximalLinesearchState]):
         algorithms*, Foundations and Trends in Optimization 1, 2014, section 4.2.
     """
 
-    penalty: AbstractPenalty
-    max_backtracking_steps: Steps = eqx.field(converter=steps("max_backtracking_steps"), default=50)
-    decrease_factor: Scalar = eqx.field(
-        converter=real("decrease_factor", above=0, below=1), default=0.5
-    )
-    increase_factor: Scalar = eqx.field(converter=real("increase_factor", at_least=1), default=1.1)
-
-    def compose(self) -> AbstractTransformation[ScaleByProximalLinesearchState]:
-        return ScaleByProximalLinesearch(
-            penalty=self.penalty,
-            accelerated=False,
-            max_backtracking_steps=self.max_backtracking_steps,
-            decrease_factor=self.decrease_factor,
-            increase_factor=self.increase_factor,
-        )
+    accelerated: ClassVar[bool] = False
 
 
-class FISTA(AbstractOptimizer[ScaleByProximalLinesearchState]):
+class FISTA(_ProximalMethod):
     r"""Minimizes the sum of a smooth deterministic objective $f$ and a penalty $h$ that may have
     kinks, by accelerated proximal gradient steps with restarts:
 
@@ -117,18 +125,4 @@ class FISTA(AbstractOptimizer[ScaleByProximalLinesearchState]):
         Mathematics 15, 2015, equation 13.
     """
 
-    penalty: AbstractPenalty
-    max_backtracking_steps: Steps = eqx.field(converter=steps("max_backtracking_steps"), default=50)
-    decrease_factor: Scalar = eqx.field(
-        converter=real("decrease_factor", above=0, below=1), default=0.5
-    )
-    increase_factor: Scalar = eqx.field(converter=real("increase_factor", at_least=1), default=1.1)
-
-    def compose(self) -> AbstractTransformation[ScaleByProximalLinesearchState]:
-        return ScaleByProximalLinesearch(
-            penalty=self.penalty,
-            accelerated=True,
-            max_backtracking_steps=self.max_backtracking_steps,
-            decrease_factor=self.decrease_factor,
-            increase_factor=self.increase_factor,
-        )
+    accelerated: ClassVar[bool] = True

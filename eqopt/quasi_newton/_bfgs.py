@@ -163,8 +163,7 @@ def _updated(
 
     def predicted() -> Float[Array, ""]:
         # The step went along `-H g`, so that its curvature follows without the inverse of the
-        # matrix. Were it another step, this would be too small (by the inequality of Cauchy and
-        # Schwarz).
+        # matrix. For any other step this is a lower bound, by the Cauchy-Schwarz inequality.
         g = real_vector(grad)
         ghg = g @ (matrix @ g)
         return jnp.square(s @ g) / jnp.where(ghg > 0, ghg, 1) / sy

@@ -156,7 +156,7 @@ class ScaleByNewtonCG(AbstractTransformation[ScaleByNewtonCGState]):
             count=increment(state.count),
             radius=radius,
             params=round_like(params, state.params),
-            # As all of a state, it stays as it was where there is no gradient.
+            # Where there is no gradient, the state stays as it was.
             direction=fill_missing(mask_like(updates, found.step), state.direction),
             value=value,
             slope=inner(grad, found.step),
