@@ -5,8 +5,8 @@ Out: whether the loop ends, and the reason.
 It exists because no test of the gradient alone is free of units. The default test is: three steps
 in a row each promised a decrease, $|g^T s| / 2$, below the rounding of the objective,
 $\epsilon (|f| + \sum_i |g_i| \max |x_i|)$, and the sum over the gradient is small beside $|f|$, or
-$|f|$ is as small as rounding. Both sides scale like the objective, and neither depends on the scale of a
-parameter.
+$|f|$ is as small as rounding. All of these scale like the objective, and none depends on the scale
+of a parameter.
 """
 
 from typing import Any, NamedTuple
@@ -219,7 +219,7 @@ def ended(
     endless = (after.num_endless >= _MAX_ENDLESS) | (value < -bottom)
     # Rounding hides the rest, unless the gradient is large.
     hidden = stuck | (idle & (value - after.lowest <= 100 * noise))
-    hidden = hidden & (low | (grad_norm <= 1e-2 * steepest))
+    hidden = hidden & (low | (grad_norm <= 10 * eps**0.5 * steepest))
     hidden = hidden | (low & (after.num_held >= _MAX_HELD))
     ends = (
         (endless, MinimizeResult.unbounded),

@@ -1,7 +1,5 @@
 """Proximal gradient methods, for objectives with a penalty that has kinks."""
 
-from typing import ClassVar
-
 import equinox as eqx
 
 from .._base.converters import real, steps
@@ -14,34 +12,15 @@ from ..linesearch._proximal import (
 from ..projections._base import AbstractPenalty
 
 
-class _ProximalMethod(AbstractOptimizer[ScaleByProximalLinesearchState]):
-    penalty: AbstractPenalty
-    max_backtracking_steps: Steps = eqx.field(converter=steps("max_backtracking_steps"), default=50)
-    decrease_factor: Scalar = eqx.field(
-        converter=real("decrease_factor", above=0, below=1), default=0.5
-    )
-    increase_factor: Scalar = eqx.field(converter=real("increase_factor", at_least=1), default=1.1)
-
-    accelerated: ClassVar[bool]
-
-    def compose(self) -> AbstractTransformation[ScaleByProximalLinesearchState]:
-        return ScaleByProximalLinesearch(
-            penalty=self.penalty,
-            accelerated=self.accelerated,
-            max_backtracking_steps=self.max_backtracking_steps,
-            decrease_factor=self.decrease_factor,
-            increase_factor=self.increase_factor,
-        )
-
-
-class ProximalGradient(_ProximalMethod):
+class ProximalGradient(AbstractOptimizer[ScaleByProximalLinesearchState]):
     r"""Minimizes the sum of a smooth deterministic objective $f$ and a penalty $h$ that may have
     kinks:
 
-    $$x \leftarrow \operatorname{prox}_{t h}(x - t \nabla f(x)),$$
+    $$x \leftarrow \operatorname{prox}_{t h}(x - t \nabla f(x)).$$
 
     It is [`eqopt.linesearch.ScaleByProximalLinesearch`][]: there is the rule of the step $t$.
-    [`eqopt.FISTA`][] needs fewer evaluations. On a set, these are projected gradient steps:
+    Where the objective is badly conditioned, [`eqopt.FISTA`][] needs fewer evaluations. On a set,
+    these are projected gradient steps:
 
     ```python
     def misfit(x):
@@ -76,10 +55,24 @@ class ProximalGradient(_ProximalMethod):
         algorithms*, Foundations and Trends in Optimization 1, 2014, section 4.2.
     """
 
-    accelerated: ClassVar[bool] = False
+    penalty: AbstractPenalty
+    max_backtracking_steps: Steps = eqx.field(converter=steps("max_backtracking_steps"), default=50)
+    decrease_factor: Scalar = eqx.field(
+        converter=real("decrease_factor", above=0, below=1), default=0.5
+    )
+    increase_factor: Scalar = eqx.field(converter=real("increase_factor", at_least=1), default=1.1)
+
+    def compose(self) -> AbstractTransformation[ScaleByProximalLinesearchState]:
+        return ScaleByProximalLinesearch(
+            penalty=self.penalty,
+            accelerated=False,
+            max_backtracking_steps=self.max_backtracking_steps,
+            decrease_factor=self.decrease_factor,
+            increase_factor=self.increase_factor,
+        )
 
 
-class FISTA(_ProximalMethod):
+class FISTA(AbstractOptimizer[ScaleByProximalLinesearchState]):
     r"""Minimizes the sum of a smooth deterministic objective $f$ and a penalty $h$ that may have
     kinks, by accelerated proximal gradient steps with restarts:
 
@@ -125,4 +118,18 @@ class FISTA(_ProximalMethod):
         Mathematics 15, 2015, equation 13.
     """
 
-    accelerated: ClassVar[bool] = True
+    penalty: AbstractPenalty
+    max_backtracking_steps: Steps = eqx.field(converter=steps("max_backtracking_steps"), default=50)
+    decrease_factor: Scalar = eqx.field(
+        converter=real("decrease_factor", above=0, below=1), default=0.5
+    )
+    increase_factor: Scalar = eqx.field(converter=real("increase_factor", at_least=1), default=1.1)
+
+    def compose(self) -> AbstractTransformation[ScaleByProximalLinesearchState]:
+        return ScaleByProximalLinesearch(
+            penalty=self.penalty,
+            accelerated=True,
+            max_backtracking_steps=self.max_backtracking_steps,
+            decrease_factor=self.decrease_factor,
+            increase_factor=self.increase_factor,
+        )
