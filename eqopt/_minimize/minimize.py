@@ -41,8 +41,8 @@ class Solution(eqx.Module, Generic[Model, State, Aux]):
         evaluated with its gradient.
     - `result`: an [`eqopt.MinimizeResult`][], with a message.
     - `stats`: `"grad_norm"`, the largest magnitude in `grad`, with bounds in the projected
-        gradient; with `history`, also `"values"`, the
-        objective's value at the start and after each step, infinite after the last step.
+        gradient; with `history`, also `"values"`, the objective's value at the start and after each
+        step, infinite after the last step.
     """
 
     params: Model
@@ -78,10 +78,11 @@ def minimize(
 ) -> Solution[Model, State, Any]:
     r"""Minimizes a deterministic objective until it has converged, in one compiled loop.
 
-    By default it ends where steps promise less than rounding errors, so neither the units of the
-    objective nor those of the parameters matter: multiplied by any number, the objective has the
-    same iterates and the same end. Line search and outer steps advance together: under `vmap` no
-    lane waits for the search of another lane.
+    By default it ends where steps promise less than rounding errors. So the end does not depend on
+    the units of the objective or of a parameter; nor do the iterates of quasi-Newton methods and
+    conjugate gradients depend on those of the objective. If the optimizer ends in a line search,
+    its trials and the outer steps advance together: under `vmap` no lane waits for the search of
+    another lane.
 
     `params`, `value` and `aux` of the solution are differentiable, any number of times, with
     respect to everything that the objective reads: `args`, leaves of `params` that are not trained,
@@ -102,8 +103,11 @@ def minimize(
     - `max_evals`: about the largest number of evaluations of the objective; `None` sets no limit.
     - `gtol`: the largest magnitude allowed in the gradient, in the objective's units. `None` is
         the test without units: three steps in a row each promise a decrease $|g^T s| / 2$ of at
-        most $\epsilon\, (|f| + \sum_i |g_i| \max_k |x_i|)$, over all points $x$ so far, and the
-        gradient is small beside the value or beside the steepest gradient so far.
+        most $\epsilon\, (|f| + \sum_i |g_i| \max |x_i|)$, where the maximum is over all points so
+        far, and either the sum is at most $\sqrt{\epsilon}\, |f|$, or $|f|$ is at most
+        $10\, \epsilon$ times the sum. Two failed searches in a row serve instead of the three
+        steps. Without a line search, the gradient must also be at most $\sqrt{\epsilon}$ times
+        the steepest so far.
     - `ftol`: also stop when a step decreases the objective by at most `ftol` times the larger of 1
         and the objective's magnitude; 0 turns this off.
     - `xtol`: also stop when the 2-norm of a step is at most `xtol` times the larger of 1 and the
@@ -127,7 +131,7 @@ def minimize(
     **Returns:**
 
     An [`eqopt.Solution`][]. If the optimizer has no line search, its parameters are the best of
-    all points.
+    all points; the last ones, if these are as good up to rounding.
 
     **Raises:**
 
