@@ -34,7 +34,7 @@ class BoundsOfLeaves(NamedTuple):
     upper: Leaves
 
 
-def check_can_bound(optimizer: AnyTransformation) -> None:
+def check_can_bound(optimizer: Any) -> None:
     """Refuses optimizers that would leave the bounds."""
     links = _links(optimizer)
     if last_search(optimizer) is None or not any(isinstance(x, ScaleByLBFGSB) for x in links):

@@ -54,6 +54,7 @@ class MinimizeResult(eqx.Enumeration):
         "The objective or its gradient is not finite. Start elsewhere, or look for the NaN by "
         "`jax.config.update('jax_debug_nans', True)`"
     )
+    solver_failed = "The solver of optimistix has failed: `optimistix.minimise` says why."
     no_room = "A lower bound is above an upper bound, or a bound is NaN."
 
 

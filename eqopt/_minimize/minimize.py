@@ -1,6 +1,6 @@
 """Minimizing a deterministic objective, to convergence, in one compiled loop."""
 
-from typing import Any, Generic
+from typing import Any, Generic, TYPE_CHECKING
 
 import equinox as eqx
 import jax
@@ -25,6 +25,10 @@ from .composite import own_state, penalty_of
 from .convergence import CONVERGED, largest, MinimizeResult, Tolerances
 from .implicit import attach, attach_composite
 from .loop import descend
+from .solver import check_settings, is_solver, solve
+
+if TYPE_CHECKING:
+    import optimistix
 
 
 class Solution(eqx.Module, Generic[Model, State, Aux]):
@@ -61,7 +65,7 @@ class Solution(eqx.Module, Generic[Model, State, Aux]):
 
 def minimize(
     fn: Function,
-    optimizer: AbstractTransformation[State],
+    optimizer: "AbstractTransformation[State] | optimistix.AbstractMinimiser",
     params: Model,
     args: tuple[object, ...] = (),
     *,
@@ -95,7 +99,8 @@ def minimize(
 
     - `fn`: the objective, called `fn(params, *args)`; it returns a real number, or with `has_aux`
         a pair of it and anything made of arrays and numbers.
-    - `optimizer`: any transformation, with or without a line search, such as [`eqopt.LBFGS`][].
+    - `optimizer`: any transformation, with or without a line search, such as [`eqopt.LBFGS`][]; or
+        a solver of optimistix, such as `optimistix.BFGS`, which ends by its own `rtol` and `atol`.
     - `params`: the model to begin with; its inexact arrays are changed.
     - `args`: the other arguments of `fn`.
     - `has_aux`: whether `fn` returns `(value, aux)`.
@@ -139,7 +144,12 @@ def minimize(
     `TypeError` or `ValueError` that names the argument at fault. Traced bounds that cross, or are
     NaN, give the result `MinimizeResult.no_room`.
     """
-    check_transformation("optimizer", optimizer)
+    if is_solver(optimizer):
+        check_settings(
+            gtol=gtol is not None, ftol=ftol, xtol=xtol, progress=progress, history=history
+        )
+    else:
+        check_transformation("optimizer", optimizer)
     if not isinstance(args, tuple):
         raise TypeError(f"`args` must be a tuple; got {checks.describe(args)}")
     limit = np.iinfo(np.int32).max if max_evals is None else max_evals
@@ -254,15 +264,8 @@ def _minimize(
         start = fixed.project(start)
         # There is nothing to search between them.
         tolerances = tolerances._replace(max_steps=jnp.where(crossed, 0, tolerances.max_steps))
-    end = descend(
-        _constant(objective),
-        _constant(optimizer),
-        start,
-        tolerances,
-        show,
-        history,
-        fixed,
-    )
+    task = _constant(objective), _constant(optimizer), start, tolerances
+    end = solve(*task) if is_solver(optimizer) else descend(*task, show, history, fixed)
     found, result, grad = end.evaluation, end.result, end.evaluation.grad
     if bounds is not None and fixed is not None and crossed is not None:
         evaluate = Held(evaluate, bounds, end.params)

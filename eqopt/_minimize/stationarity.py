@@ -12,7 +12,7 @@ from .._base import checks
 from .._base.trees import conj
 from .._base.types import Params
 from .._transform.project import Project
-from .._transformation.base import AnyTransformation, composed
+from .._transformation.base import AnyTransformation, children, composed
 from .._transformation.masking import hide, resolved
 from .._wrapper.chain import Chain
 from .._wrapper.masked import Masked
@@ -42,3 +42,9 @@ def residual(optimizer: AnyTransformation, params: Params, grad: PyTree) -> PyTr
         kept = nearest(optimizer.projection, target)
         return conj(jax.tree.map(lambda x, y: x - y, params, kept))
     return grad
+
+
+def projects(optimizer: AnyTransformation) -> bool:
+    """Whether an optimizer holds a projection of the parameters, at any depth."""
+    optimizer = composed(optimizer)
+    return isinstance(optimizer, Project) or any(map(projects, children(optimizer).values()))

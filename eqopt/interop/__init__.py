@@ -1,6 +1,7 @@
-"""Conversions from and to optax, which is an extra: `pip install eqopt[optax]`.
+"""Bridges to optax and optimistix, which are extras: `pip install eqopt[optax,optimistix]`.
 
-Begin with `from_optax(optax.adam(1e-3))`, or the other way with `as_optax(eqopt.Adam(1e-3))`.
+Begin with `from_optax(optax.adam(1e-3))`, or the other way with `as_optax(eqopt.Adam(1e-3))`; and
+with `optimistix.minimise(fn, EqoptMinimiser(eqopt.LBFGS(), rtol=1e-6, atol=1e-6), y0)`.
 """
 
 from .._base.lazy import attach
