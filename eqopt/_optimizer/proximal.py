@@ -95,7 +95,7 @@ class FISTA(AbstractOptimizer[ScaleByProximalLinesearchState]):
     ```
 
     With `step`, the `value` of the evaluation is $f$ alone; `minimize` gives $f + h$. The objective
-    is evaluated about twice in a step, at $y_k$ and at $x_{k+1}$. The state holds four copies of
+    is evaluated about twice in a step, at $y_k$ and at $x_{k+1}$. The state holds three copies of
     the parameters.
 
     **Arguments:**
