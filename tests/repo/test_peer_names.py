@@ -3,6 +3,7 @@
 import inspect
 import json
 import operator
+import pkgutil
 import re
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 import scipy.optimize
 
 import eqopt
-from tests.support.peer_tables import arguments, calls, own_names, peer_names, rows
+from tests.support.peer_tables import arguments, calls, other_names, own_names, peer_names, rows
 
 PAGES = ("coming-from-jaxopt", "coming-from-scipy")
 SCIPY, JAXOPT = "coming-from-scipy", "coming-from-jaxopt"
@@ -79,6 +80,14 @@ def test_every_name_of_eqopt_exists(page: str):
     assert len(found) > 20
     for name in found:
         operator.attrgetter(name)(eqopt)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_name_of_another_library_exists(page: str):
+    found = other_names(page)
+    assert len(found) > 5
+    for name in found:
+        pkgutil.resolve_name(name)
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -49,3 +49,8 @@ def own_names(page: str) -> set[str]:
     text = text_of(page)
     linked = re.findall(r"\]\[eqopt\.([\w.]+)\]", text)
     return {*linked, *re.findall(r"\beqopt\.([\w.]*\w)", text)}
+
+
+def other_names(page: str) -> set[str]:
+    """The names of JAX, optax and SciPy on a page."""
+    return set(re.findall(r"`((?:jax|optax|scipy)\.[\w.]*\w)", text_of(page)))
