@@ -156,6 +156,8 @@ def solve(solver_name: str, problem_name: str, settings: Settings) -> Result:
     seconds = time.monotonic() - start
     value, norm = float(end.value), float(residual(problem, end.y, end.grad))
     num_steps = int(end.num_steps)
+    if solver.multiplies:
+        count = max(count, int(end.num_evals))
     within = count <= settings.max_evals and num_steps <= settings.max_steps
     return Result(
         solved=math.isfinite(value) and norm <= gtol and within,

@@ -7,7 +7,9 @@ they say about themselves, and an evaluation that a solver repeats counts twice.
 - scipy, optax and jaxopt take the value and the gradient at every trial of their searches;
 - optax's loop takes them once more after a search that ends at a value that is not finite;
 - optimistix takes the value alone at a trial that it does not accept, and that counts as one;
-- eqopt takes the value and the gradient at every trial.
+- eqopt takes the value and the gradient at every trial;
+- a product with the Hessian matrix calls no function, and counts as an evaluation all the same, as
+  eqopt counts it itself.
 
 What a solver says itself is kept beside it.
 """
@@ -76,8 +78,14 @@ def residual(problem: Problem, y: Any, grad: Any) -> Array:
     )
 
 
-def run_eqopt(fn: Objective, y0: Any, args: Any, limits: Limits) -> Run:
-    solution = eqopt.minimize(fn, eqopt.LBFGS(), y0, (args,), throw=False, **limits._asdict())
+def run_eqopt(
+    fn: Objective,
+    y0: Any,
+    args: Any,
+    limits: Limits,
+    method: Callable[[], Any] = eqopt.LBFGS,
+) -> Run:
+    solution = eqopt.minimize(fn, method(), y0, (args,), throw=False, **limits._asdict())
     return Run(
         solution.params, solution.value, solution.grad, solution.num_steps, solution.num_evals
     )
@@ -255,10 +263,16 @@ class Solver:
     prepare: Callable[[Problem, Limits, Callable[[], None]], Prepared]
     package: str
     max_variables: int | None = None
+    multiplies: bool = False  # makes products with the Hessian matrix
 
 
 SOLVERS = {
     "eqopt": Solver(functools.partial(compiled, run_eqopt), "eqopt"),
+    "eqopt-newton": Solver(
+        functools.partial(compiled, functools.partial(run_eqopt, method=eqopt.NewtonCG)),
+        "eqopt",
+        multiplies=True,
+    ),
     "scipy": Solver(prepare_scipy, "scipy"),
     "optax": Solver(functools.partial(compiled, run_optax), "optax"),
     "jaxopt": Solver(functools.partial(compiled, run_jaxopt), "jaxopt"),
