@@ -126,12 +126,16 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Runs the pages' code and builds them into `site/`, notebooks too; `-- serve` to look."""
+    """Runs the pages' code and builds them into `site/`, notebooks too; `-- serve` to look.
+
+    `-- --lean` only builds, and runs the example: the pages' code is in `tests` as well.
+    """
     install(session, "docs")
-    if session.posargs:
+    if session.posargs not in ([], ["--lean"]):
         session.run("mkdocs", *session.posargs)
         return
-    pytest(session, "tests/repo/test_docs.py")
+    if not session.posargs:
+        pytest(session, "tests/repo/test_docs.py")
     session.run("python", "examples/float16.py")
     session.run(
         "mkdocs",
