@@ -85,6 +85,17 @@ def real(
     return convert
 
 
+def one_of(name: str, choices: tuple[str, ...]) -> Callable[[str], str]:
+    """Makes the converter of a choice by name."""
+
+    def convert(value: str) -> str:
+        if value not in choices:
+            raise ValueError(f"`{name}` must be {' or '.join(map(repr, choices))}; got {value!r}")
+        return value
+
+    return convert
+
+
 def non_negative(name: str) -> Callable[[ScalarLike], Scalar]:
     """Makes the converter of a finite number that is at least 0."""
     return real(name, at_least=0)

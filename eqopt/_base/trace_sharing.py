@@ -56,6 +56,18 @@ def map_leaves(function: Callable[..., Array], *columns: Sequence[Array]) -> lis
     return [results[i] for i in range(len(leaves))]
 
 
+def map_present(
+    function: Callable[..., Array], *columns: Sequence[Array | None]
+) -> list[Array | None]:
+    """The same, where missing leaves, `None` in the last column, stay so."""
+    found: list[Array | None] = [None] * len(columns[-1])
+    places = [i for i, x in enumerate(columns[-1]) if x is not None]
+    given = [[x for i in places if (x := column[i]) is not None] for column in columns]
+    for i, x in zip(places, map_leaves(function, *given), strict=True):
+        found[i] = x
+    return found
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _several(function: Callable[..., Array], leaves: list[tuple[Array, ...]]) -> list[Array]:
     return [function(*leaf) for leaf in leaves]

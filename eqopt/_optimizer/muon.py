@@ -9,16 +9,10 @@ from .._schedule.base import AbstractSchedule, as_rate, scheduled_real
 from .._transform.adam import ScaleByAdam
 from .._transform.decay import AddDecayedWeights
 from .._transform.learning_rate import ScaleByLearningRate
+from .._transform.matrix.coefficients import Coefficients, coefficients, STANDARD
 from .._transform.matrix.matrices import AbstractDimensions, as_dimensions, HasDimensions
 from .._transform.matrix.muon import ScaleByMuon, ScaleByShape
-from .._transform.matrix.newton_schulz import (
-    Coefficients,
-    coefficients,
-    muon_frobenius,
-    Preconditioning,
-    preconditioning,
-    STANDARD,
-)
+from .._transform.matrix.newton_schulz import muon_frobenius, Preconditioning, preconditioning
 from .._transformation.base import AbstractOptimizer, AbstractTransformation
 from .._wrapper.chain import Chain
 from .._wrapper.partition import Partition, PartitionState

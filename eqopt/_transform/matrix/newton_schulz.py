@@ -1,20 +1,14 @@
-"""The Newton-Schulz iteration, which brings the singular values of matrices near to 1."""
+"""Matrices whose singular values are brought near to 1: by an iteration, or exactly."""
 
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-import equinox as eqx
-import jax
 import jax.numpy as jnp
-import numpy as np
-import wadler_lindig as wl
 from jax import lax
 from jaxtyping import Array, Float, Inexact
 
 from ..._base import checks
 from ..._base.arithmetic import abs_sq, divide, norm, plus, safe_sqrt, times
-from ..._base.converters import real
-from ..._base.types import Scalar
 from .matrices import adjoint
 
 Preconditioning: TypeAlias = Callable[[Array, Array], Array]
@@ -127,78 +121,7 @@ def preconditioning(value: object) -> Preconditioning:
     )
 
 
-# The iteration
-
-
-class Quintic(eqx.Module):
-    """The polynomial of one iteration.
-
-    **Arguments:**
-
-    - `linear`, `cubic`, `quintic`: its coefficients.
-    """
-
-    linear: Scalar = eqx.field(converter=real("ns_coeffs"))
-    cubic: Scalar = eqx.field(converter=real("ns_coeffs"))
-    quintic: Scalar = eqx.field(converter=real("ns_coeffs"))
-
-    def __pdoc__(self, **kwargs: Any) -> wl.AbstractDoc:
-        return wl.pdoc((self.linear, self.cubic, self.quintic), **kwargs)
-
-
-Coefficients: TypeAlias = Quintic | tuple[Quintic, ...]
-
-STANDARD = (3.4445, -4.775, 2.0315)
-_PRESETS: dict[str, Any] = {
-    "standard": STANDARD,
-    "dion": (
-        (4.0848, -6.8946, 2.927),
-        (3.9505, -6.3029, 2.6377),
-        (3.7418, -5.5913, 2.3037),
-        (2.8769, -3.1427, 1.2046),
-        (2.8366, -3.0525, 1.2012),
-    ),
-}
-
-
-def coefficients(value: Any) -> Coefficients:
-    """The converter of `ns_coeffs`."""
-    if isinstance(value, str):
-        if value not in _PRESETS:
-            known = " or ".join(f"{name!r}" for name in _PRESETS)
-            raise ValueError(f"`ns_coeffs` must be {known}, or numbers; got {value!r}")
-        value = _PRESETS[value]
-    rows = [_quintic(x) for x in value] if _is_several(value) and len(value) else []
-    whole = _quintic(value)
-    if whole is not None:
-        return whole
-    polynomials = tuple(row for row in rows if row is not None)
-    if not rows or len(polynomials) < len(rows):
-        raise ValueError(f"`ns_coeffs` must be three numbers, or several times three; got {value}")
-    return polynomials
-
-
-def _quintic(x: Any) -> Quintic | None:
-    if isinstance(x, Quintic):
-        return x
-    if _is_several(x) and len(x) == 3 and not any(map(_is_several, x)):
-        return None if any(isinstance(a, Quintic) for a in x) else Quintic(*x)
-    return None
-
-
-def _is_several(x: object) -> bool:
-    return isinstance(x, tuple | list) or (isinstance(x, np.ndarray | jax.Array) and x.ndim > 0)
-
-
-def table_of(polynomials: Coefficients, num_steps: int, dtype: np.dtype) -> Float[Array, "steps 3"]:
-    """The coefficients of each step."""
-
-    def row(x: Quintic) -> Array:
-        return jnp.stack([jnp.asarray(a).astype(dtype) for a in (x.linear, x.cubic, x.quintic)])
-
-    if isinstance(polynomials, Quintic):
-        return jnp.broadcast_to(row(polynomials), (num_steps, 3))
-    return jnp.stack([row(x) for x in polynomials])
+# The iteration, and the exact form
 
 
 @checks.typed
@@ -212,3 +135,15 @@ def orthogonalized(
 
     # A scan, and not a `fori_loop`, which has no reverse-mode derivative.
     return lax.scan(step, x, table)[0]
+
+
+@checks.typed
+def polar(x: Inexact[Array, "batch m n"]) -> Inexact[Array, "batch m n"]:
+    r"""The exact form, $U V^H$ of the singular value decomposition $U \Sigma V^H$.
+
+    Singular values that are zero up to rounding stay zero, and so does a zero matrix.
+    """
+    u, s, vh = jnp.linalg.svd(x, full_matrices=False)
+    floor = max(x.shape[-2:]) * float(jnp.finfo(s.dtype).eps) * s[..., :1]
+    kept = jnp.where(s > floor, jnp.ones_like(s), jnp.zeros_like(s))
+    return times(jnp.broadcast_to(kept[..., None, :], u.shape), u) @ vh
