@@ -2,6 +2,7 @@ from . import (
     flax_optim as flax_optim,
     interop as interop,
     linesearch as linesearch,
+    matrix as matrix,
     options as options,
     plot as plot,
     precision as precision,

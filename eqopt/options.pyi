@@ -1,5 +1,5 @@
 # Of optimizers and transformations.
-from ._transform.matrix.matrices import MuonDimensionNumbers as MuonDimensionNumbers
+from ._transform.matrix.dimensions import MuonDimensionNumbers as MuonDimensionNumbers
 from ._transform.matrix.newton_schulz import (
     muon_aol as muon_aol,
     muon_frobenius as muon_frobenius,

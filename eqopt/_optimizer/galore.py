@@ -8,8 +8,8 @@ from .._base.types import Scalar, Steps
 from .._schedule.base import AbstractSchedule, as_rate
 from .._transform.decay import AddDecayedWeights
 from .._transform.learning_rate import ScaleByLearningRate, ScaleByLearningRateState
+from .._transform.matrix.dimensions import AbstractDimensions, as_dimensions
 from .._transform.matrix.galore import as_base_optimizer, ScaleByGaLore, ScaleByGaLoreState
-from .._transform.matrix.matrices import AbstractDimensions, as_dimensions
 from .._transformation.base import (
     AbstractOptimizer,
     AbstractTransformation,

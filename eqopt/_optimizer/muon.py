@@ -10,13 +10,18 @@ from .._transform.adam import ScaleByAdam
 from .._transform.decay import AddDecayedWeights
 from .._transform.learning_rate import ScaleByLearningRate
 from .._transform.matrix.coefficients import Coefficients, coefficients, STANDARD
-from .._transform.matrix.matrices import AbstractDimensions, as_dimensions, HasDimensions
+from .._transform.matrix.dimensions import (
+    AbstractDimensions,
+    as_dimensions,
+    HasDimensions,
+    LayerDimensions,
+)
 from .._transform.matrix.muon import ScaleByMuon, ScaleByShape
 from .._transform.matrix.newton_schulz import muon_frobenius, Preconditioning, preconditioning
 from .._transformation.base import AbstractOptimizer, AbstractTransformation
 from .._wrapper.chain import Chain
 from .._wrapper.partition import Partition, PartitionState
-from ..selectors._selector import AbstractSelector, as_selector, ByNdim
+from ..selectors._selector import AbstractSelector, as_selector
 
 
 class Muon(AbstractOptimizer[PartitionState]):
@@ -98,7 +103,7 @@ class Muon(AbstractOptimizer[PartitionState]):
 
     def compose(self) -> AbstractTransformation[PartitionState]:
         dimensions, adam_rate = self.muon_weight_dimension_numbers, self.adam_learning_rate
-        matrices = ByNdim(2, 2) if dimensions is None else HasDimensions(dimensions)
+        matrices = HasDimensions(LayerDimensions() if dimensions is None else dimensions)
         muon = Chain(
             ScaleByMuon(
                 ns_coeffs=self.ns_coeffs,

@@ -22,7 +22,8 @@ from ..._transformation.base import (
     check_transformation,
 )
 from ..adam import ScaleByAdam
-from .matrices import AbstractDimensions, adjoint, as_dimensions, Form, forms_of, Groups
+from .dimensions import AbstractDimensions, as_dimensions
+from .matrices import adjoint, Form, forms_of, Groups
 
 
 def as_base_optimizer(value: Any) -> AnyTransformation:

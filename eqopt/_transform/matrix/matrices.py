@@ -1,162 +1,20 @@
 """Parameters as stacks of matrices; matrices of equal size form one stack."""
 
-import abc
 import dataclasses
 import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
 
-import equinox as eqx
-import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
-from jaxtyping import Array, Inexact, PyTree
+from jaxtyping import Array, Inexact
 
 from ..._base import checks
 from ..._base.trees import placed_like, replicated
-from ..._base.types import Params, TreeDef
+from ..._base.types import Params
 from ..._base.xla import hidden_from_compiler
-from ...selectors._selector import AbstractSelector
-
-# The axes of the rows, and the axes of the columns.
-Axes: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
-
-MATRIX: Axes = ((0,), (1,))
-
-
-def _axis(name: str) -> Callable[[Any], int | tuple[int, ...]]:
-    def convert(value: Any) -> int | tuple[int, ...]:
-        axes = value if isinstance(value, tuple | list) else (value,)
-        for x in axes:
-            if isinstance(x, bool) or not isinstance(x, int | np.integer):
-                raise TypeError(f"`{name}` must be an axis, or several in a tuple; got {value!r}")
-        found = tuple(map(int, axes))
-        return found if isinstance(value, tuple | list) else found[0]
-
-    return convert
-
-
-class MuonDimensionNumbers(eqx.Module):
-    """Says which axes of a parameter form a matrix.
-
-    The axes in neither of the two are batch axes: there is a matrix for each index of the batch
-    axes. A convolution's kernel of shape `(out, in, height, width)`, as Equinox has it, is one
-    matrix with `MuonDimensionNumbers((1, 2, 3), 0)`, and `height * width` of them with
-    `MuonDimensionNumbers(1, 0)`.
-
-    **Arguments:**
-
-    - `reduction_axis`: the axis that is summed over when the parameter is applied, or several in a
-        tuple; negative numbers count from the last axis. The size of no axes, `()`, is 1.
-    - `output_axis`: the axis of the output, or several.
-    """
-
-    reduction_axis: int | tuple[int, ...] = eqx.field(
-        converter=_axis("reduction_axis"), static=True, default=0
-    )
-    output_axis: int | tuple[int, ...] = eqx.field(
-        converter=_axis("output_axis"), static=True, default=1
-    )
-
-    def __hash__(self) -> int:
-        return hash((self.reduction_axis, self.output_axis))
-
-
-def _axes(x: MuonDimensionNumbers) -> Axes:
-    rows, columns = (
-        (own,) if isinstance(own, int) else own for own in (x.reduction_axis, x.output_axis)
-    )
-    return rows, columns
-
-
-# Which parameters are matrices, and how
-
-
-class AbstractDimensions(eqx.Module):
-    """Gives the axes of each parameter's matrices; `None` for parameters that are not matrices."""
-
-    @abc.abstractmethod
-    def axes(self, params: PyTree) -> list[Axes | None]:
-        """Gives the axes for each leaf of `params`, in order."""
-
-
-class _FunctionDimensions(AbstractDimensions):
-    """The axes that a function of the parameters gives."""
-
-    function: Callable[[Any], Any] = eqx.field(static=True)
-
-    def axes(self, params: PyTree) -> list[Axes | None]:
-        return _TreeDimensions(self.function(params)).axes(params)
-
-
-class _TreeDimensions(AbstractDimensions):
-    """The axes in a tree, possibly a prefix of the parameters."""
-
-    # Kept flat and static, because they decide the shape of the program; as plain numbers, because
-    # they are hashed at every call.
-    entries: tuple[Axes | None, ...] = eqx.field(static=True)
-    structure: TreeDef = eqx.field(static=True, repr=False)
-
-    def __init__(self, tree: PyTree) -> None:
-        leaves, self.structure = jax.tree.flatten(tree, is_leaf=_is_entry)
-        self.entries = tuple(map(_entry, leaves))
-
-    def __reduce__(self) -> tuple[object, ...]:
-        # Through the tree: the structure of a Module cannot be copied on its own.
-        entries = [None if x is None else MuonDimensionNumbers(*x) for x in self.entries]
-        return _TreeDimensions, (self.structure.unflatten(entries),)
-
-    def axes(self, params: PyTree) -> list[Axes | None]:
-        numbered = self.structure.unflatten(range(len(self.entries)))
-        places = checks.spread_prefix(numbered, params, "weight_dimension_numbers")
-        return [self.entries[i] for i in places]
-
-
-def _is_entry(x: object) -> bool:
-    return x is None or isinstance(x, MuonDimensionNumbers)
-
-
-def _entry(x: object) -> Axes | None:
-    if isinstance(x, MuonDimensionNumbers):
-        return _axes(x)
-    # Other leaves of a model may be in places without a parameter.
-    if x is None or checks.is_array(x) or isinstance(x, str) or callable(x):
-        return None
-    raise TypeError(
-        "`weight_dimension_numbers` must hold `MuonDimensionNumbers` and None; it holds "
-        f"{checks.describe(x)}"
-    )
-
-
-def as_dimensions(value: Any) -> AbstractDimensions:
-    """Takes a function of the parameters, or a tree of `MuonDimensionNumbers` and `None`."""
-    if isinstance(value, AbstractDimensions):
-        return value
-    if checks.is_function(value):
-        return _FunctionDimensions(value)
-    return _TreeDimensions(value)
-
-
-class HasDimensions(AbstractSelector):
-    """Chooses the parameters that have the axes of a matrix.
-
-    **Arguments:**
-
-    - `dimensions`: gives the axes.
-    """
-
-    dimensions: AbstractDimensions
-
-    def __hash__(self) -> int:
-        return eqx.Module.__hash__(self)
-
-    def select(self, params: PyTree) -> PyTree[bool]:
-        _, treedef = checks.flatten(params)
-        return treedef.unflatten([x is not None for x in self.dimensions.axes(params)])
-
+from .dimensions import AbstractDimensions, Axes, LayerDimensions
 
 # One parameter
 
@@ -228,14 +86,11 @@ def forms_of(
 ) -> list[Form | None]:
     """The form of each leaf, in order.
 
-    It is `None` for missing leaves, and for leaves without given axes; by default every parameter
-    with two axes is a matrix. A `ValueError` names a leaf that lacks the given axes.
+    It is `None` for missing leaves, and for leaves without given axes; `None` for `dimensions` goes
+    by the layers. A `ValueError` names a leaf that lacks the given axes.
     """
     leaves, _ = checks.flatten(params)
-    if dimensions is None:
-        axes = [MATRIX if x is not None and x.ndim == 2 else None for x in leaves]
-    else:
-        axes = dimensions.axes(params)
+    axes = (LayerDimensions() if dimensions is None else dimensions).axes(params)
     forms: list[Form | None] = []
     faults: list[str] = []
     for i, (x, own) in enumerate(zip(leaves, axes, strict=True)):

@@ -25,7 +25,8 @@ from ..._transformation import leafwise
 from ..._transformation.base import AbstractTransformation, EmptyState
 from ..._transformation.leafwise import Rule
 from .coefficients import Coefficients, coefficients, STANDARD, table_of
-from .matrices import AbstractDimensions, all_forms_of, as_dimensions, map_matrices
+from .dimensions import AbstractDimensions, as_dimensions
+from .matrices import all_forms_of, map_matrices
 from .newton_schulz import muon_frobenius, orthogonalized, polar, Preconditioning, preconditioning
 
 METHODS = ("newton_schulz", "svd")

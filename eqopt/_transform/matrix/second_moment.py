@@ -11,7 +11,8 @@ from ..._base.trees import one_minus
 from ..._base.types import Params, Scalar, Updates
 from ..._objective.objective import Context
 from ..._transformation.base import AbstractTransformation, EmptyState
-from .matrices import AbstractDimensions, all_forms_of, as_dimensions, Form
+from .dimensions import AbstractDimensions, as_dimensions
+from .matrices import all_forms_of, Form
 from .muon import ScaleByMuon, ScaleByMuonState
 
 PLACES = ("clamp", "outside")
