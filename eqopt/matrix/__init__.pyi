@@ -5,8 +5,10 @@ from .._optimizer.muon_kin import (
     NorMuon as NorMuon,
     PolarGrad as PolarGrad,
 )
+from .._optimizer.scion import Scion as Scion
 
 # Links.
+from .._transform.matrix.dual import ScaleByDualNorm as ScaleByDualNorm
 from .._transform.matrix.muon import Orthogonalize as Orthogonalize
 from .._transform.matrix.second_moment import (
     ScaleByNAMO as ScaleByNAMO,

@@ -107,11 +107,16 @@ def forms_of(
 
 
 def all_forms_of(
-    params: Params, dimensions: AbstractDimensions | None, name: str, owner: object
+    params: Params,
+    dimensions: AbstractDimensions | None,
+    name: str,
+    owner: object,
+    *,
+    turned: bool = True,
 ) -> list[Form | None]:
     """The same, transposed if there are more rows than columns; a `ValueError` names a leaf that is
     not a matrix."""
-    forms = forms_of(params, dimensions, name, turned=True)
+    forms = forms_of(params, dimensions, name, turned=turned)
     leaves, _ = checks.flatten(params)
     pairs = enumerate(zip(leaves, forms, strict=True))
     wrong = [i for i, (x, form) in pairs if x is not None and form is None]
