@@ -27,6 +27,7 @@ from ._wrapper.conditional import (
     ConditionallyTransformState as ConditionallyTransformState,
 )
 from ._wrapper.finite import ApplyIfFiniteState as ApplyIfFiniteState
+from ._wrapper.blocks import BlocksState as BlocksState
 from ._wrapper.flatten import FlattenState as FlattenState
 from ._wrapper.freeze import SelectiveTransformState as SelectiveTransformState
 from ._wrapper.inject_hyperparams import InjectHyperparamsState as InjectHyperparamsState
@@ -50,6 +51,10 @@ from .precision._stochastic import StochasticRoundingState as StochasticRounding
 # Of transformations.
 from ._transform.matrix.galore import ScaleByGaLoreState as ScaleByGaLoreState
 from ._transform.matrix.muon import ScaleByMuonState as ScaleByMuonState
+from ._transform.matrix.second_moment import (
+    ScaleByNAMOState as ScaleByNAMOState,
+    ScaleByNeuronRMSState as ScaleByNeuronRMSState,
+)
 from ._transform.acprop import ScaleByACPropState as ScaleByACPropState
 from ._transform.adadelta import ScaleByAdadeltaState as ScaleByAdadeltaState
 from ._transform.adam import ScaleByAdamState as ScaleByAdamState

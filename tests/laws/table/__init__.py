@@ -41,6 +41,9 @@ minimize/test_bounds LBFGSB ScaleByLBFGSB
 precision/test_mixed_precision Compensated MasterWeights StochasticRounding
 transform/test_matrices ScaleByShape
 transform/test_muon Muon ScaleByMuon
+transform/test_orthogonal Orthogonalize ScaleByDualNorm ScaleByNAMO ScaleByNeuronRMS
+transform/test_orthogonal Blocks
+parity/test_frontier AdaMuon NAMO NorMuon PolarGrad Scion
 wrapper/test_multi_steps ApplyEvery MultiSteps
 wrapper/test_monitor Monitor Snapshot
 wrapper/test_sam Normalize SAM

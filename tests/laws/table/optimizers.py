@@ -1,6 +1,7 @@
 """The rows of the named optimizers."""
 
 import eqopt
+from eqopt import matrix
 from eqopt import flax_optim
 from tests.laws.table.row import (
     a_value,
@@ -127,6 +128,11 @@ ROWS = [
             0.05, "dion", 2, 0.8, 1e-6, 0.01, adam_weight_decay=0.02, consistent_rms=0.3
         ),
     ),
+    optimizer("NorMuon", lambda: matrix.NorMuon(0.05, 0.8, 1e-6, 0.01)),
+    optimizer("AdaMuon", lambda: matrix.AdaMuon(0.05, 0.8, 1e-6, 0.01)),
+    optimizer("NAMO", lambda: matrix.NAMO(0.05, 0.8, 1e-6, 0.01)),
+    optimizer("PolarGrad", lambda: matrix.PolarGrad(0.05, 0.01)),
+    optimizer("Scion", lambda: matrix.Scion(0.05, 0.8, 0.3)),
     Row(
         "GaLore",
         lambda: eqopt.GaLore(0.05, 1, 2, 0.3, weight_decay=0.01),

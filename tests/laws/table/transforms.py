@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 import eqopt
+from eqopt import matrix
 from tests.laws.table.row import (
     a_value,
     an_objective,
@@ -35,8 +36,11 @@ def constant_decay(step: Any, decay_rate: Any) -> Any:
 
 def matrices_or_rows(params: Any) -> Any:
     """For `ScaleByMuon`: a vector is a matrix with one row."""
-    row, matrix = eqopt.options.MuonDimensionNumbers((), 0), eqopt.options.MuonDimensionNumbers()
-    return jax.tree.map(lambda x: matrix if x.ndim == 2 else row, params)
+    row, whole = eqopt.options.MuonDimensionNumbers((), 0), eqopt.options.MuonDimensionNumbers()
+    return jax.tree.map(lambda x: whole if x.ndim == 2 else row, params)
+
+
+NUMBERS = matrices_or_rows
 
 
 ROWS = [
@@ -101,6 +105,21 @@ ROWS = [
         ),
     ),
     Row("ScaleByShape", lambda: eqopt.ScaleByShape(matrices_or_rows, 0.3)),
+    Row(
+        "Orthogonalize",
+        lambda: matrix.Orthogonalize("cans", 3, 1e-6, weight_dimension_numbers=NUMBERS),
+    ),
+    Row("ScaleByNeuronRMS", lambda: matrix.ScaleByNeuronRMS(0.8, 1e-6, "input", "outside", NUMBERS)),
+    Row(
+        "ScaleByNAMO",
+        lambda: matrix.ScaleByNAMO(
+            eqopt.ScaleByMuon(beta=0.7, momentum="heavy_ball", weight_dimension_numbers=NUMBERS),
+            0.8,
+            1e-6,
+        ),
+    ),
+    Row("ScaleByDualNorm", lambda: matrix.ScaleByDualNorm("rms", 1e-6)),
+    Row("ScaleByDualNorm-row", lambda: matrix.ScaleByDualNorm("row", 1e-6, NUMBERS)),
     # It takes its projectors for constants.
     Row("ScaleByGaLore", lambda: eqopt.ScaleByGaLore(1, 2, 0.3), differentiable=False),
     Row("ScaleByRMS", lambda: eqopt.ScaleByRMS(0.8, 1e-6, 0.1)),
