@@ -71,14 +71,14 @@ class ScaleByDualNorm(AbstractTransformation[EmptyState]):
         return all_forms_of(tree, dimensions, name, self, turned=False)
 
     def _step(self, x: Array | None, form: Form | None) -> Array | None:
-        if x is None:
-            return None
+        if x is None or not x.size:
+            return x
         if form is None:
             return self._over(x, norm(x), x.size**-0.5)
         matrices = form.matrices(x)  # (batch, in, out)
         _, fan_in, fan_out = form.sizes
         if self.norm == "sign":
-            size = jnp.asarray(1 / max(fan_in, 1), real_dtype(x.dtype))
+            size = jnp.asarray(1 / fan_in, real_dtype(x.dtype))
             return form.back(times(size, jnp.sign(matrices)), x)
         axis, factor = (2, fan_out**-0.5) if self.norm == "column" else (1, fan_in**0.5)
         return form.back(self._over(matrices, norm(matrices, (axis,), keepdims=True), factor), x)

@@ -95,7 +95,7 @@ class ScaleByNeuronRMS(AbstractTransformation[ScaleByNeuronRMSState]):
         averages = treedef.flatten_up_to(state.nu)
         out, nu = list(leaves), list(averages)
         for i, (x, v, form) in enumerate(zip(leaves, averages, forms, strict=True)):
-            if form is not None:
+            if form is not None and x.size:
                 scaled, nu[i] = self._scaled(form.matrices(x), v, self._axis(form))
                 out[i] = form.back(scaled, x)
         return treedef.unflatten(out), ScaleByNeuronRMSState(treedef.unflatten(nu))

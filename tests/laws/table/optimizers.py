@@ -1,8 +1,7 @@
 """The rows of the named optimizers."""
 
 import eqopt
-from eqopt import matrix
-from eqopt import flax_optim
+from eqopt import flax_optim, matrix
 from tests.laws.table.row import (
     a_value,
     an_objective,

@@ -107,9 +107,16 @@ ROWS = [
     Row("ScaleByShape", lambda: eqopt.ScaleByShape(matrices_or_rows, 0.3)),
     Row(
         "Orthogonalize",
-        lambda: matrix.Orthogonalize("cans", 3, 1e-6, weight_dimension_numbers=NUMBERS),
+        lambda: matrix.Orthogonalize(
+            matrix.Quintics([(3.2, -4.1, 1.7), (2.9, -3.3, 1.3)]),
+            3,
+            1e-6,
+            weight_dimension_numbers=NUMBERS,
+        ),
     ),
-    Row("ScaleByNeuronRMS", lambda: matrix.ScaleByNeuronRMS(0.8, 1e-6, "input", "outside", NUMBERS)),
+    Row(
+        "ScaleByNeuronRMS", lambda: matrix.ScaleByNeuronRMS(0.8, 1e-6, "input", "outside", NUMBERS)
+    ),
     Row(
         "ScaleByNAMO",
         lambda: matrix.ScaleByNAMO(
