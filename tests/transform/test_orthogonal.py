@@ -1,5 +1,6 @@
 """Orthogonal updates in all their forms, against plain NumPy."""
 
+import re
 from typing import Any
 
 import equinox as eqx
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 
 import eqopt
 from eqopt import matrix
@@ -378,3 +380,33 @@ def test_blocks_that_do_not_fit_are_refused():
         init(matrix.Cut(num_heads=2, axis=-3))
     with pytest.raises(ValueError, match="`ByPath`"):
         init(matrix.Cut(num_heads=2), "y")
+
+
+# On many devices
+
+
+@pytest.mark.default_flags
+@pytest.mark.parametrize("num", (8, 5))
+@pytest.mark.parametrize("kind", (AxisType.Auto, AxisType.Explicit), ids=("auto", "explicit"))
+def test_each_device_has_its_own_matrices(kind: AxisType, num: int):
+    """Matrices sharded by rows move to whole ones and back, and nothing moves within the loop."""
+    mesh = jax.make_mesh((8,), ("d",), axis_types=(kind,))
+    by_rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("d", None))
+    whole = {str(i): jnp.asarray(RNG.normal(size=(32, 16)), FLOAT) for i in range(num)}
+    sharded = jax.device_put(whole, by_rows)
+    opt = matrix.Orthogonalize()
+
+    def compiled(grads: Any) -> Any:
+        return jax.jit(lambda g: opt.update(g, opt.init(g), g)[0]).lower(grads).compile()
+
+    program, alone = compiled(sharded), compiled(whole)
+    text = program.as_text()
+    kinds = ("all-to-all", "all-gather", "all-reduce", "reduce-scatter", "collective-permute")
+    found = {x: len(re.findall(rf" {x}(?:-start)?\(", text)) for x in kinds}
+    assert found == {**dict.fromkeys(kinds, 0), "all-to-all": 2}
+    # Five matrices are padded to eight.
+    operations = program.cost_analysis()["flops"] / alone.cost_analysis()["flops"]
+    assert operations <= 1.1 / 8 * (8 / num)
+    updates = program(sharded)
+    assert all(x.sharding.spec == by_rows.spec for x in jax.tree.leaves(updates))
+    assert_same(updates, jax.tree.map(np.asarray, alone(whole)), RTOL * 10)

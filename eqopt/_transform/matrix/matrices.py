@@ -6,8 +6,10 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 
+import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import AxisType
 from jaxtyping import Array, Inexact
 
 from ..._base import checks
@@ -39,14 +41,18 @@ class Form:
     batched: bool
 
     def matrices(self, x: Inexact[Array, "..."]) -> Inexact[Array, "batch rows columns"]:
-        x = lax.reshape(turn(replicated(x), self.order), self.sizes)
+        if len(self.order) == 2:  # which needs no reshaping, and keeps its sharding
+            x = lax.expand_dims(turn(x, self.order), (0,))
+        else:
+            x = lax.reshape(turn(replicated(x), self.order), self.sizes)
         return turn(x, (0, 2, 1)) if self.turned else x
 
     def back(
         self, x: Inexact[Array, "batch rows columns"], reference: Inexact[Array, "..."]
     ) -> Inexact[Array, "..."]:
         """Undoes `matrices`; placed like `reference`."""
-        x = lax.reshape(turn(x, (0, 2, 1)) if self.turned else x, self.split)
+        x = turn(x, (0, 2, 1)) if self.turned else x
+        x = lax.squeeze(x, (0,)) if len(self.order) == 2 else lax.reshape(x, self.split)
         x = turn(x, tuple(sorted(range(len(self.order)), key=self.order.__getitem__)))
         return placed_like(x, reference)
 
@@ -163,8 +169,34 @@ def _parts(stack: Array, nums: list[int]) -> list[Array]:
     """The parts of a stack, given the number of matrices in each."""
     if len(nums) == 1:
         return [stack]
-    starts = hidden_from_compiler([0, *itertools.accumulate(nums[:-1])], stack)
-    return [lax.dynamic_slice_in_dim(stack, i, n) for i, n in zip(starts, nums, strict=True)]
+    starts = [0, *itertools.accumulate(nums[:-1])]
+    if jax.typeof(stack).sharding.mesh.size > 1:
+        return [lax.slice_in_dim(stack, i, i + n) for i, n in zip(starts, nums, strict=True)]
+    hidden = hidden_from_compiler(starts, stack)
+    return [lax.dynamic_slice_in_dim(stack, i, n) for i, n in zip(hidden, nums, strict=True)]
+
+
+def _by_matrix(function: Callable[[Array], Array], stack: Array) -> Array:
+    """Applies `function`, where arrays are sharded, with whole matrices on each device.
+
+    The stack is padded with zeros up to a multiple of the number of devices. Sharded by rows, an
+    iteration would communicate in each of its steps.
+    """
+    before = jax.typeof(stack).sharding
+    mesh = before.mesh
+    kinds = set(mesh.axis_types)
+    if mesh.size <= 1 or AxisType.Manual in kinds:
+        return function(stack)
+    place = jax.sharding.reshard if AxisType.Explicit in kinds else lax.with_sharding_constraint
+    num = stack.shape[0]
+    missing = -num % mesh.size
+    if missing:
+        stack = lax.pad(stack, jnp.zeros((), stack.dtype), ((0, missing, 0), (0, 0, 0), (0, 0, 0)))
+    layout = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(mesh.axis_names))
+    stack = place(function(place(stack, layout)), layout)
+    if AxisType.Explicit in kinds:
+        stack = place(stack, before)
+    return lax.slice_in_dim(stack, 0, num)
 
 
 def map_matrices(
@@ -178,7 +210,7 @@ def map_matrices(
     ]
     matrices = [form.matrices(x) for _, x, form in places]
     groups = Groups(matrices)
-    out = groups.apart([function(x) for x in groups.stacked(matrices)])
+    out = groups.apart([_by_matrix(function, x) for x in groups.stacked(matrices)])
     found = list(leaves)
     for (i, x, form), y in zip(places, out, strict=True):
         found[i] = form.back(y, x)
