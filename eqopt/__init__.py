@@ -9,6 +9,7 @@ This namespace has the names that a training script uses. Other names have their
 - `eqopt.options`: functions and Modules to pass as arguments, such as progress bars.
 - `eqopt.states`: the classes of the states.
 - `eqopt.selectors`, `eqopt.projections`: subsets of the parameters, and sets of their values.
+- `eqopt.control`: norms, decay, and guards that keep a run in bounds.
 - `eqopt.precision`: training in half precision.
 - `eqopt.linesearch`, `eqopt.quasi_newton`: the parts of methods that minimize to convergence.
 - `eqopt.tree`, `eqopt.plot`: states as trees, and pictures.
