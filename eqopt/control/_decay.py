@@ -1,14 +1,17 @@
 """Decay of the parameters apart from the update."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Inexact, Int
+from jaxtyping import Array, Float, Inexact, Int, PyTree
 
 from .._base import checks
 from .._base.arithmetic import minus, plus, times
 from .._base.converters import flag, non_negative, optional, positive
 from .._base.trees import increment, zero_count
-from .._base.types import Count, Params, Scalar, Updates
+from .._base.types import Count, Params, Scalar, ScalarLike, Updates
 from .._objective.objective import Context, require_params
 from .._schedule.base import AbstractSchedule, as_rate, as_real, scheduled_real, value_at
 from .._transformation import leafwise
@@ -116,9 +119,22 @@ class DecayWeights(AbstractTransformation[DecayWeightsState]):
     decay: Scalar | AbstractSchedule = eqx.field(
         converter=scheduled_real("decay", at_least=0, at_most=1)
     )
-    mask: AbstractSelector | None = eqx.field(converter=optional(as_selector), default=None)
-    factors: Factors | None = eqx.field(converter=optional(as_factors), default=None)
-    after_step: bool = eqx.field(converter=flag("after_step"), static=True, default=False)
+    mask: AbstractSelector | None = eqx.field(converter=optional(as_selector))
+    factors: Factors | None
+    after_step: bool = eqx.field(converter=flag("after_step"), static=True)
+
+    # Not a generated one: Equinox flattens its arguments, and JAX sorts the keys of a dictionary.
+    def __init__(
+        self,
+        decay: Any,
+        mask: PyTree = None,
+        factors: Mapping[Any, ScalarLike] | Factors | None = None,
+        after_step: bool = False,
+    ) -> None:
+        self.decay = decay
+        self.mask = mask
+        self.factors = None if factors is None else as_factors(factors)
+        self.after_step = after_step
 
     def init_state(self, params: Params, context: Context) -> DecayWeightsState:
         self._rules(params, jnp.zeros(()))  # so that a wrong selector raises at once

@@ -8,7 +8,7 @@ from jaxtyping import PyTree
 
 from .._base import checks
 from .._base.converters import non_negative
-from .._base.types import Params, Scalar, Updates
+from .._base.types import Params, Scalar, ScalarLike, Updates
 from .._objective.objective import Context
 from .._transform.basic import scale
 from .._transformation import leafwise
@@ -93,7 +93,11 @@ class Multiply(AbstractTransformation[EmptyState]):
         Transfer*, NeurIPS 2021, table 8 (arXiv 2203.03466).
     """
 
-    factors: Factors = eqx.field(converter=as_factors)
+    factors: Factors
+
+    # Not a generated one: Equinox flattens its arguments, and JAX sorts the keys of a dictionary.
+    def __init__(self, factors: Mapping[Any, ScalarLike] | Factors) -> None:
+        self.factors = as_factors(factors)
 
     def init_state(self, params: Params, context: Context) -> EmptyState:
         tuple(self.factors.by_factor(params))  # so that a wrong selector raises at once
