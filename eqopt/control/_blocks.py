@@ -4,6 +4,7 @@ In: a leaf and the number of trailing axes of one block. Out: norms and products
 exist because a stack of layers is one leaf with more axes, and each layer has a norm of its own.
 """
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Inexact
@@ -50,14 +51,22 @@ def sums(num: int | None, x: Float[Array, "*shape"]) -> Float[Array, "..."]:
     return jnp.sum(x, axes(num, x.ndim), keepdims=True)
 
 
+def spread(number: Array, like: Array) -> Array:
+    """The number of each block at each of its entries."""
+    full = jnp.broadcast_to(number, like.shape)
+    # In explicit sharding mode, it must be divided between devices as the leaf is.
+    sharding = jax.typeof(like).sharding
+    return jax.sharding.reshard(full, sharding) if any(sharding.spec) else full
+
+
 def multiplied(factor: Float[Array, "..."], x: Inexact[Array, "*shape"]) -> Array:
     """Multiplies each block by its number."""
-    return times(jnp.broadcast_to(factor, x.shape), x)
+    return times(spread(factor, x), x)
 
 
 def selected(condition: Bool[Array, "..."], x: Array, y: Array) -> Array:
     """`x` in the blocks where the condition holds, else `y`."""
-    return lax.select(jnp.broadcast_to(condition, x.shape), x, y)
+    return lax.select(spread(condition, x), x, y)
 
 
 def has_direction(size: Float[Array, "..."]) -> Bool[Array, "..."]:
@@ -70,7 +79,7 @@ def units(num: int | None, x: Inexact[Array, "*shape"]) -> tuple[Array, Float[Ar
     size = norms(num, x)
     some = has_direction(size)
     # Not times the inverse, which overflows for the smallest norms.
-    unit = divide(x, jnp.broadcast_to(jnp.where(some, size, 1), x.shape))
+    unit = divide(x, spread(jnp.where(some, size, 1), x))
     return selected(some, unit, jnp.zeros_like(unit)), size
 
 

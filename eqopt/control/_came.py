@@ -38,16 +38,21 @@ def _shapes(shape: _Shape) -> tuple[_Shape | None, ...]:
     return shape, row, col, None, row, col
 
 
+def _mean(x: Array, axis: int) -> Array:
+    # Not `jnp.mean`, which is NaN without entries.
+    return jnp.sum(x, axis) / max(x.shape[axis], 1)
+
+
 def _factored(
     x: Array, square: Array, row: Array, col: Array, rest: Float[Array, ""]
 ) -> tuple[Array, Array, Array]:
     """Divides by the root of an average of squares that is kept as means of rows and columns."""
-    row = ema(rest, row, jnp.mean(square, axis=-1))
-    col = ema(rest, col, jnp.mean(square, axis=-2))
+    row = ema(rest, row, _mean(square, -1))
+    col = ema(rest, col, _mean(square, -2))
     # The roots are divided, and not the squares, whose own square underflows in the derivative.
-    across = safe_sqrt(row) / safe_sqrt(jnp.mean(row, axis=-1, keepdims=True))
-    out = divide(x, jnp.broadcast_to(across[..., None], x.shape))
-    return divide(out, jnp.broadcast_to(safe_sqrt(col)[..., None, :], x.shape)), row, col
+    across = safe_sqrt(row) / safe_sqrt(_mean(row, -1)[..., None])
+    out = divide(x, _blocks.spread(across[..., None], x))
+    return divide(out, _blocks.spread(safe_sqrt(col)[..., None, :], x)), row, col
 
 
 @checks.typed

@@ -135,6 +135,8 @@ class QKClip(AbstractConstrained[EmptyState]):
         leaves, treedef = checks.flatten(updates)
         before: Leaves = treedef.flatten_up_to(params)
         queries, keys, rotary = self._places(params)
+        if not queries:
+            return updates, state
         logits = self._logits(context.require("max_logits", self), len(queries))
         for i, x in enumerate(logits):
             wide = x.astype(wider(x.dtype))

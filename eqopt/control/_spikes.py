@@ -23,7 +23,7 @@ class SkipSpikesState(eqx.Module, Generic[State]):
 
     **Arguments:**
 
-    - `count`: how many steps have been remembered, at most the size of the window; int32 of shape
+    - `num_known`: how many steps are remembered, at most the size of the window; int32 of shape
         `()`.
     - `place`: where in the window the next step goes, int32 of shape `()`.
     - `losses`: the last losses, of shape `(window,)`; `None` if losses are not judged.
@@ -33,7 +33,7 @@ class SkipSpikesState(eqx.Module, Generic[State]):
     - `inner_state`: the state of the inner transformation.
     """
 
-    count: Count
+    num_known: Int[Array, ""]
     place: Int[Array, ""]
     losses: Float[Array, " window"] | None
     norms: Float[Array, " window"] | None
@@ -46,13 +46,13 @@ class SkipSpikesState(eqx.Module, Generic[State]):
 def _exceeds(
     number: Float[Array, ""],
     known: Float[Array, " window"],
-    count: Count,
+    num_known: Int[Array, ""],
     sigmas: Float[Array, ""],
     min_std: Float[Array, ""],
 ) -> Bool[Array, ""]:
     """Whether a number is above the mean of the first numbers by that many deviations."""
-    counts = jnp.arange(known.size) < count
-    weight = jnp.maximum(count, 1).astype(known.dtype)
+    counts = jnp.arange(known.size, dtype=jnp.int32) < num_known
+    weight = jnp.maximum(num_known, 1).astype(known.dtype)
     # Divided before they are added, so that the sum does not overflow.
     mean = jnp.sum(jnp.where(counts, known / weight, 0))
     std = norm(jnp.where(counts, known - mean, 0)) / jnp.sqrt(weight)
@@ -129,7 +129,7 @@ class SkipSpikes(AbstractTransformation[SkipSpikesState[State]], Generic[State])
             return jnp.zeros(self.window, float_dtype()) if judged else None
 
         return SkipSpikesState(
-            count=zero_count(),
+            num_known=zero_count(),
             place=zero_count(),
             losses=zeros(self.loss),
             norms=zeros(self.grad_norm),
@@ -157,23 +157,27 @@ class SkipSpikes(AbstractTransformation[SkipSpikesState[State]], Generic[State])
         ]
         finite = jnp.all(jnp.stack([jnp.isfinite(x) for x, _ in judged]))
         limits = tuple(jnp.asarray(x, float_dtype()) for x in (self.sigmas, self.min_std))
-        exceeds = jnp.stack([_exceeds(x, known, state.count, *limits) for x, known in judged])
+        exceeds = jnp.stack([_exceeds(x, known, state.num_known, *limits) for x, known in judged])
         least = max(self.window // 2, 2) if self.min_count is None else self.min_count
-        spike = jnp.any(exceeds) & (state.count + 1 >= least)
+        spike = jnp.any(exceeds) & (state.num_known >= least - 1)
         skips = spike | ~finite
+
+        last = jnp.int32(self.window - 1)
+        num_known = lax.min(state.num_known, last) + 1
+        place = jnp.where(state.place >= last, 0, lax.min(state.place, last) + 1)
 
         def remembered(x: Array | None, known: Array | None) -> Array | None:
             if x is None or known is None:
                 return None
-            here = jnp.arange(self.window) == state.place
+            here = jnp.arange(self.window, dtype=jnp.int32) == state.place
             return jnp.where(finite & here, x.astype(known.dtype), known)
 
         out, inner_state = apply_when(
             ~skips, self.inner, updates, state.inner_state, params, context
         )
         new = SkipSpikesState(
-            count=lax.min(state.count + finite.astype(jnp.int32), jnp.int32(self.window)),
-            place=(state.place + finite.astype(jnp.int32)) % self.window,
+            num_known=jnp.where(finite, num_known, state.num_known),
+            place=jnp.where(finite, place, state.place),
             losses=remembered(numbers[0], state.losses),
             norms=remembered(numbers[1], state.norms),
             last_skipped=skips,

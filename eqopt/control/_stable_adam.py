@@ -50,7 +50,7 @@ def _stable(
     rms = jnp.maximum(safe_sqrt(mean), 1)
     direction = over_root(divide(mu, mu_weight), average, eps)
     decayed = plus(direction, times(weight_decay, param))
-    return divide(decayed, jnp.broadcast_to(rms, decayed.shape)), mu, nu
+    return divide(decayed, _blocks.spread(rms, decayed)), mu, nu
 
 
 @checks.typed

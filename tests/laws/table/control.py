@@ -18,7 +18,7 @@ def max_logits(params: Any) -> dict[str, Any]:
     """Of two heads of each matrix that `QKClip` is to clip; one of them is too large."""
     branch = params.get("branch") if isinstance(params, dict) else None
     has_one = isinstance(branch, dict) and "w" in branch
-    return {"max_logits": [jnp.asarray([0.5, 3.0], np.float32)] if has_one else []}
+    return {"max_logits": jnp.asarray([0.5, 3.0], np.float32)} if has_one else {}
 
 
 def link(name: str, make: Any) -> Row:
