@@ -79,9 +79,7 @@ def _senseless(
     return ValueError(f"`{inside}` within `{outside}` makes no sense: `{inside}` {does}; {why}")
 
 
-def parts_of(
-    inner: AnyTransformation, *, of_a_part: bool = True
-) -> Iterator[AnyTransformation]:
+def parts_of(inner: AnyTransformation, *, of_a_part: bool = True) -> Iterator[AnyTransformation]:
     """A transformation and all inside it, when a wrapper is built; none when it is rebuilt."""
     yield from () if is_rebuilding() else _parts(inner, of_a_part)
 

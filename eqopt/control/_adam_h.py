@@ -32,7 +32,7 @@ class AdamH(AbstractOptimizer[_State]):
 
     Other parameters step as with [`eqopt.AdamW`][]. It is a chain of [`eqopt.ScaleByAdam`][] and an
     [`eqopt.Partition`][] of [`eqopt.control.Hyperball`][] and of [`eqopt.AddDecayedWeights`][] with
-    [`eqopt.ScaleByLearningRate`][], labeled `"sphere"` and `"plain"`. It keeps 8 bytes for each
+    [`eqopt.ScaleByLearningRate`][], labeled `True` and `False`. It keeps 8 bytes for each
     parameter in float32.
 
     ```python
@@ -96,8 +96,5 @@ class AdamH(AbstractOptimizer[_State]):
         plain = Chain(AddDecayedWeights(self.adam_weight_decay), ScaleByLearningRate(rate))
         return Chain(
             from_fields(ScaleByAdam, self),
-            Partition(
-                {"sphere": from_fields(Hyperball, self), "plain": plain},
-                {self.matrices: "sphere", ...: "plain"},
-            ),
+            Partition({True: from_fields(Hyperball, self), False: plain}, self.matrices),
         )

@@ -125,8 +125,8 @@ class ScaleByCAME(AbstractLeafwise[ScaleByCAMEState]):
     r"""Averages gradients that are normalized as by Adafactor, and divides by how far they are from
     their average.
 
-    For each matrix, with $F_\beta(x_t)$ the average of $x_t$ with the decay $\beta$, stored as means
-    $r$ of rows and $c$ of columns and read as $r c^T / \bar r$,
+    For each matrix, with $F_\beta(x_t)$ the average of $x_t$ with the decay $\beta$, stored as
+    means $r$ of rows and $c$ of columns and read as $r c^T / \bar r$,
 
     $$\begin{aligned}
     w_t &= g_t \big/ \sqrt{F_{\beta_2}(|g_t|^2 + \epsilon)}, \qquad

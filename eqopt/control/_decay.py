@@ -28,8 +28,8 @@ class DecayByRate(AbstractSchedule):
     \delta_t = \lambda\, \frac{\gamma_t^2}{\gamma_{\max}}.$$
 
     The second is the corrected decay of AdamC: parameters that are followed by a normalization then
-    keep a steady ratio of gradient and norm while the rate falls. With $\gamma_{\max} = 1$ it is the
-    decay $\lambda \gamma_t^2$ of PaLM.
+    keep a steady ratio of gradient and norm while the rate falls. With $\gamma_{\max} = 1$ it is
+    the decay $\lambda \gamma_t^2$ of PaLM.
 
     **Arguments:**
 

@@ -82,8 +82,8 @@ class ScaleByLaProp(AbstractLeafwise[ScaleByLaPropState]):
         precision.
 
     !!! note
-        The average in pytorch-optimizer and in the authors' code contains the learning rate; under a
-        schedule, past gradients there keep the rate of their own step. Here the rate is a link
+        The average in pytorch-optimizer and in the authors' code contains the learning rate: under
+        a schedule, past gradients there keep the rate of their own step. Here the rate is a link
         after it, as in emerging-optimizers.
 
     ??? cite "Reference"

@@ -75,8 +75,8 @@ class QKClip(AbstractConstrained[EmptyState]):
     group. A largest logit that is not finite, or not above $\tau$, changes nothing.
 
     For latent attention (MLA), give the matrices of the parts without position as `query` and
-    `key`, and those of the rotated queries as `rotary_query`: these shrink by $g_h$ in full, because
-    the rotated key that all heads share is left alone.
+    `key`, and those of the rotated queries as `rotary_query`: these shrink by $g_h$ in full,
+    because the rotated key that all heads share is left alone.
 
     !!! note
         pytorch-optimizer shrinks queries by $g^\alpha$ and keys by $g^{1-\alpha}$ too; the paper
@@ -110,9 +110,7 @@ class QKClip(AbstractConstrained[EmptyState]):
     )
     max_logit: Scalar = eqx.field(converter=positive("max_logit"), default=100.0)
     alpha: Scalar = eqx.field(converter=real("alpha", at_least=0, at_most=1), default=0.5)
-    rotary_query: AbstractSelector | None = eqx.field(
-        converter=optional(as_selector), default=None
-    )
+    rotary_query: AbstractSelector | None = eqx.field(converter=optional(as_selector), default=None)
 
     def __check_init__(self) -> None:
         if self.num_heads % self._num_key_heads:

@@ -211,6 +211,4 @@ class StableAdamW(
     ) -> AbstractTransformation[
         ChainState[tuple[ScaleByStableAdamState, ScaleByLearningRateState]]
     ]:
-        return Chain(
-            from_fields(ScaleByStableAdam, self), ScaleByLearningRate(self.learning_rate)
-        )
+        return Chain(from_fields(ScaleByStableAdam, self), ScaleByLearningRate(self.learning_rate))

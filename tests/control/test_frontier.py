@@ -27,7 +27,9 @@ def _trajectory(case: str, meta: dict[str, Any]) -> dict[str, np.ndarray]:
     trees = case.partition("/")[0]
 
     def given(kind: str) -> dict[str, Any]:
-        return {x: jnp.asarray(GOLDEN[f"{trees}/{kind}/{x}"], meta["dtype"]) for x in meta["leaves"]}
+        return {
+            x: jnp.asarray(GOLDEN[f"{trees}/{kind}/{x}"], meta["dtype"]) for x in meta["leaves"]
+        }
 
     def step(carry: Any, grads: Any) -> Any:
         params, state = carry

@@ -1,4 +1,4 @@
-"""Norms that stay, also after many steps and in half precision; blocks; and what has no direction."""
+"""Norms that stay, over many steps and in half precision; blocks; and what has no direction."""
 
 from typing import Any
 
@@ -105,7 +105,7 @@ def test_each_matrix_of_a_stack_has_its_own_norm():
         lambda: control.MARS(0.1),
         lambda: control.CAME(0.1),
     ):
-        opt = make()
+        opt: Any = make()
         together, _ = opt.update(grads, opt.init(params), params)
         for i in range(3):
             own = {"stack": params["stack"][i]}
@@ -136,9 +136,7 @@ def test_a_given_radius_holds_from_the_first_step():
         opt = control.Hyperball(0.1, 2.5)
         updates, state = opt.update(grads, opt.init(start), start)
         assert jax.tree.leaves(state.radius) == []
-        np.testing.assert_allclose(
-            _norms(eqopt.apply_updates(start, updates)["x"]), 2.5, rtol=1e-6
-        )
+        np.testing.assert_allclose(_norms(eqopt.apply_updates(start, updates)["x"]), 2.5, rtol=1e-6)
 
 
 def test_a_schedule_sets_the_rate():
@@ -162,7 +160,7 @@ def test_updates_without_a_direction():
         control.ClipUpdateRMS,
         lambda: control.Graft(eqopt.SGD(0.1), eqopt.Adam(0.1)),
     ):
-        opt = make()
+        opt: Any = make()
         updates, _ = opt.update(nothing, opt.init(params), params)
         for x in jax.tree.leaves(updates):
             np.testing.assert_allclose(x, np.zeros((2, 3)), atol=1e-6)
@@ -175,7 +173,7 @@ def test_updates_without_a_direction():
         (control.RelativeUpdate, True),
         (control.RadialBrake, True),
     ):
-        opt = make()
+        opt: Any = make()
         updates, _ = opt.update(something, opt.init(params), params)
         expected = something["zero"] if moves else nothing["zero"]
         np.testing.assert_array_equal(updates["zero"], expected)
@@ -186,7 +184,7 @@ def test_an_update_that_is_not_finite_has_no_direction(bad: float):
     params = {"x": values((2, 3), 0)}
     grads = {"x": values((2, 3), 1).at[0, 0].set(bad)}
     for make in (lambda: control.Hyperball(0.1), control.RelativeUpdate, control.ClipUpdateRMS):
-        opt = make()
+        opt: Any = make()
         updates, _ = opt.update(grads, opt.init(params), params)
         np.testing.assert_allclose(updates["x"], np.zeros((2, 3)), atol=1e-6)
 
@@ -195,7 +193,9 @@ def test_a_step_straight_through_the_center():
     params = {"x": values((2, 3), 0)}
     opt = control.Hyperball(1.0)
     updates, _ = opt.update(params, opt.init(params), params)
-    np.testing.assert_allclose(_norms(eqopt.apply_updates(params, updates)["x"]), _norms(params["x"]), rtol=1e-6)
+    np.testing.assert_allclose(
+        _norms(eqopt.apply_updates(params, updates)["x"]), _norms(params["x"]), rtol=1e-6
+    )
     keep = eqopt.Chain(eqopt.Scale(-3.0), control.KeepRadius())
     updates, _ = keep.update(params, keep.init(params), params)
     np.testing.assert_allclose(updates["x"], -3 * params["x"], rtol=1e-6)
@@ -209,7 +209,9 @@ def test_a_tangential_step_keeps_the_radius():
     assert _norms(plain["x"]) > 1.1 * _norms(x)
     opt = eqopt.Chain(eqopt.Scale(-1.0), control.KeepRadius())
     updates, _ = opt.update(tangent, opt.init(params), params)
-    np.testing.assert_allclose(_norms(eqopt.apply_updates(params, updates)["x"]), _norms(x), rtol=1e-6)
+    np.testing.assert_allclose(
+        _norms(eqopt.apply_updates(params, updates)["x"]), _norms(x), rtol=1e-6
+    )
 
 
 def test_the_brake_acts_outward_alone():
@@ -230,7 +232,7 @@ def test_mistakes():
         lambda: control.UpdateFloor(0.1),
         control.RadialBrake,
     ):
-        opt = make()
+        opt: Any = make()
         name = type(opt).__name__
         with pytest.raises(ValueError, match=f"`{name}` needs the parameters"):
             opt.update(params, opt.init(params))
@@ -253,7 +255,7 @@ def test_mistakes():
 @pytest.mark.parametrize("last", [lambda: control.Hyperball(0.1), lambda: control.AdamH(0.1)])
 def test_nestings_that_make_no_sense(last: Any):
     if isinstance(last(), control.Hyperball):
-        with pytest.raises(ValueError, match="`Hyperball` within `Chain` makes no sense"):
+        with pytest.raises(ValueError, match=r"`Hyperball` within `Chain` makes no sense"):
             eqopt.Chain(last(), eqopt.Scale(0.5))
     for wrap in (
         eqopt.precision.Compensated,
@@ -263,5 +265,5 @@ def test_nestings_that_make_no_sense(last: Any):
         control.CautiousUpdates,
         lambda x: control.Graft(x, eqopt.SGD(0.1)),
     ):
-        with pytest.raises(ValueError, match="`Hyperball` within `.*` makes no sense"):
+        with pytest.raises(ValueError, match=r"`Hyperball` within `.*` makes no sense"):
             wrap(last())

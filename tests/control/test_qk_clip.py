@@ -101,9 +101,7 @@ def test_layers_are_a_stack_or_several_matrices():
     together = _stepped(opt, stacked, logits, 0.1)
     layers = [{x: stacked[x][i] for x in "qk"} for i in range(2)]
     several = QKClip(ByPath("*.q"), ByPath("*.k"), HEADS, max_logit=TAU)
-    grads = [
-        {x: FLOAT(0.1) * values(stacked[x].shape, 7)[i] for x in "qk"} for i in range(2)
-    ]
+    grads = [{x: FLOAT(0.1) * values(stacked[x].shape, 7)[i] for x in "qk"} for i in range(2)]
     updates, _ = several.update(grads, several.init(layers), layers, max_logits=list(logits))
     apart = eqopt.apply_updates(layers, updates)
     for i in range(2):
@@ -190,7 +188,7 @@ def test_mistakes_at_the_start(make: Any, words: str):
 
 def test_links_after_it_are_refused():
     clip = QKClip(ByPath("q"), None, HEADS)
-    with pytest.raises(ValueError, match="`QKClip` within `Chain` makes no sense.*Put it last"):
+    with pytest.raises(ValueError, match=r"`QKClip` within `Chain` makes no sense.*Put it last"):
         eqopt.Chain(clip, eqopt.Scale(0.5))
 
 

@@ -181,9 +181,7 @@ def _masked(factor: Any) -> rules.Rule:
 
 
 def _decaying(decay: Any, **options: Any) -> Any:
-    return eqopt.Chain(
-        eqopt.ScaleByLearningRate(_rate), control.DecayWeights(decay, **options)
-    )
+    return eqopt.Chain(eqopt.ScaleByLearningRate(_rate), control.DecayWeights(decay, **options))
 
 
 def _by_rate(rule: Any) -> rules.Rule:

@@ -172,9 +172,7 @@ def _hyperball_adam_w(hyper: Hyper) -> Transformation:
     return eqopt.Chain(
         # It has no average of the gradients.
         eqopt.ScaleByRMS(b2, hyper["eps"], eps_in_sqrt=False, bias_correction=True),
-        eqopt.Partition(
-            {eqopt.ByNdim(2): matrices, ...: eqopt.ScaleByLearningRate(hyper["lr"])}
-        ),
+        eqopt.Partition({eqopt.ByNdim(2): matrices, ...: eqopt.ScaleByLearningRate(hyper["lr"])}),
     )
 
 

@@ -113,7 +113,9 @@ def came(rate: float, b1: float, b2: float, b3: float, eps: tuple[float, float])
     return step
 
 
-def adam_c(rates: list[float], highest: float, b1: float, b2: float, eps: float, decay: float) -> Rule:
+def adam_c(
+    rates: list[float], highest: float, b1: float, b2: float, eps: float, decay: float
+) -> Rule:
     direction, rest = adam(b1, b2, eps), list(rates)
 
     def step(g: Array, w: Array) -> Array:
