@@ -38,7 +38,7 @@ class AdamC(AbstractOptimizer[_State]):
     ```python
     import eqopt
 
-    rate = eqopt.WarmupCosineDecay(0.0, 1e-3, 100, 10_000)
+    rate = eqopt.WarmupCosineDecay(peak_value=1e-3, warmup_steps=100, decay_steps=10_000)
     opt = eqopt.control.AdamC(rate, 1e-3, weight_decay=0.05, normalized=eqopt.ByNdim(2))
     ```
 

@@ -143,7 +143,7 @@ class ScaleByCAME(AbstractLeafwise[ScaleByCAMEState]):
     - `b1`: the decay $\beta_1$ of the average normalized gradient, in $[0, 1)$.
     - `b2`: the decay $\beta_2$ of the average square, in $[0, 1)$.
     - `b3`: the decay $\beta_3$ of the average distance, in $[0, 1)$.
-    - `clipping_threshold`: the largest root mean square $d > 0$ of a matrix before it is averaged.
+    - `clipping_threshold`: the largest root mean square of a matrix before it is averaged, $d > 0$.
     - `eps`: added to the squares, $\epsilon > 0$.
     - `eps_confidence`: added to the squared distances, $\bar\epsilon > 0$.
     - `mu_dtype`: the dtype of the average $m$; `None` is the parameter's, and float32 for half

@@ -100,7 +100,7 @@ class Hyperball(AbstractLeafwise[HyperballState], AbstractConstrained[HyperballS
     **Arguments:**
 
     - `learning_rate`: the rate $\gamma_t$, a number or a schedule, not negative.
-    - `radius`: the radius $R > 0$ of every block; `None` is the norm of each block.
+    - `radius`: the radius of every block, $R > 0$; `None` is the norm of each block.
     - `fixed`: whether that norm is the norm in `init`, which is kept in the state; otherwise it is
         read before each step. Not used if `radius` is given.
     - `block_ndim`: the number of trailing axes that one norm is over, at least 1: 2 is each matrix

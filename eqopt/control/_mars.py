@@ -78,9 +78,9 @@ class ReduceVariance(AbstractLeafwise[ReduceVarianceState]):
 
     **Arguments:**
 
-    - `gamma`: the scale $\gamma \ge 0$ of the correction.
+    - `gamma`: the scale of the correction, $\gamma \ge 0$.
     - `b1`: the decay $\beta_1$ of the average that comes after it, in $[0, 1)$.
-    - `max_norm`: the limit $r > 0$ on the norm; `None` is no limit.
+    - `max_norm`: the limit on the norm, $r > 0$; `None` is no limit.
     - `mask`: the parameters whose gradients are corrected: a selector, a function from the
         parameters to booleans, or a tree of booleans, possibly a prefix; `None` is everything. The
         authors leave vectors out.
