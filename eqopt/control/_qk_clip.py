@@ -137,9 +137,9 @@ class QKClip(AbstractConstrained[EmptyState]):
             return updates, state
         logits = self._logits(context.require("max_logits", self), len(queries))
         for i, x in enumerate(logits):
-            wide = x.astype(wider(x.dtype))
-            over = (wide > self.max_logit) & jnp.isfinite(wide)
+            wide = x.astype(wider(x.dtype, self.max_logit.dtype))
             limit = jnp.asarray(self.max_logit, wide.dtype)
+            over = (wide > limit) & jnp.isfinite(wide)
             share = safe_divide(jnp.broadcast_to(limit, wide.shape), wide, 1, zero=~over)
             alpha = jnp.asarray(self.alpha, wide.dtype)
             group = (*share.shape[:-1], self._num_key_heads, -1)

@@ -117,6 +117,15 @@ def test_logits_that_change_nothing(bad: float):
     assert same(after, _stepped(eqopt.Identity(), params, None, 0.1))
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_logits_in_any_dtype(dtype: Any):
+    params = _params()
+    opt = QKClip(ByPath("q"), None, HEADS, max_logit=TAU, alpha=1.0)
+    after = _stepped(opt, params, jnp.full(HEADS, 40.0, dtype))
+    assert after["q"].dtype == FLOAT
+    np.testing.assert_allclose(after["q"], 0.25 * params["q"], rtol=RTOL)
+
+
 def test_only_the_queries():
     params = _params()
     opt = QKClip(ByPath("q"), None, HEADS, max_logit=TAU, alpha=1.0)
