@@ -43,8 +43,7 @@ class AdamH(AbstractOptimizer[_State]):
     opt = eqopt.control.AdamH(0.01, matrices=matrices, adam_learning_rate=1e-3)
     ```
 
-    !!! warning
-        A matrix that is 0 in `init` stays 0: leave it out of `matrices`, or give a `radius`.
+    A matrix that is 0 in `init` has no sphere: it takes the plain step $-\gamma_t u$.
 
     **Arguments:**
 

@@ -29,16 +29,19 @@ def _on_sphere(
     rate: Float[Array, ""],
     given: Float[Array, ""] | None = None,
 ) -> tuple[Inexact[Array, "*shape"], Float[Array, "..."] | None]:
-    place, radius = _blocks.units(block_ndim, param)
+    place, size = _blocks.units(block_ndim, param)
+    radius = size
     if first is not None:
         radius = _blocks.per_block(first, param)
     elif given is not None:
         radius = jnp.broadcast_to(given, radius.shape)
-    direction, _ = _blocks.units(block_ndim, update)
-    target, size = _blocks.units(block_ndim, minus(place, times(rate, direction)))
+    direction, length = _blocks.units(block_ndim, update)
+    target, moved = _blocks.units(block_ndim, minus(place, times(rate, direction)))
     # A step of rate 1 straight to the center has no direction; the parameter stays.
-    target = _blocks.selected(_blocks.has_direction(size), target, place)
-    return minus(_blocks.multiplied(radius, target), param), first
+    target = _blocks.selected(_blocks.has_direction(moved), target, place)
+    along = minus(_blocks.multiplied(radius, target), param)
+    finite = _blocks.selected(jnp.isfinite(length), update, jnp.zeros_like(update))
+    return _blocks.selected(radius == 0, times(-rate, finite), along), first
 
 
 def _radii(
@@ -78,13 +81,14 @@ class Hyperball(AbstractLeafwise[HyperballState], AbstractConstrained[HyperballS
     steps: each step returns to the same $R$. An update without a direction, because its norm is 0
     or not finite, only returns the parameter to its radius.
 
+    A matrix that is 0 in `init` has no sphere: it takes the plain step $-\gamma_t u$, in every
+    step. A given `radius` takes it to its sphere in the first step.
+
     Use it for the matrices of a network, and Adam for embeddings, norms and biases:
     `eqopt.Partition({matrices: Hyperball(0.01), ...: eqopt.ScaleByLearningRate(1e-3)})`.
     [`eqopt.control.AdamH`][] is made in this way.
 
     !!! warning
-        A matrix that is 0 in `init` has the radius 0 and stays 0, unless `radius` is given.
-
         It must see the updates as they are applied. For half-precision parameters, put
         [`eqopt.precision.MasterWeights`][] around it: then the norm of the masters stays, and the
         model's parameters are these, rounded.
@@ -95,7 +99,8 @@ class Hyperball(AbstractLeafwise[HyperballState], AbstractConstrained[HyperballS
         (`fixed=False`), which drifts by rounding. They do not divide $W$ by its norm first, but
         multiply the step by $R$; that is the same on the sphere, and here a given radius holds from
         the first step on. Where the norm of an update is 0, emerging-optimizers divides by 1e-8,
-        and heavyball by 1e-12.
+        and heavyball by 1e-12. A matrix that is 0 stays 0 in heavyball, and is refused in
+        emerging-optimizers.
 
     **Arguments:**
 

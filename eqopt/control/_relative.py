@@ -34,7 +34,8 @@ class RelativeUpdate(AbstractLeafwise[EmptyState]):
     stays as it is: otherwise the matrix would never move.
 
     !!! note
-        [`eqopt.ScaleByTrustRatio`][] does the same for whole leaves, with more choices.
+        [`eqopt.ScaleByTrustRatio`][] does the same for whole leaves, with more choices. In
+        emerging-optimizers, a matrix that is 0 stays 0.
 
     **Arguments:**
 
@@ -115,11 +116,12 @@ def _brake(
     update: Inexact[Array, "*shape"],
     param: Inexact[Array, "*shape"],
     outward: Float[Array, ""],
+    inward: Float[Array, ""],
 ) -> Inexact[Array, "*shape"]:
     unit, _ = _blocks.units(block_ndim, param)
     # The update is subtracted: where its radial part is negative, the step goes outward.
     radial = _blocks.products(block_ndim, unit, update)
-    removed = jnp.where(radial < 0, (1 - outward) * radial, 0)
+    removed = (1 - jnp.where(radial < 0, outward, inward)) * radial
     return minus(update, _blocks.multiplied(removed, unit))
 
 
@@ -128,15 +130,25 @@ class RadialBrake(AbstractLeafwise[EmptyState]):
 
     For each matrix $W$, with its update $u$, uphill,
 
-    $$u \leftarrow u - (1 - b)\, \min(c, 0)\, W, \qquad
-    c = \frac{\langle u, W \rangle}{\|W\|^2}.$$
+    $$u \leftarrow u - (1 - b)\, c\, W, \qquad
+    c = \frac{\langle u, W \rangle}{\|W\|^2}, \qquad
+    b = \begin{cases} b_o & c < 0 \\ b_i & c \ge 0. \end{cases}$$
 
     The update is subtracted: its radial part $cW$ makes the norm grow if $c < 0$. Put it before the
     learning rate. A matrix that is 0 has no radial direction, and its update stays as it is.
 
+    A step along the tangent makes the norm grow too, by the square of the step, and is left as it
+    is. modded-nanogpt takes that growth out after the step: [`eqopt.control.KeepRadius`][], after
+    the learning rate.
+
+    !!! note
+        The hook of emerging-optimizers acts after the step instead: it scales the change of the
+        norm, the growth along the tangent included.
+
     **Arguments:**
 
-    - `outward`: the factor $b$ of a radial part that goes outward, in $[0, 1]$; 0 takes it out.
+    - `outward`: the factor $b_o$ of a radial part that goes outward, in $[0, 1]$; 0 takes it out.
+    - `inward`: the factor $b_i$ of a radial part that goes inward, in $[0, 1]$.
     - `block_ndim`: the number of trailing axes that one norm is over, at least 1: 2 is each matrix
         of a stack, 1 is each row, `None` the whole leaf. A leaf with fewer axes is one block.
 
@@ -148,6 +160,7 @@ class RadialBrake(AbstractLeafwise[EmptyState]):
     """
 
     outward: Scalar = eqx.field(converter=real("outward", at_least=0, at_most=1), default=0.5)
+    inward: Scalar = eqx.field(converter=real("inward", at_least=0, at_most=1), default=1.0)
     block_ndim: int | None = eqx.field(
         converter=_blocks.block_size("block_ndim"), static=True, default=2
     )
@@ -157,8 +170,13 @@ class RadialBrake(AbstractLeafwise[EmptyState]):
 
     def rule(self, state: EmptyState, params: Params | None, context: Context) -> Rule:
         require_params(params, self, context)
-        options = (self.block_ndim,)
-        return Rule(_brake, state, scalars=(self.outward,), needs_params=True, options=options)
+        return Rule(
+            _brake,
+            state,
+            scalars=(self.outward, self.inward),
+            needs_params=True,
+            options=(self.block_ndim,),
+        )
 
 
 @checks.typed

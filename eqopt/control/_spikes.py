@@ -77,8 +77,9 @@ class SkipSpikes(AbstractTransformation[SkipSpikesState[State]], Generic[State])
 
     !!! note
         Implementations differ in $\sigma$: it is that of the population here and in Levanter, with
-        $\sigma_{\min} = 10^{-6}$, and divided by one number less in OLMo-core and MaxText. These
-        remember a loss that is NaN, and then skip every step until it has left the window.
+        $\sigma_{\min} = 10^{-6}$, and divided by one number less in OLMo-core and MaxText. Levanter
+        judges from one step later on. All three remember a loss that is NaN, and then skip every
+        step until it has left the window.
 
     !!! warning
         Put it around the whole optimizer. Links before it in a chain, such as a clip by the norm,

@@ -166,23 +166,27 @@ def test_updates_without_a_direction():
             np.testing.assert_allclose(x, np.zeros((2, 3)), atol=1e-6)
         updates, _ = opt.update(something, opt.init(params), params)
         assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(updates))
-    # A parameter that is 0 moves, or stays, as the docstrings say.
-    for make, moves in (
-        (lambda: control.Hyperball(0.1), False),
-        (control.KeepRadius, True),
-        (control.RelativeUpdate, True),
-        (control.RadialBrake, True),
+    # A parameter that is 0 moves all the same.
+    for make, factor in (
+        (lambda: control.Hyperball(0.5), -0.5),
+        (control.KeepRadius, 1.0),
+        (control.RelativeUpdate, 1.0),
+        (control.RadialBrake, 1.0),
     ):
         opt: Any = make()
         updates, _ = opt.update(something, opt.init(params), params)
-        expected = something["zero"] if moves else nothing["zero"]
-        np.testing.assert_array_equal(updates["zero"], expected)
+        np.testing.assert_array_equal(updates["zero"], factor * something["zero"])
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_an_update_that_is_not_finite_has_no_direction(bad: float):
-    params = {"x": values((2, 3), 0)}
-    grads = {"x": values((2, 3), 1).at[0, 0].set(bad)}
+    params = {"x": values((2, 3), 0), "zero": jnp.zeros((2, 3), FLOAT)}
+    bad_ones = values((2, 3), 1).at[0, 0].set(bad)
+    grads = {"x": bad_ones, "zero": jnp.zeros((2, 3), FLOAT)}
+    updates, _ = control.Hyperball(0.1).update(
+        {**grads, "zero": bad_ones}, control.Hyperball(0.1).init(params), params
+    )
+    assert not np.any(updates["zero"])
     for make in (lambda: control.Hyperball(0.1), control.RelativeUpdate, control.ClipUpdateRMS):
         opt: Any = make()
         updates, _ = opt.update(grads, opt.init(params), params)
@@ -221,6 +225,8 @@ def test_the_brake_acts_outward_alone():
     np.testing.assert_allclose(opt.update(inward, opt.init(params), params)[0]["x"], inward["x"])
     braked, _ = opt.update(outward, opt.init(params), params)
     np.testing.assert_allclose(braked["x"], 0.25 * outward["x"], rtol=1e-6)
+    braked, _ = control.RadialBrake(1.0, 0.25).update(inward, opt.init(params), params)
+    np.testing.assert_allclose(braked["x"], 0.25 * inward["x"], rtol=1e-6)
 
 
 def test_mistakes():

@@ -63,7 +63,7 @@ CASES: dict[str, tuple[Callable[[], Any], Callable[[], rules.Rule]]] = {
         lambda: _floor_by_row,
     ),
     "RadialBrake": (
-        lambda: eqopt.Chain(control.RadialBrake(0.3), eqopt.Scale(-0.1)),
+        lambda: eqopt.Chain(control.RadialBrake(0.3, 0.8), eqopt.Scale(-0.1)),
         lambda: _brake,
     ),
     "ClipUpdateRMS": (
@@ -153,7 +153,7 @@ def _floor_by_row(g: rules.Array, w: rules.Array) -> rules.Array:
 
 def _brake(g: rules.Array, w: rules.Array) -> rules.Array:
     c = np.sum(g * w) / np.sum(w * w)
-    return w - 0.1 * (g - c * w + (0.3 if c < 0 else 1.0) * c * w)
+    return w - 0.1 * (g - c * w + (0.3 if c < 0 else 0.8) * c * w)
 
 
 def _graft(direction: Any) -> rules.Rule:

@@ -38,7 +38,7 @@ ROWS = [
     link("RelativeUpdate", control.RelativeUpdate),
     link("UpdateFloor", lambda: control.UpdateFloor(1.4)),
     link("UpdateFloor-rows", lambda: control.UpdateFloor(0.9, block_ndim=1)),
-    link("RadialBrake", lambda: control.RadialBrake(0.3)),
+    link("RadialBrake", lambda: control.RadialBrake(0.3, 0.8)),
     Row("ClipUpdateRMS", lambda: control.ClipUpdateRMS(0.6)),
     optimizer("Graft", lambda: control.Graft(eqopt.SGD(0.05), eqopt.AdamW(0.03, 0.8, 0.95))),
     # Where signs change, it jumps.
