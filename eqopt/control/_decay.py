@@ -93,7 +93,7 @@ class DecayWeights(AbstractTransformation[DecayWeightsState]):
     | in proportion to it, as in torch | `DecayWeights(DecayByRate(0.1, rate))` |
     | to its square, as in PaLM | `DecayWeights(DecayByRate(0.1, rate, 1.0))` |
     | corrected, as in AdamC | `DecayWeights(DecayByRate(0.1, rate, max_rate))` |
-    | the gradient of an $\\ell_2$ penalty | `eqopt.AddDecayedWeights(0.1)` before the moments |
+    | the gradient of an $\ell_2$ penalty | `eqopt.AddDecayedWeights(0.1)` before the moments |
 
     With `after_step`, it is the parameters after the step that shrink: $\theta \leftarrow
     (1 - c_i \delta_t)(\theta + u)$.
