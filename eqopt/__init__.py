@@ -10,6 +10,7 @@ This namespace has the names that a training script uses. Other names have their
 - `eqopt.states`: the classes of the states.
 - `eqopt.selectors`, `eqopt.projections`: subsets of the parameters, and sets of their values.
 - `eqopt.matrix`: optimizers that see parameters as matrices, and their parts.
+- `eqopt.control`: norms, decay, and guards that keep a run in bounds.
 - `eqopt.precision`: training in half precision.
 - `eqopt.linesearch`, `eqopt.quasi_newton`: the parts of methods that minimize to convergence.
 - `eqopt.tree`, `eqopt.plot`: states as trees, and pictures.

@@ -1,4 +1,5 @@
 from . import (
+    control as control,
     flax_optim as flax_optim,
     interop as interop,
     linesearch as linesearch,

@@ -48,6 +48,20 @@ from .precision._compensated import CompensatedState as CompensatedState
 from .precision._master_weights import MasterWeightsState as MasterWeightsState
 from .precision._stochastic import StochasticRoundingState as StochasticRoundingState
 
+# Of what keeps a run in bounds.
+from .control._cautious import (
+    AddCautiousDecayedWeightsState as AddCautiousDecayedWeightsState,
+    CautiousUpdatesState as CautiousUpdatesState,
+)
+from .control._came import ScaleByCAMEState as ScaleByCAMEState
+from .control._decay import DecayWeightsState as DecayWeightsState
+from .control._graft import GraftState as GraftState
+from .control._hyperball import HyperballState as HyperballState
+from .control._laprop import ScaleByLaPropState as ScaleByLaPropState
+from .control._mars import ReduceVarianceState as ReduceVarianceState
+from .control._spikes import SkipSpikesState as SkipSpikesState
+from .control._stable_adam import ScaleByStableAdamState as ScaleByStableAdamState
+
 # Of transformations.
 from ._transform.matrix.galore import ScaleByGaLoreState as ScaleByGaLoreState
 from ._transform.matrix.muon import ScaleByMuonState as ScaleByMuonState

@@ -65,7 +65,8 @@ class StaticFunction:
             self.ref: Callable[[], Any] = weakref.ref(fn)
         except TypeError:
             self.ref = lambda: fn
-        self.learned = _learned.setdefault(_root(fn), _Learned())
+        self.root = _root(fn)
+        self.learned = _learned.setdefault(self.root, _Learned())
         self.own = self.read()
         self.key = None if self.own is None else self.learned.aliases.get(self.own, self.own)
         self.hash = hash(self.key)
@@ -202,14 +203,16 @@ def key_function(fn: Function) -> KeyedFunction:
     if isinstance(fn, KeyedFunction):
         return fn
     code = fn.__code__ if isinstance(fn, types.FunctionType) else None
-    keyed = _plain.get(code)
-    if keyed is not None and keyed.static.serves(fn):
-        return keyed
-    for remembered in (_learned, _plain):
-        if len(remembered) > _MAX_REMEMBERED:
-            remembered.pop(next(iter(remembered)), None)
-    static = StaticFunction(fn)
-    keyed = KeyedFunction(static, static.captured)
+    keyed = _plain.pop(code, None)
+    if keyed is None or not keyed.static.serves(fn):
+        for remembered in (_learned, _plain):
+            if len(remembered) > _MAX_REMEMBERED:
+                remembered.pop(next(iter(remembered)), None)
+        static = StaticFunction(fn)
+        keyed = KeyedFunction(static, static.captured)
+    # What was used last is forgotten last.
+    static = keyed.static
+    _learned[static.root] = _learned.pop(static.root, static.learned)
     if code is not None and static.is_current is not None:
         _plain[code] = keyed
     return keyed

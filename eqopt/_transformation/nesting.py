@@ -50,7 +50,7 @@ def check_nesting(
     - `broken`: the requirements that the wrapper breaks, each with the reason.
     - `of_a_part`: whether to look into transformations of a part of the parameters.
     """
-    for part in () if is_rebuilding() else _parts(inner, of_a_part):
+    for part in parts_of(inner, of_a_part=of_a_part):
         if isinstance(part, AbstractConstrained):
             unmet = [need for need in broken if need in part.requirements()]
             if unmet:
@@ -67,7 +67,7 @@ def requirements_within(transformation: AnyTransformation) -> frozenset[Requirem
 
 def refuse_selectors(owner: AnyTransformation, inner: AnyTransformation, why: str) -> None:
     """Refuses a selector inside a wrapper that changes the form of the parameters."""
-    for part in () if is_rebuilding() else _parts(inner, True):
+    for part in parts_of(inner):
         if _selects(part):
             raise _senseless(owner, part, "chooses parameters as they are in the model", why)
 
@@ -77,6 +77,11 @@ def _senseless(
 ) -> ValueError:
     inside, outside = type(part).__name__, type(owner).__name__
     return ValueError(f"`{inside}` within `{outside}` makes no sense: `{inside}` {does}; {why}")
+
+
+def parts_of(inner: AnyTransformation, *, of_a_part: bool = True) -> Iterator[AnyTransformation]:
+    """A transformation and all inside it, when a wrapper is built; none when it is rebuilt."""
+    yield from () if is_rebuilding() else _parts(inner, of_a_part)
 
 
 def _parts(transformation: AnyTransformation, of_a_part: bool) -> Iterator[AnyTransformation]:

@@ -72,9 +72,10 @@ class ScaleByNewtonCG(AbstractTransformation[ScaleByNewtonCGState]):
     $$m(p) = g^T p + \tfrac12 p^T H p, \qquad \|p\| \le \Delta$$
 
     by preconditioned conjugate gradients, which need one product with $H$ in each iteration. They
-    stop where the residual is at most $\min(\eta, \sqrt{\|g\| / \max_k \|g_k\|})\, \|g\|$, at the
-    border of the region, or along a direction of negative curvature, which they follow to the
-    border.
+    stop where the residual is at most $\sqrt{\|g\| / \max_k \|g_k\|}\, \|g\|$, with the root held
+    between $\eta / 5$ and $\eta$; at the border of the region; or along a direction of negative
+    curvature, which they follow to the border. (With smaller residuals, a step goes far along
+    directions that hardly matter, and leaves a curved valley whose floor it had reached.)
 
     A line search must follow, and the sign must be flipped before it, as [`eqopt.NewtonCG`][] does.
     The radius follows from the step that it took: after a short step, or one with less than a
@@ -141,9 +142,9 @@ class ScaleByNewtonCG(AbstractTransformation[ScaleByNewtonCGState]):
             latest = fill_missing(updates, precond_state.updates)
             precond_state = memory.remember(latest, precond_state, params, context)
             precondition = eqx.Partial(memory.multiply, state=precond_state)
-        tolerance = norm * jnp.minimum(
-            jnp.asarray(self.rtol), jnp.sqrt(norm / jnp.where(steepest > 0, steepest, 1))
-        )
+        rtol = jnp.asarray(self.rtol)
+        progress = jnp.sqrt(norm / jnp.where(steepest > 0, steepest, 1))
+        tolerance = norm * jnp.clip(progress, rtol / 5, rtol)
         found = _solve(
             product=_within(updates, hessian(objective, params)),
             precondition=_within(updates, precondition),

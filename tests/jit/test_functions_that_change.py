@@ -15,6 +15,7 @@ import pytest
 from jax.experimental import io_callback
 from jaxtyping import Array
 
+from eqopt._jit.function import key_function
 from tests.jit.test_functions import Door, P
 from tests.support.functions_that_count import answered, calls, squares
 
@@ -276,6 +277,19 @@ def test_what_is_read_while_tracing_is_seen_to_change(
         door.check(both if counted else fn)
     change(0)
     assert door.num_traces == 2
+
+
+def test_a_function_that_stays_in_use_is_not_forgotten() -> None:
+    def counting(p: Array) -> Array:
+        jax.debug.callback(lambda: calls.append(1))
+        return squares(p)
+
+    door = Door()
+    for i in range(600):
+        key_function(eval(f"lambda p: {i} * p"))
+        if i % 100 == 0:
+            door.check(counting)
+    assert door.num_traces == 1
 
 
 def test_a_callback_of_one_function_is_read_by_another() -> None:

@@ -13,6 +13,7 @@ from jax import lax
 from jaxtyping import Array
 
 import eqopt
+from eqopt import control
 from eqopt.writing import AbstractOptimizer
 from tests.laws import table
 from tests.support.toolbox import in_one_width
@@ -101,6 +102,12 @@ CASES = {
     "ScheduleFreeAdamW": contributed(lambda: eqopt.ScheduleFreeAdamW(1e-2, 5000)),
     "Sophia": contributed(lambda: eqopt.Sophia(1e-2)),
     "GaLore": contributed(lambda: eqopt.GaLore(1e-2, rank=8)),
+    "LaProp": Case(lambda: control.LaProp(1e-2)),
+    "StableAdamW": Case(lambda: control.StableAdamW(1e-2, weight_decay=0.0)),
+    "MARS": Case(lambda: control.MARS(1e-2)),
+    "CAME": Case(lambda: control.CAME(1e-2)),
+    "AdamC": Case(lambda: control.AdamC(1e-1, 1e-1, weight_decay=1e-4)),
+    "AdamH": Case(lambda: control.AdamH(1e-1)),
 }
 
 # Optimizers that are made to minimize: `test_minimize` asks more of them.

@@ -24,11 +24,13 @@ from tests.support.toolbox import FLOAT, same, tree, types, values
 def test_transformations_states_and_optimizers(row: Row):
     params, gradients, opt = tree(), tree(7), row.make()
     needs = row.needs(params)
+    # What `step` does not find out by itself.
+    others = {x: y for x, y in needs.items() if x not in ("value", "grad", "value_fn", "key")}
     start = opt.init(params)
     _, state = opt.update(gradients, start, params, **needs)
     optimizer = eqopt.Optimizer(opt, state, params)
     expected = opt.update(gradients, state, params, **needs)
-    after, _ = optimizer.step(half_square)
+    after, _ = optimizer.step(half_square, **others)
     whole = opt, start, state, optimizer
 
     fresh = row.make()
@@ -53,7 +55,7 @@ def test_transformations_states_and_optimizers(row: Row):
 
     for one, _, its_state, its_optimizer in copies:
         assert same(one.update(gradients, its_state, params, **needs), expected)
-        stepped, _ = its_optimizer.step(half_square)
+        stepped, _ = its_optimizer.step(half_square, **others)
         assert same((stepped.target, stepped.state), (after.target, after.state))
 
 

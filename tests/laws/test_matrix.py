@@ -67,6 +67,8 @@ WRAPPERS: dict[str, Callable[[Transformation], Transformation]] = {
     "SAM": lambda x: eqopt.SAM(x, _ADVERSARY, 3),
     "SAM-opaque": lambda x: eqopt.SAM(x, _ADVERSARY, 2, opaque_mode=True),
     "ScheduleFree": lambda x: eqopt.ScheduleFree(x, 0.05, 0.8),
+    "SkipSpikes": lambda x: eqopt.control.SkipSpikes(x, 4, 1.0, loss=False, min_std=1e-3),
+    "Graft": lambda x: eqopt.control.Graft(_sgd(), x),
 }
 BASES: dict[str, Callable[[], Transformation]] = {
     "SGD": _sgd,
@@ -99,6 +101,7 @@ REFUSED = {
     "SAM": f"SAM SAM-opaque LBFGS Project {_PRECISE}",
     "SAM-opaque": "SAM SAM-opaque LBFGS",
     "ScheduleFree": _FOLLOWERS + " MultiSteps LBFGS",
+    "Graft": _FOLLOWERS + " LBFGS",
 }
 
 

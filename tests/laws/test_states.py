@@ -276,6 +276,7 @@ _SKIPPING = {
     "ConditionallyTransform": (lambda inner: eqopt.ConditionallyTransform(inner, _taken), 1),
     "ConditionallyMask": (lambda inner: eqopt.ConditionallyMask(inner, _taken), 1),
     "MultiSteps": (lambda inner: eqopt.MultiSteps(inner, 1), 1),
+    "SkipSpikes": (lambda inner: eqopt.control.SkipSpikes(inner, 9, loss=False), 1),
     "MultiSteps-of-3": (lambda inner: eqopt.MultiSteps(inner, 3), 3),
     "MultiSteps-skip_not_finite": (_drops_not_finite, 1),
 }

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import eqopt
-from benchmarks import _report, _timing, compile, memory, minimize, pinn, which
+from benchmarks import _report, _timing, compile, cutest, memory, minimize, pinn, which
 from benchmarks._timing import Row, Spread
 from tests.support.toolbox import in_one_width
 
@@ -148,3 +148,24 @@ def test_physics_informed_network():
         name: pytest.approx(pinn.summary(curves), rel=0.01)
         for name, curves in found["runs"].items()
     }
+
+
+def test_the_figures_of_bounded_problems():
+    """The table of the page is that of the committed results."""
+    found = json.loads((_report.RESULTS / "bounded.json").read_text(encoding="utf-8"))
+    results = {
+        solver: {name: cutest.Result(**x) for name, x in by_name.items()}
+        for solver, by_name in found["results"].items()
+    }
+    page = (_report.RESULTS.parent / "constraints.md").read_text(encoding="utf-8")
+    own = {solver: cutest.solved(results, solver) for solver in results}
+    common = sorted(set.intersection(*own.values()))
+    assert f"over the {len(common)} problems" in page.replace("\n", " ")
+    rows = {"`LBFGSB`": "eqopt", "SciPy's `L-BFGS-B`": "scipy", "jaxopt's `LBFGSB`": "jaxopt"}
+    for shown, solver in rows.items():
+        mean = cutest.geometric_mean(results, solver, common)
+        assert f"| {shown} | {len(own[solver])} | {mean:.1f} |" in page
+    both = sorted(own["eqopt"] & own["scipy"])
+    means = [cutest.geometric_mean(results, x, both) for x in ("eqopt", "scipy")]
+    assert f"it takes {means[0] / means[1]:.2f} of SciPy's evaluations" in page
+    assert set(found["variables"]) - own["eqopt"] == {"PALMER5B", "PALMER7E", "RAYBENDL"}

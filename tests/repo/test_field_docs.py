@@ -21,16 +21,17 @@ DIFFERENCES = {
         Lion.weight_decay MADGRAD.weight_decay Muon.weight_decay NAdamW.weight_decay
         ScheduleFreeAdamW.weight_decay ScheduleFreeSGD.weight_decay
         SimplifiedAdEMAMix.weight_decay Sophia.weight_decay
+        CAME.weight_decay LaProp.weight_decay MARS.weight_decay StableAdamW.weight_decay
     """,
     "the links before it decide how long a step of rate 1 is": """
         Adadelta.learning_rate Adafactor.learning_rate BFGS.learning_rate COCOB.learning_rate
         DoG.learning_rate DoWG.learning_rate Fromage.learning_rate GaLore.learning_rate
         LARS.trust_coefficient LBFGS.learning_rate PolyakSGD.max_learning_rate
         ScheduleFreeSGD.learning_rate SignSGD.learning_rate
-        Signum.learning_rate
+        Signum.learning_rate AdamH.learning_rate
     """,
     "it is passed to several links, or only some parameters have the link": """
-        Muon.beta Muon.consistent_rms Muon.eps Muon.nesterov RMSProp.decay
+        Muon.beta Muon.consistent_rms Muon.eps Muon.nesterov RMSProp.decay MARS.b1 MARS.mask
     """,
     "the link's documentation refers to its rule": """
         ADOPT.nesterov BFGS.scale_init_precond Fromage.min_norm LBFGS.scale_init_precond

@@ -14,15 +14,22 @@ import pytest
 
 import eqopt
 from eqopt.writing import AbstractOptimizer, AbstractTransformation
-from tests.laws.table import optimizers, transforms, wrappers
+from tests.laws.table import control, optimizers, transforms, wrappers
 from tests.laws.table.row import Row, Transformation
 
-ROWS = [*transforms.ROWS, *wrappers.ROWS, *optimizers.ROWS]
-WRAPPERS = wrappers.WRAPPERS
+ROWS = [*transforms.ROWS, *wrappers.ROWS, *optimizers.ROWS, *control.ROWS]
+WRAPPERS = [*wrappers.WRAPPERS, *control.WRAPPERS]
 
 # Classes that optax cannot judge, and the file in which something else does.
 _ORACLES = """
 wrapper/test_apply_if_finite ApplyIfFinite
+control/test_decay Multiply
+control/test_qk_clip QKClip
+control/test_rules AdamC AdamH CAME LaProp MARS ReduceVariance ScaleByCAME ScaleByLaProp
+control/test_rules AddCautiousDecayedWeights CautiousUpdates ClipUpdateRMS DecayWeights Graft
+control/test_rules Hyperball KeepRadius RadialBrake RelativeUpdate ScaleByStableAdam StableAdamW
+control/test_rules UpdateFloor
+control/test_spikes SkipSpikes
 wrapper/test_conditional ConditionallyMask ConditionallyTransform
 wrapper/test_flatten Flatten SplitRealAndImaginary
 parity/test_flax_optim_groups WeightNorm

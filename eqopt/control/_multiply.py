@@ -1,0 +1,111 @@
+"""Factors by path: one for each parameter, from a table of selectors."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import equinox as eqx
+from jaxtyping import PyTree
+
+from .._base import checks
+from .._base.converters import non_negative
+from .._base.types import Params, Scalar, ScalarLike, Updates
+from .._objective.objective import Context
+from .._transform.basic import scale
+from .._transformation import leafwise
+from .._transformation.base import AbstractTransformation, EmptyState
+from .._transformation.leafwise import Rule
+from ..selectors._selector import AbstractSelector
+
+
+class Factors(eqx.Module):
+    """A table of selectors and factors."""
+
+    selectors: tuple[AbstractSelector, ...]
+    # One more than there are selectors: the last is that of all other parameters.
+    numbers: tuple[Scalar, ...] = eqx.field(
+        converter=lambda xs: tuple(non_negative("factors")(x) for x in xs)
+    )
+
+    def by_factor(self, params: Params) -> Iterator[tuple[Scalar, PyTree]]:
+        """Each factor that some parameter has, with the mask of these parameters."""
+        leaves, treedef = checks.flatten(params)
+        last = len(self.selectors)
+        places = [last] * len(leaves)
+        # In reverse order, so that the first selector decides.
+        for i in reversed(range(last)):
+            chosen, _ = checks.flatten(self.selectors[i].select(params))
+            places = [i if c else x for x, c in zip(places, chosen, strict=True)]
+        for i, number in enumerate(self.numbers):
+            if i in places:
+                yield number, treedef.unflatten([x == i for x in places])
+
+
+def as_factors(table: object) -> Factors:
+    """Takes a dictionary of factors by selector; `...` stands for the other parameters."""
+    if isinstance(table, Factors):
+        return table
+    if not isinstance(table, Mapping):
+        raise TypeError(
+            "`factors` must be a dictionary of numbers by selector; got " + checks.describe(table)
+        )
+    rows: Mapping[Any, Any] = table
+    wrong = [x for x in rows if x is not ... and not isinstance(x, AbstractSelector)]
+    if wrong:
+        raise TypeError(
+            f"the keys of `factors` are selectors and `...`, such as `eqopt.ByPath('**.bias')`; "
+            f"got {wrong[0]!r}"
+        )
+    selectors = tuple(x for x in rows if x is not ...)
+    return Factors(selectors, (*(rows[x] for x in selectors), rows.get(..., 1.0)))
+
+
+class Multiply(AbstractTransformation[EmptyState]):
+    r"""Multiplies the update of each parameter by its factor: $u_i \leftarrow c_i\, u_i$.
+
+    The factors are a table of selectors, of which the first that chooses a parameter decides:
+
+    ```python
+    import eqopt
+    from eqopt import ByPath
+    from eqopt.control import Multiply
+
+    table = {ByPath("embedding.**"): 10.0, ByPath("layers.**.weight"): 0.25}
+    opt = eqopt.Chain(eqopt.AdamW(1e-3), Multiply(table))
+    ```
+
+    Last in a chain it is a learning rate by path, for the decay too, as with the groups of torch;
+    after [`eqopt.ScaleByAdam`][] and before [`eqopt.AddDecayedWeights`][], for the step alone. All
+    parameters share one optimizer, one state and one count; a [`eqopt.Partition`][] has one of each
+    for every group. For decay by path, [`eqopt.control.DecayWeights`][] takes such a table.
+
+    The maximal update parametrization (muP) of a network that is $k$ times as wide as a tuned one
+    needs no more: with Adam, the factor $1/k$ for the matrices between hidden layers.
+
+    **Arguments:**
+
+    - `factors`: the factors $c_i \ge 0$, a dictionary of numbers by selector, with `...` for
+        parameters that no selector chooses; without `...` these have the factor 1.
+
+    Raises a `ValueError` if a selector matches nothing.
+
+    ??? cite "Reference"
+        Yang et al., *Tensor Programs V: Tuning Large Neural Networks via Zero-Shot Hyperparameter
+        Transfer*, NeurIPS 2021, table 8 (arXiv 2203.03466).
+    """
+
+    factors: Factors
+
+    # Not a generated one: Equinox flattens its arguments, and JAX sorts the keys of a dictionary.
+    def __init__(self, factors: Mapping[Any, ScalarLike] | Factors) -> None:
+        self.factors = as_factors(factors)
+
+    def init_state(self, params: Params, context: Context) -> EmptyState:
+        tuple(self.factors.by_factor(params))  # so that a wrong selector raises at once
+        return EmptyState()
+
+    def transform(
+        self, updates: Updates, state: EmptyState, params: Params | None, context: Context
+    ) -> tuple[Updates, EmptyState]:
+        table = self.factors.by_factor(updates if params is None else params)
+        rules = [Rule(scale, state, scalars=(c,), mask=mask) for c, mask in table]
+        return leafwise.run(rules, updates, params)[0], state
