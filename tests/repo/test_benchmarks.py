@@ -150,16 +150,24 @@ def test_physics_informed_network():
     }
 
 
-def test_the_figures_of_bounded_problems():
-    """The table of the page is that of the committed results."""
-    found = json.loads((_report.RESULTS / "bounded.json").read_text(encoding="utf-8"))
+def cutest_results(file: str) -> tuple[dict[str, dict[str, cutest.Result]], dict[str, set[str]]]:
+    """The results of each solver, and the problems that it solves."""
+    found = json.loads((_report.RESULTS / file).read_text(encoding="utf-8"))
     results = {
         solver: {name: cutest.Result(**x) for name, x in by_name.items()}
         for solver, by_name in found["results"].items()
     }
-    page = (_report.RESULTS.parent / "constraints.md").read_text(encoding="utf-8")
-    own = {solver: cutest.solved(results, solver) for solver in results}
-    common = sorted(set.intersection(*own.values()))
+    return results, {solver: cutest.solved(results, solver) for solver in results}
+
+
+def page_of(name: str) -> str:
+    return (_report.RESULTS.parent / name).read_text(encoding="utf-8")
+
+
+def test_the_figures_of_bounded_problems():
+    """The table of the page is that of the committed results."""
+    results, own = cutest_results("bounded.json")
+    page, common = page_of("constraints.md"), sorted(set.intersection(*own.values()))
     assert f"over the {len(common)} problems" in page.replace("\n", " ")
     rows = {"`LBFGSB`": "eqopt", "SciPy's `L-BFGS-B`": "scipy", "jaxopt's `LBFGSB`": "jaxopt"}
     for shown, solver in rows.items():
@@ -168,4 +176,25 @@ def test_the_figures_of_bounded_problems():
     both = sorted(own["eqopt"] & own["scipy"])
     means = [cutest.geometric_mean(results, x, both) for x in ("eqopt", "scipy")]
     assert f"it takes {means[0] / means[1]:.2f} of SciPy's evaluations" in page
-    assert set(found["variables"]) - own["eqopt"] == {"PALMER5B", "PALMER7E", "RAYBENDL"}
+    assert set(results["eqopt"]) - own["eqopt"] == {"PALMER5B", "PALMER7E", "RAYBENDL"}
+
+
+def test_the_figures_of_problems_without_bounds():
+    results, own = cutest_results("cutest.json")
+    page = page_of("minimizing.md")
+    common = set.intersection(*(own[x] for x in cutest.PEERS))
+    assert f"of the {len(common)} problems that all four other libraries solve" in page
+    rows = {
+        "`LBFGS`": "eqopt",
+        "`NewtonCG`": "eqopt-newton",
+        "SciPy's `L-BFGS-B`": "scipy",
+        "optax's `lbfgs`": "optax",
+        "jaxopt's `LBFGS`": "jaxopt",
+        "optimistix's `LBFGS`": "optimistix",
+    }
+    for shown, solver in rows.items():
+        mean = cutest.geometric_mean(results, solver, sorted(common & own[solver]))
+        assert f"| {shown} | {len(own[solver])} | {mean:.1f} |" in page
+    assert common - own["eqopt"] == {"HEART8LS"}
+    pair = own["eqopt"], own["eqopt-newton"]
+    assert len(pair[0] - pair[1]) == len(pair[1] - pair[0]) == 2
