@@ -48,17 +48,17 @@ def _kind(name: str, kind: type[_Part]) -> Callable[[object], _Part]:
     return convert
 
 
-_momentum = _kind("muon", ScaleByMuon)
+as_momentum = _kind("muon", ScaleByMuon)
 _shape_scale = _kind("scale", ScaleByShape)
 
 
-def _rest(value: Any) -> AnyTransformation | None:
+def as_rest(value: Any) -> AnyTransformation | None:
     if value is not None:
         check_transformation("rest", value)
     return value
 
 
-def _with_dimensions(link: _Link, dimensions: AbstractDimensions | None) -> _Link:
+def with_dimensions(link: _Link, dimensions: AbstractDimensions | None) -> _Link:
     if dimensions is None:
         return link
     return dataclasses.replace(link, weight_dimension_numbers=dimensions)
@@ -113,23 +113,23 @@ class NorMuon(AbstractOptimizer[PartitionState]):
     eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
     weight_decay: Scalar = eqx.field(converter=non_negative("weight_decay"), default=0.0)
     muon: ScaleByMuon = eqx.field(
-        default_factory=lambda: ScaleByMuon(momentum="ema", nesterov=False), converter=_momentum
+        default_factory=lambda: ScaleByMuon(momentum="ema", nesterov=False), converter=as_momentum
     )
     scale: ScaleByShape = eqx.field(
         default_factory=lambda: ScaleByShape(consistent_rms=0.2), converter=_shape_scale
     )
-    rest: AbstractTransformation | None = eqx.field(converter=_rest, default=None)
+    rest: AbstractTransformation | None = eqx.field(converter=as_rest, default=None)
     weight_dimension_numbers: AbstractDimensions | None = eqx.field(
         converter=optional(as_dimensions), default=None
     )
 
     def compose(self) -> AbstractTransformation[PartitionState]:
         dimensions = self.weight_dimension_numbers
-        muon = _with_dimensions(self.muon, dimensions)
+        muon = with_dimensions(self.muon, dimensions)
         return beside(
             muon,
             ScaleByNeuronRMS(self.b2, self.eps, weight_dimension_numbers=dimensions),
-            _with_dimensions(self.scale, dimensions),
+            with_dimensions(self.scale, dimensions),
             learning_rate=self.learning_rate,
             weight_decay=self.weight_decay,
             rest=self.rest,
@@ -174,23 +174,23 @@ class AdaMuon(AbstractOptimizer[PartitionState]):
     eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
     weight_decay: Scalar = eqx.field(converter=non_negative("weight_decay"), default=0.0)
     muon: ScaleByMuon = eqx.field(
-        default_factory=lambda: ScaleByMuon(momentum="ema", nesterov=False), converter=_momentum
+        default_factory=lambda: ScaleByMuon(momentum="ema", nesterov=False), converter=as_momentum
     )
     scale: ScaleByShape = eqx.field(
         default_factory=lambda: ScaleByShape(consistent_rms=0.2), converter=_shape_scale
     )
-    rest: AbstractTransformation | None = eqx.field(converter=_rest, default=None)
+    rest: AbstractTransformation | None = eqx.field(converter=as_rest, default=None)
     weight_dimension_numbers: AbstractDimensions | None = eqx.field(
         converter=optional(as_dimensions), default=None
     )
 
     def compose(self) -> AbstractTransformation[PartitionState]:
         dimensions = self.weight_dimension_numbers
-        muon = _with_dimensions(self.muon, dimensions)
+        muon = with_dimensions(self.muon, dimensions)
         return beside(
             muon,
             ScaleByRMS(self.b2, self.eps, eps_in_sqrt=False),
-            _with_dimensions(self.scale, dimensions),
+            with_dimensions(self.scale, dimensions),
             learning_rate=self.learning_rate,
             weight_decay=self.weight_decay,
             rest=self.rest,
@@ -232,22 +232,22 @@ class NAMO(AbstractOptimizer[PartitionState]):
     eps: Scalar = eqx.field(converter=non_negative("eps"), default=1e-8)
     weight_decay: Scalar = eqx.field(converter=non_negative("weight_decay"), default=0.0)
     muon: ScaleByMuon = eqx.field(
-        default_factory=lambda: ScaleByMuon(momentum="ema", nesterov=False), converter=_momentum
+        default_factory=lambda: ScaleByMuon(momentum="ema", nesterov=False), converter=as_momentum
     )
     scale: ScaleByShape = eqx.field(
         default_factory=lambda: ScaleByShape(consistent_rms=0.2), converter=_shape_scale
     )
-    rest: AbstractTransformation | None = eqx.field(converter=_rest, default=None)
+    rest: AbstractTransformation | None = eqx.field(converter=as_rest, default=None)
     weight_dimension_numbers: AbstractDimensions | None = eqx.field(
         converter=optional(as_dimensions), default=None
     )
 
     def compose(self) -> AbstractTransformation[PartitionState]:
         dimensions = self.weight_dimension_numbers
-        muon = _with_dimensions(self.muon, dimensions)
+        muon = with_dimensions(self.muon, dimensions)
         return beside(
             ScaleByNAMO(muon, self.b2, self.eps),
-            _with_dimensions(self.scale, dimensions),
+            with_dimensions(self.scale, dimensions),
             learning_rate=self.learning_rate,
             weight_decay=self.weight_decay,
             rest=self.rest,
@@ -286,16 +286,16 @@ class PolarGrad(AbstractOptimizer[PartitionState]):
     weight_decay: Scalar = eqx.field(converter=non_negative("weight_decay"), default=0.0)
     muon: ScaleByMuon = eqx.field(
         default_factory=lambda: ScaleByMuon(momentum="ema", nesterov=False, adaptive=True),
-        converter=_momentum,
+        converter=as_momentum,
     )
-    rest: AbstractTransformation | None = eqx.field(converter=_rest, default=None)
+    rest: AbstractTransformation | None = eqx.field(converter=as_rest, default=None)
     weight_dimension_numbers: AbstractDimensions | None = eqx.field(
         converter=optional(as_dimensions), default=None
     )
 
     def compose(self) -> AbstractTransformation[PartitionState]:
         dimensions = self.weight_dimension_numbers
-        muon = _with_dimensions(self.muon, dimensions)
+        muon = with_dimensions(self.muon, dimensions)
         return beside(
             muon,
             learning_rate=self.learning_rate,

@@ -131,6 +131,7 @@ ROWS = [
     optimizer("AdaMuon", lambda: matrix.AdaMuon(0.05, 0.8, 1e-6, 0.01)),
     optimizer("NAMO", lambda: matrix.NAMO(0.05, 0.8, 1e-6, 0.01)),
     optimizer("PolarGrad", lambda: matrix.PolarGrad(0.05, 0.01)),
+    optimizer("MuonHyperball", lambda: matrix.MuonHyperball(0.05, 0.02)),
     optimizer("Scion", lambda: matrix.Scion(0.05, 0.8, 0.3)),
     Row(
         "GaLore",
