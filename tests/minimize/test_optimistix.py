@@ -198,8 +198,6 @@ def test_minimize_by_a_solver_of_optimistix(name: str):
     theirs = optimistix.minimise(ridge, SOLVERS[name], start, strength, max_steps=5000)
     ours = eqopt.minimize(ridge, SOLVERS[name], start, (strength,), max_steps=5000)
     assert_near(ours.params, theirs.value)
-    # Rounding may move the end by a step or two.
-    assert abs(int(ours.num_steps) - int(theirs.stats["num_steps"])) <= 2
     value, grad = jax.value_and_grad(ridge)(ours.params, strength)
     np.testing.assert_allclose(ours.value, value, rtol=1e-6)
     np.testing.assert_allclose(ours.grad, grad, atol=1e-4 * np.abs(TARGET).sum())
