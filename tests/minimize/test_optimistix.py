@@ -206,7 +206,6 @@ def test_minimize_by_a_solver_of_optimistix(name: str):
 def test_a_solution_by_a_solver_is_differentiable():
     def minimizer(strength: Array) -> Array:
         start = jnp.zeros(3, FLOAT)
-        # A closure: optimistix's own derivative sees `args` and closures alike.
         return eqopt.minimize(lambda x: ridge(x, strength), SOLVERS["BFGS"], start).params
 
     strengths = jnp.asarray([0.5, 2.0], FLOAT)
@@ -246,7 +245,8 @@ def test_a_solver_keeps_to_the_limits():
         eqopt.minimize(rosenbrock, SOLVERS["BFGS"], start, (a,), max_steps=7)
 
 
-def test_the_evaluations_of_a_solver_are_counted():
+@pytest.mark.parametrize("name", SOLVERS)
+def test_the_evaluations_of_a_solver_are_counted(name: str):
     calls = Calls()
 
     def run() -> Any:
@@ -254,10 +254,14 @@ def test_the_evaluations_of_a_solver_are_counted():
             return rosenbrock(calls.counted(x), jnp.ones((), FLOAT))
 
         start = jnp.asarray([-1.2, 1.0], FLOAT)
-        return eqopt.minimize(fn, SOLVERS["LBFGS"], start, max_steps=12, throw=False)
+        return eqopt.minimize(fn, SOLVERS[name], start, max_steps=12, throw=False)
 
     num_evals = calls.of(run)
-    assert run().num_evals == num_evals == 13
+    found = run()
+    told = found.num_evals
+    assert told == found.num_steps + 1 > 5
+    # Nelder and Mead's method looks at several points in a step, and tells nobody how many.
+    assert num_evals > told if name == "NelderMead" else num_evals == told
 
 
 def test_how_a_solver_ended_is_told():
