@@ -171,6 +171,13 @@ def test_a_wrong_gradient_is_no_convergence():
     assert found.result == optimistix.RESULTS.nonlinear_divergence
 
 
+def test_a_start_without_a_value_is_called_so():
+    solver = EqoptMinimiser(eqopt.LBFGS(), TOL, TOL)
+    start = -jnp.ones(2, FLOAT)
+    found = optimistix.minimise(lambda x, _: jnp.sum(jnp.log(x)), solver, start, throw=False)
+    assert found.result == optimistix.RESULTS.nonfinite
+
+
 def test_what_optimistix_cannot_differentiate_is_refused():
     with pytest.raises(ValueError, match=r"use `eqopt\.minimize`"):
         EqoptMinimiser(eqopt.FISTA(L1(0.1)), TOL, TOL)
