@@ -42,7 +42,8 @@ class Solution(eqx.Module, Generic[Model, State, Aux]):
         is the sum of both, and `grad` the gradient of the objective alone.
     - `state`: the optimizer's state, to continue from.
     - `num_steps`, `num_evals`: how many steps were taken, and how many times the objective was
-        evaluated with its gradient.
+        evaluated with its gradient. A step of a solver of optimistix counts as one evaluation;
+        its `NelderMead` makes more.
     - `result`: an [`eqopt.MinimizeResult`][], with a message.
     - `stats`: `"grad_norm"`, the largest magnitude in `grad`, with bounds in the projected
         gradient; with `history`, also `"values"`, the objective's value at the start and after each

@@ -54,7 +54,7 @@ def solve(objective: Objective, solver: Any, params: Params, tolerances: Toleran
     results = sys.modules["optimistix"].RESULTS
     traced, shapes = objective.traced(params)
     evaluate: Any = traced.replay
-    # Every solver of optimistix evaluates the objective once in a step.
+    # Nobody tells how many evaluations a step makes. It is one, but for Nelder and Mead's method.
     limit = jnp.minimum(tolerances.max_steps, tolerances.max_evals - 1)
 
     def value_fn(params: Params, args: None) -> tuple[Array, None]:

@@ -19,7 +19,7 @@ from .._base.arithmetic import cast
 from .._base.converters import non_negative
 from .._base.types import ScalarLike
 from .._minimize.composite import penalty_of
-from .._minimize.convergence import CONVERGED, largest, Tolerances
+from .._minimize.convergence import CONVERGED, largest, MinimizeResult, Tolerances
 from .._minimize.loop import advance, begin, finish, pose
 from .._minimize.stationarity import projects
 from .._minimize.task import MinimizeCarry, Problem
@@ -151,6 +151,7 @@ class EqoptMinimiser(optimistix.AbstractMinimiser[Any, Any, _MinimiserState]):
         failed = state.carry.done & ~converged & ~state.is_small
         results = optimistix.RESULTS
         result = results.where(failed, results.nonlinear_divergence, results.successful)
+        result = results.where(ended == MinimizeResult.nonfinite, results.nonfinite, result)
         return state.is_small | state.carry.done, result
 
     def postprocess(

@@ -71,7 +71,7 @@ class _Walker:
         return float(end[0])
 
     def descend(self, which: int, x: float, num_searches: int) -> float:
-        """Steepest descent, of which no step goes up."""
+        """Steepest descent; no step goes up."""
         for _ in range(num_searches):
             before, slope = self.value_and_slope(which, x)
             x = self.search_from(which, x, -slope)

@@ -171,6 +171,13 @@ def test_a_wrong_gradient_is_no_convergence():
     assert found.result == optimistix.RESULTS.nonlinear_divergence
 
 
+def test_a_start_without_a_value_is_called_so():
+    solver = EqoptMinimiser(eqopt.LBFGS(), TOL, TOL)
+    start = -jnp.ones(2, FLOAT)
+    found = optimistix.minimise(lambda x, _: jnp.sum(jnp.log(x)), solver, start, throw=False)
+    assert found.result == optimistix.RESULTS.nonfinite
+
+
 def test_what_optimistix_cannot_differentiate_is_refused():
     with pytest.raises(ValueError, match=r"use `eqopt\.minimize`"):
         EqoptMinimiser(eqopt.FISTA(L1(0.1)), TOL, TOL)
@@ -198,8 +205,6 @@ def test_minimize_by_a_solver_of_optimistix(name: str):
     theirs = optimistix.minimise(ridge, SOLVERS[name], start, strength, max_steps=5000)
     ours = eqopt.minimize(ridge, SOLVERS[name], start, (strength,), max_steps=5000)
     assert_near(ours.params, theirs.value)
-    # Rounding may move the end by a step or two.
-    assert abs(int(ours.num_steps) - int(theirs.stats["num_steps"])) <= 2
     value, grad = jax.value_and_grad(ridge)(ours.params, strength)
     np.testing.assert_allclose(ours.value, value, rtol=1e-6)
     np.testing.assert_allclose(ours.grad, grad, atol=1e-4 * np.abs(TARGET).sum())
@@ -208,7 +213,6 @@ def test_minimize_by_a_solver_of_optimistix(name: str):
 def test_a_solution_by_a_solver_is_differentiable():
     def minimizer(strength: Array) -> Array:
         start = jnp.zeros(3, FLOAT)
-        # A closure: optimistix's own derivative sees `args` and closures alike.
         return eqopt.minimize(lambda x: ridge(x, strength), SOLVERS["BFGS"], start).params
 
     strengths = jnp.asarray([0.5, 2.0], FLOAT)
@@ -248,7 +252,8 @@ def test_a_solver_keeps_to_the_limits():
         eqopt.minimize(rosenbrock, SOLVERS["BFGS"], start, (a,), max_steps=7)
 
 
-def test_the_evaluations_of_a_solver_are_counted():
+@pytest.mark.parametrize("name", SOLVERS)
+def test_the_evaluations_of_a_solver_are_counted(name: str):
     calls = Calls()
 
     def run() -> Any:
@@ -256,10 +261,14 @@ def test_the_evaluations_of_a_solver_are_counted():
             return rosenbrock(calls.counted(x), jnp.ones((), FLOAT))
 
         start = jnp.asarray([-1.2, 1.0], FLOAT)
-        return eqopt.minimize(fn, SOLVERS["LBFGS"], start, max_steps=12, throw=False)
+        return eqopt.minimize(fn, SOLVERS[name], start, max_steps=12, throw=False)
 
     num_evals = calls.of(run)
-    assert run().num_evals == num_evals == 13
+    found = run()
+    told = found.num_evals
+    assert told == found.num_steps + 1 > 5
+    # Nelder and Mead's method looks at several points in a step, and tells nobody how many.
+    assert num_evals > told if name == "NelderMead" else num_evals == told
 
 
 def test_how_a_solver_ended_is_told():

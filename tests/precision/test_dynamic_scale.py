@@ -330,7 +330,7 @@ def test_through_scan_and_vmap():
         one_by_one.append(bool(fin))
     assert finite.tolist() == one_by_one
     assert same(end[1], carry[1]) and same(end[0].scale, carry[0].scale)
-    # Two of them at once, of which one overflows.
+    # Two of them at once; one overflows.
     lanes = jax.vmap(lambda x: step(start, x)[0][1]["w"])(jnp.asarray([1e-3, np.inf], jnp.float16))
     assert same(lanes[1], model["w"])
     assert not same(lanes[0], model["w"])

@@ -39,7 +39,7 @@ def test_counts_of_bytes():
         swapped = memory.Pair(pairs[0].eqopt, pairs[1].optax)
         wrong = memory.compared("swapped", swapped, size)
     assert _timing.wrong(rows) == []
-    # The moments of AdamW are two copies of the parameters, of which SGD keeps none.
+    # The moments of AdamW are two copies of the parameters; SGD has none.
     assert _timing.wrong(wrong) == ["swapped: bytes of the state"]
     num_bytes = memory.num_bytes(memory.parameters(1, 32))
     assert num_bytes == 4 * (32 * 256 + 32 + 3 * 3 * 8 * 16)

@@ -20,7 +20,7 @@ class Calls:
         self.evaluations = self.traces = 0
 
     def counted(self, x: Array) -> Array:
-        """`x`, an evaluation of which is counted when the program runs."""
+        """`x`. Each time the program computes it, that is counted."""
         self.traces += 1
 
         def call(x: Any) -> Any:

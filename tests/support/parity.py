@@ -231,7 +231,7 @@ def one_by_one(
         yield (updates, state.states), (alone, tuple(states))
 
 
-# About extra arguments, of which there are none here.
+# About extra arguments; here there are none.
 _NOT_VARIED = {"mask_compatible_extra_args"}
 
 

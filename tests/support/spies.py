@@ -1,4 +1,4 @@
-"""Transformations that keep what reaches them, and the objective of which they are told."""
+"""Transformations that keep what reaches them, and an objective that they are told."""
 
 import dataclasses
 from collections.abc import Iterable

@@ -168,7 +168,7 @@ def test_a_costly_optimizer_costs_an_eighth():
 
 @pytest.mark.default_flags
 def test_a_costly_optimizer_is_computed_under_a_condition():
-    """The compiler has made no selection of it, of which both sides would be computed."""
+    """The compiler has made no selection of it, which would compute both sides."""
     x, opt = jnp.ones((64, 64), FLOAT), eqopt.MultiSteps(eqopt.Stateless(_polynomial), 8)
     state = opt.init(x)
     text = jax.jit(lambda u, s: opt.update(u, s, x)).lower(x, state).compile().as_text()
