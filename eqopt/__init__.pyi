@@ -95,7 +95,7 @@ from ._optimizer.yogi import Yogi as Yogi
 
 # Transformations, the links of a chain.
 from ._transform.matrix.galore import ScaleByGaLore as ScaleByGaLore
-from ._transform.matrix.muon import ScaleByMuon as ScaleByMuon, ScaleByShape as ScaleByShape
+from ._transform.matrix.muon import ScaleByMuon as ScaleByMuon
 from ._transform.acprop import ScaleByACProp as ScaleByACProp
 from ._transform.adadelta import ScaleByAdadelta as ScaleByAdadelta
 from ._transform.adam import ScaleByAdam as ScaleByAdam
@@ -132,7 +132,6 @@ from ._transform.clip import (
     NormalizeByUpdateNorm as NormalizeByUpdateNorm,
 )
 from ._transform.cocob import ScaleByCOCOB as ScaleByCOCOB
-from ._transform.contract import ContractByLearningRate as ContractByLearningRate
 from ._transform.dadapt import (
     ScaleByDAdaptAdam as ScaleByDAdaptAdam,
     ScaleByProdigy as ScaleByProdigy,

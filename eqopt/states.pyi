@@ -49,18 +49,18 @@ from .precision._master_weights import MasterWeightsState as MasterWeightsState
 from .precision._stochastic import StochasticRoundingState as StochasticRoundingState
 
 # Of what keeps a run in bounds.
-from .control._cautious import (
+from ._transform.control.cautious import (
     AddCautiousDecayedWeightsState as AddCautiousDecayedWeightsState,
     CautiousUpdatesState as CautiousUpdatesState,
 )
-from .control._came import ScaleByCAMEState as ScaleByCAMEState
-from .control._decay import DecayWeightsState as DecayWeightsState
-from .control._graft import GraftState as GraftState
-from .control._hyperball import HyperballState as HyperballState
-from .control._laprop import ScaleByLaPropState as ScaleByLaPropState
-from .control._mars import ReduceVarianceState as ReduceVarianceState
-from .control._spikes import SkipSpikesState as SkipSpikesState
-from .control._stable_adam import ScaleByStableAdamState as ScaleByStableAdamState
+from ._transform.came import ScaleByCAMEState as ScaleByCAMEState
+from ._transform.control.decay import DecayWeightsState as DecayWeightsState
+from ._wrapper.graft import GraftState as GraftState
+from ._transform.control.hyperball import HyperballState as HyperballState
+from ._transform.laprop import ScaleByLaPropState as ScaleByLaPropState
+from ._transform.mars import ReduceVarianceState as ReduceVarianceState
+from ._wrapper.spikes import SkipSpikesState as SkipSpikesState
+from ._transform.stable_adam import ScaleByStableAdamState as ScaleByStableAdamState
 
 # Of transformations.
 from ._transform.matrix.galore import ScaleByGaLoreState as ScaleByGaLoreState

@@ -18,7 +18,7 @@ class Fromage(AbstractOptimizer[_State]):
     """Steps by the gradient, each leaf by the same fraction of its length, and bounds that length.
 
     It is a chain of [`eqopt.ScaleByTrustRatio`][], [`eqopt.ScaleByLearningRate`][] and
-    [`eqopt.ContractByLearningRate`][].
+    [`eqopt.control.ContractByLearningRate`][].
 
     **Arguments:**
 

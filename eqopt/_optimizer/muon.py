@@ -27,7 +27,7 @@ from ..selectors._selector import AbstractSelector, as_selector
 class Muon(AbstractOptimizer[PartitionState]):
     """Steps by orthogonal matrices; parameters that are not matrices step as Adam does.
 
-    Matrices go through a chain of [`eqopt.ScaleByMuon`][], [`eqopt.ScaleByShape`][],
+    Matrices go through a chain of [`eqopt.ScaleByMuon`][], [`eqopt.matrix.ScaleByShape`][],
     [`eqopt.AddDecayedWeights`][] and [`eqopt.ScaleByLearningRate`][], and other parameters through
     the chain of [`eqopt.AdamW`][]. It is an [`eqopt.Partition`][] of the two, labeled `"muon"` and
     `"adam"`.
@@ -69,7 +69,7 @@ class Muon(AbstractOptimizer[PartitionState]):
         [`eqopt.options.MuonDimensionNumbers`][] and `None`, possibly a prefix, or a function from
         the parameters to one. `None` takes parameters with two axes.
     - `consistent_rms`: the root mean square that the steps are to have before the learning rate,
-        not negative; `None` scales them as [`eqopt.ScaleByShape`][] does by default.
+        not negative; `None` scales them as [`eqopt.matrix.ScaleByShape`][] does by default.
     """
 
     learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)

@@ -5,6 +5,7 @@ import equinox as eqx
 from .._base.converters import flag, optional, positive
 from .._base.types import Scalar
 from .._schedule.base import AbstractSchedule, as_rate, scheduled_real
+from .._transform.control.hyperball import Hyperball
 from .._transform.matrix.dimensions import (
     AbstractDimensions,
     as_dimensions,
@@ -15,7 +16,6 @@ from .._transform.matrix.muon import ScaleByMuon
 from .._transformation.base import AbstractOptimizer, AbstractTransformation
 from .._wrapper.chain import Chain
 from .._wrapper.partition import Partition, PartitionState
-from ..control._hyperball import Hyperball
 from .adam import AdamW
 from .muon_kin import as_momentum, as_rest, with_dimensions
 

@@ -84,8 +84,9 @@ class NorMuon(AbstractOptimizer[PartitionState]):
     r"""Steps by orthogonal matrices whose rows are divided by the size that they have had.
 
     It is a chain of [`eqopt.ScaleByMuon`][], [`eqopt.matrix.ScaleByNeuronRMS`][],
-    [`eqopt.ScaleByShape`][], [`eqopt.AddDecayedWeights`][] and [`eqopt.ScaleByLearningRate`][] for
-    matrices, in a [`eqopt.Partition`][] with another optimizer for all other parameters.
+    [`eqopt.matrix.ScaleByShape`][], [`eqopt.AddDecayedWeights`][] and
+    [`eqopt.ScaleByLearningRate`][] for matrices, in a [`eqopt.Partition`][] with another optimizer
+    for all other parameters.
 
 
     **Arguments:**
@@ -96,7 +97,7 @@ class NorMuon(AbstractOptimizer[PartitionState]):
     - `weight_decay`: the decay of matrices, and of the default `rest`, in proportion to the
         learning rate, not negative.
     - `muon`: the [`eqopt.ScaleByMuon`][] of the matrices: momentum, coefficients, steps.
-    - `scale`: the [`eqopt.ScaleByShape`][] of the matrices.
+    - `scale`: the [`eqopt.matrix.ScaleByShape`][] of the matrices.
     - `rest`: the optimizer of the parameters that are not matrices; `None` is
         `AdamW(learning_rate, b1=0.9, b2=0.95, weight_decay=weight_decay)`.
     - `weight_dimension_numbers`: which parameters are matrices, and how, as for [`eqopt.Muon`][];
@@ -140,9 +141,10 @@ class NorMuon(AbstractOptimizer[PartitionState]):
 class AdaMuon(AbstractOptimizer[PartitionState]):
     r"""Steps by orthogonal matrices whose entries are divided by the size that they have had.
 
-    It is a chain of [`eqopt.ScaleByMuon`][], [`eqopt.ScaleByRMS`][], [`eqopt.ScaleByShape`][],
-    [`eqopt.AddDecayedWeights`][] and [`eqopt.ScaleByLearningRate`][] for matrices, in a
-    [`eqopt.Partition`][] with another optimizer for all other parameters.
+    It is a chain of [`eqopt.ScaleByMuon`][], [`eqopt.ScaleByRMS`][],
+    [`eqopt.matrix.ScaleByShape`][], [`eqopt.AddDecayedWeights`][] and
+    [`eqopt.ScaleByLearningRate`][] for matrices, in a [`eqopt.Partition`][] with another optimizer
+    for all other parameters.
 
     !!! note
         This is the rule of emerging-optimizers. The paper also takes the sign of the momentum
@@ -157,7 +159,7 @@ class AdaMuon(AbstractOptimizer[PartitionState]):
     - `weight_decay`: the decay of matrices, and of the default `rest`, in proportion to the
         learning rate, not negative.
     - `muon`: the [`eqopt.ScaleByMuon`][] of the matrices: momentum, coefficients, steps.
-    - `scale`: the [`eqopt.ScaleByShape`][] of the matrices.
+    - `scale`: the [`eqopt.matrix.ScaleByShape`][] of the matrices.
     - `rest`: the optimizer of the parameters that are not matrices; `None` is
         `AdamW(learning_rate, b1=0.9, b2=0.95, weight_decay=weight_decay)`.
     - `weight_dimension_numbers`: which parameters are matrices, and how, as for [`eqopt.Muon`][];
@@ -201,9 +203,10 @@ class AdaMuon(AbstractOptimizer[PartitionState]):
 class NAMO(AbstractOptimizer[PartitionState]):
     r"""Steps by orthogonal matrices, shorter where gradients disagree.
 
-    It is a chain of [`eqopt.matrix.ScaleByNAMO`][], [`eqopt.ScaleByShape`][],
-    [`eqopt.AddDecayedWeights`][] and [`eqopt.ScaleByLearningRate`][] for matrices, in a
-    [`eqopt.Partition`][] with another optimizer for all other parameters.
+    It is a chain of [`eqopt.matrix.ScaleByNAMO`][], [`eqopt.matrix.ScaleByShape`][],
+    [`eqopt.AddDecayedWeights`][] and
+    [`eqopt.ScaleByLearningRate`][] for matrices, in a [`eqopt.Partition`][] with another optimizer
+    for all other parameters.
 
 
     **Arguments:**
@@ -214,7 +217,7 @@ class NAMO(AbstractOptimizer[PartitionState]):
     - `weight_decay`: the decay of matrices, and of the default `rest`, in proportion to the
         learning rate, not negative.
     - `muon`: the [`eqopt.ScaleByMuon`][] of the matrices: momentum, coefficients, steps.
-    - `scale`: the [`eqopt.ScaleByShape`][] of the matrices.
+    - `scale`: the [`eqopt.matrix.ScaleByShape`][] of the matrices.
     - `rest`: the optimizer of the parameters that are not matrices; `None` is
         `AdamW(learning_rate, b1=0.9, b2=0.95, weight_decay=weight_decay)`.
     - `weight_dimension_numbers`: which parameters are matrices, and how, as for [`eqopt.Muon`][];

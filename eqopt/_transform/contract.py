@@ -26,7 +26,7 @@ def _contract(
 
 @checks.typed
 class ContractByLearningRateState(eqx.Module):
-    """The state of [`eqopt.ContractByLearningRate`][].
+    """The state of [`eqopt.control.ContractByLearningRate`][].
 
     **Arguments:**
 

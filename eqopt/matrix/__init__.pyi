@@ -10,7 +10,7 @@ from .._optimizer.scion import Scion as Scion
 
 # Links.
 from .._transform.matrix.dual import ScaleByDualNorm as ScaleByDualNorm
-from .._transform.matrix.muon import Orthogonalize as Orthogonalize
+from .._transform.matrix.muon import Orthogonalize as Orthogonalize, ScaleByShape as ScaleByShape
 from .._transform.matrix.second_moment import (
     ScaleByNAMO as ScaleByNAMO,
     ScaleByNeuronRMS as ScaleByNeuronRMS,

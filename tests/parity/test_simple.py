@@ -105,7 +105,7 @@ _TIGHT = 1e-13 if X64 else 1e-6
 @pytest.mark.parametrize("rate", [1e-5, 0.1, 3.0])
 def test_parameters_are_contracted(rate: float):
     params, updates = values((3, 2), 0), values((3, 2), 1)
-    opt = eqopt.ContractByLearningRate(rate)
+    opt = eqopt.control.ContractByLearningRate(rate)
     found, _ = opt.update(updates, opt.init(params), params)
     x, u, s = np.float64(params), np.float64(updates), float(FLOAT(rate))
     # In extended precision, for the difference is one of nearly equal numbers.

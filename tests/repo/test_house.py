@@ -34,7 +34,8 @@ def test_the_package_keeps_its_measures():
     assert found.arrows_up == found.cycles == 0
     assert found.rooms <= 25
     assert found.floors <= 11
-    assert found.arrows <= 120
+    # Ten of them are those of the namespaces `control` and `matrix`, which only collect names.
+    assert found.arrows <= 130
     assert found.private_top_level_files <= 3
     assert found.public_names == len(dir(eqopt)) <= 200
 

@@ -72,8 +72,8 @@ def _momentum(hyper: dict[str, Any], **more: Any) -> eqopt.ScaleByMuon:
     )
 
 
-def _scale(hyper: dict[str, Any]) -> eqopt.ScaleByShape:
-    return eqopt.ScaleByShape(OUT_IN, mode=_MODES[hyper.get("scale_mode", "spectral")])
+def _scale(hyper: dict[str, Any]) -> eqopt.matrix.ScaleByShape:
+    return eqopt.matrix.ScaleByShape(OUT_IN, mode=_MODES[hyper.get("scale_mode", "spectral")])
 
 
 def _with_decay(hyper: dict[str, Any], *links: Any) -> Any:

@@ -33,7 +33,7 @@ def test_factors_of_the_shape():
     numbers = {name: MuonDimensionNumbers(*own) for name, own in axes.items()}
     factors = {"square": 1.0, "wide": 2.0, "tall": 1.0, "stack": 2.0, "swapped": 2.0}
     for rms in (None, 0.5):
-        opt = eqopt.ScaleByShape(numbers, rms)
+        opt = eqopt.matrix.ScaleByShape(numbers, rms)
         updates, _ = opt.update(params, opt.init(params))
         for name, x in updates.items():
             largest = max(ones[name][-2:])
@@ -46,7 +46,7 @@ def test_consistent_rms_is_the_root_mean_square():
     numbers = {"w": MuonDimensionNumbers(), "k": MuonDimensionNumbers((1, 2, 3), 0)}
     opt = eqopt.Chain(
         eqopt.ScaleByMuon(CUBIC, 60, weight_dimension_numbers=numbers),
-        eqopt.ScaleByShape(numbers, 0.2),
+        eqopt.matrix.ScaleByShape(numbers, 0.2),
     )
     for x in jax.tree.leaves(one_update(opt, gradient)):
         np.testing.assert_allclose(np.sqrt(np.mean(np.square(x))), 0.2, rtol=1e-5)
@@ -126,7 +126,7 @@ def test_what_is_no_matrix_is_named():
     with pytest.raises(ValueError, match=r"`params\['b'\]` has shape \(3,\); it has no axes"):
         eqopt.ScaleByMuon(weight_dimension_numbers=MuonDimensionNumbers()).init(params)
     with pytest.raises(ValueError, match=r"`params\['w'\]`.* are not different ones"):
-        eqopt.ScaleByShape(MuonDimensionNumbers(0, (0, 1))).init({"w": params["w"]})
+        eqopt.matrix.ScaleByShape(MuonDimensionNumbers(0, (0, 1))).init({"w": params["w"]})
     with pytest.raises(TypeError, match="must hold `MuonDimensionNumbers`"):
         eqopt.Muon(0.1, muon_weight_dimension_numbers={"w": 1, "b": None})
     with pytest.raises(TypeError, match="`output_axis` must be an axis"):

@@ -165,7 +165,7 @@ def test_momenta(momentum: str, nesterov: bool):
 
 @pytest.mark.parametrize("mode", ("shape", "unit_rms", "spectral"))
 def test_scales_by_shape(mode: str):
-    (found,) = updates_of(eqopt.ScaleByShape(OUT_IN, mode=mode), GRADS[:1])
+    (found,) = updates_of(eqopt.matrix.ScaleByShape(OUT_IN, mode=mode), GRADS[:1])
     expected = {}
     for k, g in GRADS[0].items():
         out, fan_in = g.shape
@@ -279,7 +279,7 @@ def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match="`momentum` must be"):
         eqopt.ScaleByMuon(momentum="nesterov")
     with pytest.raises(ValueError, match="`mode` must be"):
-        eqopt.ScaleByShape(mode="rms_norm")
+        eqopt.matrix.ScaleByShape(mode="rms_norm")
     with pytest.raises(ValueError, match="`axis` must be"):
         matrix.ScaleByNeuronRMS(axis="rows")
     with pytest.raises(ValueError, match="`norm` must be"):

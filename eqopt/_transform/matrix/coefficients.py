@@ -103,21 +103,21 @@ def polar_express(
         Application to the Muon Algorithm*, 2025 (arXiv 2505.16932), algorithm 1 and appendix.
     """
     num_steps = size("num_steps")(num_steps)
-    for name, x, low, high in (
-        ("lower", lower, 0.0, 1.0),
-        ("safety", safety, -1e-300, np.inf),
-        ("cushion", cushion, -1e-300, 1.0),
+    for name, x, holds in (
+        ("lower", lower, 0 < lower < 1),
+        ("safety", safety, 0 <= safety < np.inf),
+        ("cushion", cushion, 0 <= cushion < 1),
     ):
-        if not low < x < high:
+        if not holds:
             raise ValueError(f"`{name}` is out of its range; got {x!r}")
-    low, high, shrink, powers = lower, 1.0, 1 + safety, np.array([1, 3, 5])
+    low, high, shrink, powers = float(lower), 1.0, 1 + safety, np.array([1, 3, 5])
     rows: list[np.ndarray] = []
     for i in range(num_steps):
         row = _minimax(max(low, cushion * high), high)
         row = row * (2 / (row @ low**powers + row @ high**powers))
         divided = row / shrink**powers if i < num_steps - 1 else row
         rows.append(divided)
-        low = (divided if safety_in_bounds else row) @ low**powers
+        low = float((divided if safety_in_bounds else row) @ low**powers)
         high = 2 - low
     return Quintics([tuple(map(float, row)) for row in rows], end="repeat")
 

@@ -30,7 +30,7 @@ class ScaleByDualNorm(AbstractTransformation[EmptyState]):
     | `"rms"` | $g$ over $\|g\| \, d^{-1/2} + \epsilon$ | biases and other vectors |
 
     The step of the spectral norm is made by [`eqopt.matrix.Orthogonalize`][] and
-    `eqopt.ScaleByShape(mode="unit_rms")`.
+    `eqopt.matrix.ScaleByShape(mode="unit_rms")`.
 
     **Arguments:**
 

@@ -39,7 +39,7 @@ class ScaleByNeuronRMS(AbstractTransformation[ScaleByNeuronRMSState]):
     U = \frac{\|O\|_F}{\max(\|O'\|_F, \epsilon)}\, O'.$$
 
     It stands after [`eqopt.ScaleByMuon`][], whose rows differ in size, and before
-    [`eqopt.ScaleByShape`][]. The average is not debiased: the norm that is kept makes that
+    [`eqopt.matrix.ScaleByShape`][]. The average is not debiased: the norm that is kept makes that
     unnecessary. There is a $v_i$ for each row of each matrix of a stack.
 
     **Arguments:**

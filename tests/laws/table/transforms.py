@@ -104,7 +104,7 @@ ROWS = [
             (3.2, -4.1, 1.7), 3, 0.8, 1e-6, weight_dimension_numbers=matrices_or_rows
         ),
     ),
-    Row("ScaleByShape", lambda: eqopt.ScaleByShape(matrices_or_rows, 0.3)),
+    Row("ScaleByShape", lambda: eqopt.matrix.ScaleByShape(matrices_or_rows, 0.3)),
     Row(
         "Orthogonalize",
         lambda: matrix.Orthogonalize(
@@ -175,7 +175,7 @@ ROWS = [
     Row("ScaleBySM3", lambda: eqopt.ScaleBySM3(0.8, 0.95, 1e-4)),
     Row(
         "ContractByLearningRate",
-        lambda: eqopt.ContractByLearningRate(0.3),
+        lambda: eqopt.control.ContractByLearningRate(0.3),
         needs_params=True,
     ),
     Row("Centralize", eqopt.Centralize),

@@ -5,14 +5,13 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Inexact
 
-from .._base import checks
-from .._base.arithmetic import minus, safe_divide, within
-from .._base.converters import non_negative, real
-from .._base.types import Params, Scalar
-from .._objective.objective import Context, require_params
-from .._transformation.base import AbstractLeafwise, EmptyState
-from .._transformation.leafwise import Rule
-from . import _blocks
+from ..._base import blocks, checks
+from ..._base.arithmetic import minus, safe_divide, within
+from ..._base.converters import non_negative, real
+from ..._base.types import Params, Scalar
+from ..._objective.objective import Context, require_params
+from ..._transformation.base import AbstractLeafwise, EmptyState
+from ..._transformation.leafwise import Rule
 
 
 @checks.typed
@@ -21,9 +20,9 @@ def _relative(
     update: Inexact[Array, "*shape"],
     param: Inexact[Array, "*shape"],
 ) -> Inexact[Array, "*shape"]:
-    unit, _ = _blocks.units(block_ndim, update)
-    size = _blocks.norms(block_ndim, param)
-    return _blocks.selected(size == 0, update, _blocks.multiplied(size, unit))
+    unit, _ = blocks.units(block_ndim, update)
+    size = blocks.norms(block_ndim, param)
+    return blocks.selected(size == 0, update, blocks.multiplied(size, unit))
 
 
 class RelativeUpdate(AbstractLeafwise[EmptyState]):
@@ -50,7 +49,7 @@ class RelativeUpdate(AbstractLeafwise[EmptyState]):
     """
 
     block_ndim: int | None = eqx.field(
-        converter=_blocks.block_size("block_ndim"), static=True, default=2
+        converter=blocks.block_size("block_ndim"), static=True, default=2
     )
 
     def init_state(self, params: Params, context: Context) -> EmptyState:
@@ -68,11 +67,11 @@ def _floor(
     param: Inexact[Array, "*shape"],
     floor: Float[Array, ""],
 ) -> Inexact[Array, "*shape"]:
-    size = _blocks.norms(block_ndim, update)
-    least = lax.mul(jnp.broadcast_to(floor, size.shape), _blocks.norms(block_ndim, param))
-    grows = _blocks.has_direction(size) & (size < least)
+    size = blocks.norms(block_ndim, update)
+    least = lax.mul(jnp.broadcast_to(floor, size.shape), blocks.norms(block_ndim, param))
+    grows = blocks.has_direction(size) & (size < least)
     factor = safe_divide(least, size, 1, zero=~grows)
-    return _blocks.selected(grows, _blocks.multiplied(factor, update), update)
+    return blocks.selected(grows, blocks.multiplied(factor, update), update)
 
 
 class UpdateFloor(AbstractLeafwise[EmptyState]):
@@ -98,7 +97,7 @@ class UpdateFloor(AbstractLeafwise[EmptyState]):
 
     floor: Scalar = eqx.field(converter=non_negative("floor"))
     block_ndim: int | None = eqx.field(
-        converter=_blocks.block_size("block_ndim"), static=True, default=2
+        converter=blocks.block_size("block_ndim"), static=True, default=2
     )
 
     def init_state(self, params: Params, context: Context) -> EmptyState:
@@ -118,11 +117,11 @@ def _brake(
     outward: Float[Array, ""],
     inward: Float[Array, ""],
 ) -> Inexact[Array, "*shape"]:
-    unit, _ = _blocks.units(block_ndim, param)
+    unit, _ = blocks.units(block_ndim, param)
     # The update is subtracted: where its radial part is negative, the step goes outward.
-    radial = _blocks.products(block_ndim, unit, update)
+    radial = blocks.products(block_ndim, unit, update)
     removed = (1 - jnp.where(radial < 0, outward, inward)) * radial
-    return minus(update, _blocks.multiplied(removed, unit))
+    return minus(update, blocks.multiplied(removed, unit))
 
 
 class RadialBrake(AbstractLeafwise[EmptyState]):
@@ -162,7 +161,7 @@ class RadialBrake(AbstractLeafwise[EmptyState]):
     outward: Scalar = eqx.field(converter=real("outward", at_least=0, at_most=1), default=0.5)
     inward: Scalar = eqx.field(converter=real("inward", at_least=0, at_most=1), default=1.0)
     block_ndim: int | None = eqx.field(
-        converter=_blocks.block_size("block_ndim"), static=True, default=2
+        converter=blocks.block_size("block_ndim"), static=True, default=2
     )
 
     def init_state(self, params: Params, context: Context) -> EmptyState:
@@ -183,10 +182,10 @@ class RadialBrake(AbstractLeafwise[EmptyState]):
 def _clip_rms(
     block_ndim: int | None, update: Inexact[Array, "*shape"], max_rms: Float[Array, ""]
 ) -> Inexact[Array, "*shape"]:
-    root = float(_blocks.num_entries(block_ndim, update)) ** 0.5
-    factor = within(_blocks.norms(block_ndim, update) / root, max_rms)
-    limited = _blocks.multiplied(factor, update)
-    return _blocks.selected(factor > 0, limited, jnp.zeros_like(update))
+    root = float(blocks.num_entries(block_ndim, update)) ** 0.5
+    factor = within(blocks.norms(block_ndim, update) / root, max_rms)
+    limited = blocks.multiplied(factor, update)
+    return blocks.selected(factor > 0, limited, jnp.zeros_like(update))
 
 
 class ClipUpdateRMS(AbstractLeafwise[EmptyState]):
@@ -212,7 +211,7 @@ class ClipUpdateRMS(AbstractLeafwise[EmptyState]):
 
     max_rms: Scalar = eqx.field(converter=non_negative("max_rms"), default=1.0)
     block_ndim: int | None = eqx.field(
-        converter=_blocks.block_size("block_ndim"), static=True, default=2
+        converter=blocks.block_size("block_ndim"), static=True, default=2
     )
 
     def init_state(self, params: Params, context: Context) -> EmptyState:

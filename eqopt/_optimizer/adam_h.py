@@ -5,19 +5,19 @@ from typing import Any
 import equinox as eqx
 import numpy as np
 
+from .._base import blocks
 from .._base.converters import decay_factor, flag, non_negative, optional, positive, to_dtype
 from .._base.fields import from_fields
 from .._base.types import Scalar
 from .._schedule.base import AbstractSchedule, as_rate, scheduled_real
 from .._transform.adam import ScaleByAdam
+from .._transform.control.hyperball import Hyperball
 from .._transform.decay import AddDecayedWeights
 from .._transform.learning_rate import ScaleByLearningRate
 from .._transformation.base import AbstractOptimizer, AbstractTransformation
 from .._wrapper.chain import Chain, ChainState
 from .._wrapper.partition import Partition
 from ..selectors._selector import AbstractSelector, as_selector, ByNdim
-from . import _blocks
-from ._hyperball import Hyperball
 
 _State = ChainState[tuple[Any, ...]]
 
@@ -82,7 +82,7 @@ class AdamH(AbstractOptimizer[_State]):
     radius: Scalar | None = eqx.field(converter=optional(positive("radius")), default=None)
     fixed: bool = eqx.field(converter=flag("fixed"), static=True, default=True)
     block_ndim: int | None = eqx.field(
-        converter=_blocks.block_size("block_ndim"), static=True, default=2
+        converter=blocks.block_size("block_ndim"), static=True, default=2
     )
     matrices: AbstractSelector = eqx.field(converter=as_selector, default=ByNdim(2))
     adam_learning_rate: Scalar | AbstractSchedule | None = eqx.field(

@@ -7,17 +7,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact, PyTree
 
-from .._base import checks
-from .._base.arithmetic import minus, plus, times
-from .._base.converters import flag, optional, positive
-from .._base.trees import accumulator_dtype, increment, zero_count
-from .._base.types import Count, Params, Scalar
-from .._objective.objective import Context, require_params
-from .._schedule.base import AbstractSchedule, as_rate, value_at
-from .._transformation.base import AbstractLeafwise, EmptyState
-from .._transformation.leafwise import Rule
-from .._transformation.nesting import AbstractConstrained, Requirement
-from . import _blocks
+from ..._base import blocks, checks
+from ..._base.arithmetic import minus, plus, times
+from ..._base.converters import flag, optional, positive
+from ..._base.trees import accumulator_dtype, increment, zero_count
+from ..._base.types import Count, Params, Scalar
+from ..._objective.objective import Context, require_params
+from ..._schedule.base import AbstractSchedule, as_rate, value_at
+from ..._transformation.base import AbstractLeafwise, EmptyState
+from ..._transformation.leafwise import Rule
+from ..._transformation.nesting import AbstractConstrained, Requirement
 
 
 @checks.typed
@@ -29,25 +28,25 @@ def _on_sphere(
     rate: Float[Array, ""],
     given: Float[Array, ""] | None = None,
 ) -> tuple[Inexact[Array, "*shape"], Float[Array, "..."] | None]:
-    place, size = _blocks.units(block_ndim, param)
+    place, size = blocks.units(block_ndim, param)
     radius = size
     if first is not None:
-        radius = _blocks.per_block(first, param)
+        radius = blocks.per_block(first, param)
     elif given is not None:
         radius = jnp.broadcast_to(given, radius.shape)
-    direction, length = _blocks.units(block_ndim, update)
-    target, moved = _blocks.units(block_ndim, minus(place, times(rate, direction)))
+    direction, length = blocks.units(block_ndim, update)
+    target, moved = blocks.units(block_ndim, minus(place, times(rate, direction)))
     # A step of rate 1 straight to the center has no direction; the parameter stays.
-    target = _blocks.selected(_blocks.has_direction(moved), target, place)
-    along = minus(_blocks.multiplied(radius, target), param)
-    finite = _blocks.selected(jnp.isfinite(length), update, jnp.zeros_like(update))
-    return _blocks.selected(radius == 0, times(-rate, finite), along), first
+    target = blocks.selected(blocks.has_direction(moved), target, place)
+    along = minus(blocks.multiplied(radius, target), param)
+    finite = blocks.selected(jnp.isfinite(length), update, jnp.zeros_like(update))
+    return blocks.selected(radius == 0, times(-rate, finite), along), first
 
 
 def _radii(
     block_ndim: int | None, kept: bool, shape: tuple[int, ...]
 ) -> tuple[tuple[int, ...] | None]:
-    return (_blocks.lead(block_ndim, shape) if kept else None,)
+    return (blocks.lead(block_ndim, shape) if kept else None,)
 
 
 @checks.typed
@@ -122,7 +121,7 @@ class Hyperball(AbstractLeafwise[HyperballState], AbstractConstrained[HyperballS
     radius: Scalar | None = eqx.field(converter=optional(positive("radius")), default=None)
     fixed: bool = eqx.field(converter=flag("fixed"), static=True, default=True)
     block_ndim: int | None = eqx.field(
-        converter=_blocks.block_size("block_ndim"), static=True, default=2
+        converter=blocks.block_size("block_ndim"), static=True, default=2
     )
 
     def requirements(self) -> frozenset[Requirement]:
@@ -134,7 +133,7 @@ class Hyperball(AbstractLeafwise[HyperballState], AbstractConstrained[HyperballS
                 return None
             wide = x.astype(accumulator_dtype(x.dtype))
             return jnp.reshape(
-                _blocks.norms(self.block_ndim, wide), _blocks.lead(self.block_ndim, x.shape)
+                blocks.norms(self.block_ndim, wide), blocks.lead(self.block_ndim, x.shape)
             )
 
         return HyperballState(zero_count(), jax.tree.map(radius, params))
@@ -163,12 +162,12 @@ def _keep_radius(
     update: Inexact[Array, "*shape"],
     param: Inexact[Array, "*shape"],
 ) -> Inexact[Array, "*shape"]:
-    unit, radius = _blocks.units(block_ndim, param)
-    target = radius + _blocks.products(block_ndim, unit, update)
-    moved, size = _blocks.units(block_ndim, plus(param, update))
-    kept = minus(_blocks.multiplied(target, moved), param)
-    some = _blocks.has_direction(radius) & _blocks.has_direction(size) & (target > 0)
-    return _blocks.selected(some, kept, update)
+    unit, radius = blocks.units(block_ndim, param)
+    target = radius + blocks.products(block_ndim, unit, update)
+    moved, size = blocks.units(block_ndim, plus(param, update))
+    kept = minus(blocks.multiplied(target, moved), param)
+    some = blocks.has_direction(radius) & blocks.has_direction(size) & (target > 0)
+    return blocks.selected(some, kept, update)
 
 
 class KeepRadius(AbstractLeafwise[EmptyState]):
@@ -199,7 +198,7 @@ class KeepRadius(AbstractLeafwise[EmptyState]):
     """
 
     block_ndim: int | None = eqx.field(
-        converter=_blocks.block_size("block_ndim"), static=True, default=2
+        converter=blocks.block_size("block_ndim"), static=True, default=2
     )
 
     def init_state(self, params: Params, context: Context) -> EmptyState:

@@ -10,24 +10,23 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Inexact
 
-from .._base import checks
-from .._base.arithmetic import cast, plus, times, wider
-from .._base.converters import flag, optional
-from .._base.trees import increment, zero_count
-from .._base.types import Count, Params, Scalar, State, Updates
-from .._objective.objective import Context, require_params
-from .._schedule.base import AbstractSchedule, scheduled_real, value_at
-from .._transform.learning_rate import ScaleByLearningRate
-from .._transformation.base import (
+from ..._base import blocks, checks
+from ..._base.arithmetic import cast, plus, times, wider
+from ..._base.converters import flag, optional
+from ..._base.trees import increment, zero_count
+from ..._base.types import Count, Params, Scalar, State, Updates
+from ..._objective.objective import Context, require_params
+from ..._schedule.base import AbstractSchedule, scheduled_real, value_at
+from ..._transformation.base import (
     AbstractLeafwise,
     AbstractTransformation,
     check_state,
     check_transformation,
 )
-from .._transformation.leafwise import Rule
-from .._transformation.nesting import check_nesting, parts_of, Requirement
-from ..selectors._selector import AbstractSelector, as_selector
-from . import _blocks
+from ..._transformation.leafwise import Rule
+from ..._transformation.nesting import check_nesting, parts_of, Requirement
+from ...selectors._selector import AbstractSelector, as_selector
+from ..learning_rate import ScaleByLearningRate
 
 
 def _agreement(x: Array, y: Array) -> Array:
@@ -96,8 +95,8 @@ def _cautious(
     if rescale is None:
         return masked
     real = jnp.real(update).dtype
-    kept = _blocks.sums(block_ndim, agrees.astype(real))
-    return _blocks.multiplied(rescale(kept, _blocks.num_entries(block_ndim, update)), masked)
+    kept = blocks.sums(block_ndim, agrees.astype(real))
+    return blocks.multiplied(rescale(kept, blocks.num_entries(block_ndim, update)), masked)
 
 
 class CautiousUpdatesState(eqx.Module, Generic[State]):
@@ -152,7 +151,7 @@ class CautiousUpdates(AbstractTransformation[CautiousUpdatesState[State]], Gener
         converter=_rescaling, static=True, default=over_mean
     )
     block_ndim: int | None = eqx.field(
-        converter=_blocks.block_size("block_ndim"), static=True, default=2
+        converter=blocks.block_size("block_ndim"), static=True, default=2
     )
 
     def __check_init__(self) -> None:

@@ -10,11 +10,11 @@ from .._base.fields import from_fields
 from .._base.types import Scalar
 from .._schedule.base import AbstractSchedule, as_rate
 from .._transform.adam import ScaleByAdam
+from .._transform.control.decay import DecayByRate, DecayWeights
 from .._transform.learning_rate import ScaleByLearningRate
 from .._transformation.base import AbstractOptimizer, AbstractTransformation
 from .._wrapper.chain import Chain, ChainState
 from ..selectors._selector import AbstractSelector, as_selector
-from ._decay import DecayByRate, DecayWeights
 
 _State = ChainState[tuple[Any, ...]]
 

@@ -6,15 +6,15 @@ from typing import Any
 import equinox as eqx
 from jaxtyping import PyTree
 
-from .._base import checks
-from .._base.converters import non_negative
-from .._base.types import Params, Scalar, ScalarLike, Updates
-from .._objective.objective import Context
-from .._transform.basic import scale
-from .._transformation import leafwise
-from .._transformation.base import AbstractTransformation, EmptyState
-from .._transformation.leafwise import Rule
-from ..selectors._selector import AbstractSelector
+from ..._base import checks
+from ..._base.converters import non_negative
+from ..._base.types import Params, Scalar, ScalarLike, Updates
+from ..._objective.objective import Context
+from ..._transformation import leafwise
+from ..._transformation.base import AbstractTransformation, EmptyState
+from ..._transformation.leafwise import Rule
+from ...selectors._selector import AbstractSelector
+from ..basic import scale
 
 
 class Factors(eqx.Module):

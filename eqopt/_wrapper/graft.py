@@ -7,13 +7,12 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, Inexact
 
-from .._base import checks
+from .._base import blocks, checks
 from .._base.arithmetic import cast, wider
 from .._base.types import Params, Updates
 from .._objective.objective import Context
 from .._transformation.base import AbstractTransformation, check_state, check_transformation
 from .._transformation.nesting import check_nesting, Requirement
-from . import _blocks
 
 _Magnitude = TypeVar("_Magnitude", bound=eqx.Module)
 _Direction = TypeVar("_Direction", bound=eqx.Module)
@@ -61,7 +60,7 @@ class Graft(
     magnitude: AbstractTransformation[_Magnitude]
     direction: AbstractTransformation[_Direction]
     block_ndim: int | None = eqx.field(
-        converter=_blocks.block_size("block_ndim"), static=True, default=2
+        converter=blocks.block_size("block_ndim"), static=True, default=2
     )
 
     def __check_init__(self) -> None:
@@ -104,5 +103,5 @@ def _grafted(
     magnitude: Inexact[Array, "*shape"],
     direction: Inexact[Array, "*shape"],
 ) -> Inexact[Array, "*shape"]:
-    unit, _ = _blocks.units(block_ndim, direction)
-    return _blocks.multiplied(_blocks.norms(block_ndim, magnitude), unit)
+    unit, _ = blocks.units(block_ndim, direction)
+    return blocks.multiplied(blocks.norms(block_ndim, magnitude), unit)

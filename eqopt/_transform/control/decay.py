@@ -7,18 +7,18 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact, Int, PyTree
 
-from .._base import checks
-from .._base.arithmetic import minus, plus, times
-from .._base.converters import flag, non_negative, optional, positive
-from .._base.trees import increment, zero_count
-from .._base.types import Count, Params, Scalar, ScalarLike, Updates
-from .._objective.objective import Context, require_params
-from .._schedule.base import AbstractSchedule, as_rate, as_real, scheduled_real, value_at
-from .._transformation import leafwise
-from .._transformation.base import AbstractTransformation, EmptyState
-from .._transformation.leafwise import Rule
-from ..selectors._selector import AbstractSelector, as_selector
-from ._multiply import as_factors, Factors
+from ..._base import checks
+from ..._base.arithmetic import minus, plus, times
+from ..._base.converters import flag, non_negative, optional, positive
+from ..._base.trees import increment, zero_count
+from ..._base.types import Count, Params, Scalar, ScalarLike, Updates
+from ..._objective.objective import Context, require_params
+from ..._schedule.base import AbstractSchedule, as_rate, as_real, scheduled_real, value_at
+from ..._transformation import leafwise
+from ..._transformation.base import AbstractTransformation, EmptyState
+from ..._transformation.leafwise import Rule
+from ...selectors._selector import AbstractSelector, as_selector
+from .multiply import as_factors, Factors
 
 
 class DecayByRate(AbstractSchedule):

@@ -8,15 +8,15 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from .._base import checks
-from .._base.arithmetic import cast, minus, plus, real_dtype, safe_divide, times, wider
-from .._base.converters import optional, positive, real, size
-from .._base.types import Leaves, Params, Scalar, Updates
-from .._objective.objective import Context, require_params
-from .._transformation.base import EmptyState
-from .._transformation.masking import resolved
-from .._transformation.nesting import AbstractConstrained, Requirement
-from ..selectors._selector import AbstractSelector, as_selector
+from ..._base import checks
+from ..._base.arithmetic import cast, minus, plus, real_dtype, safe_divide, times, wider
+from ..._base.converters import optional, positive, real, size
+from ..._base.types import Leaves, Params, Scalar, Updates
+from ..._objective.objective import Context, require_params
+from ..._transformation.base import EmptyState
+from ..._transformation.masking import resolved
+from ..._transformation.nesting import AbstractConstrained, Requirement
+from ...selectors._selector import AbstractSelector, as_selector
 
 
 class QKClip(AbstractConstrained[EmptyState]):

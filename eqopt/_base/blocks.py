@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Inexact
 
-from .._base.arithmetic import divide, is_complex, norm, times
-from .._base.converters import Converter, optional, size
+from .arithmetic import divide, is_complex, norm, times
+from .converters import Converter, optional, size
 
 
 def block_size(name: str) -> Converter:
