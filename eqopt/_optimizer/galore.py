@@ -41,10 +41,8 @@ class GaLore(AbstractOptimizer[_State]):
     - `weight_decay`: the decay, in proportion to the learning rate, not negative.
     - `mask`: the parameters that decay: a selector, a function from the parameters to booleans, or
         a tree of booleans, possibly a prefix; `None` is everything.
-    - `weight_dimension_numbers`: which axes of a parameter form a matrix: a tree of
-        [`eqopt.options.MuonDimensionNumbers`][] and `None`, possibly a prefix, or a function from
-        the parameters to one. `None` takes parameters with two axes. Each index of the batch axes
-        has its own projector.
+    - `weight_dimension_numbers`: which parameters are matrices, and how, as for [`eqopt.Muon`][].
+        Each index of the batch axes has its own projector.
     """
 
     learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)

@@ -33,12 +33,9 @@ class Muon(AbstractOptimizer[PartitionState]):
     `"adam"`.
 
     !!! note
-        An embedding and the last layer of a classifier are matrices too, but are trained better by
-        Adam. Give such parameters `None` in `muon_weight_dimension_numbers`.
-
-        The weight of `eqx.nn.Linear` has shape `(out, in)`; the default reads matrices as `(in,
-        out)`. This does not change the direction, but it changes the factor that depends on the
-        shape. For such layers, use `MuonDimensionNumbers(1, 0)`.
+        The last layer of a language model or of a classifier is a matrix too, but is trained better
+        by Adam: `muon_weight_dimension_numbers=~eqopt.ByPath("head.weight")`.
+        [`eqopt.matrix.matrices_of`][] shows what goes where.
 
     **Arguments:**
 
@@ -65,9 +62,12 @@ class Muon(AbstractOptimizer[PartitionState]):
     - `adam_weight_decay`: the decay of parameters that are not matrices, not negative.
     - `adam_learning_rate`: Adam's rate, a number or a schedule, not negative; `None` is
         `learning_rate`.
-    - `muon_weight_dimension_numbers`: which parameters are matrices, and how: a tree of
+    - `muon_weight_dimension_numbers`: which parameters are matrices, and how: a selector, a tree of
         [`eqopt.options.MuonDimensionNumbers`][] and `None`, possibly a prefix, or a function from
-        the parameters to one. `None` takes parameters with two axes.
+        the parameters to one. `None` and a selector go by the layers of `eqx.nn`: the weights of
+        linear layers, convolutions and recurrent cells are matrices, one for each index of the axes
+        before them, and embeddings are none. Outside these layers a parameter with two axes is a
+        matrix of shape `(in, out)`.
     - `consistent_rms`: the root mean square that the steps are to have before the learning rate,
         not negative; `None` scales them as [`eqopt.matrix.ScaleByShape`][] does by default.
     """

@@ -88,12 +88,11 @@ class NorMuon(AbstractOptimizer[PartitionState]):
     [`eqopt.ScaleByLearningRate`][] for matrices, in a [`eqopt.Partition`][] with another optimizer
     for all other parameters.
 
-
     **Arguments:**
 
     - `learning_rate`: the rate, a number or a schedule, not negative.
     - `b2`: the decay of the average of squares, in $[0, 1)$.
-    - `eps`: $\epsilon \ge 0$ of that average.
+    - `eps`: the least that average is taken for, not negative.
     - `weight_decay`: the decay of matrices, and of the default `rest`, in proportion to the
         learning rate, not negative.
     - `muon`: the [`eqopt.ScaleByMuon`][] of the matrices: momentum, coefficients, steps.
@@ -150,12 +149,11 @@ class AdaMuon(AbstractOptimizer[PartitionState]):
         This is the rule of emerging-optimizers. The paper also takes the sign of the momentum
         first, and rescales the step to a root mean square of 0.2.
 
-
     **Arguments:**
 
     - `learning_rate`: the rate, a number or a schedule, not negative.
     - `b2`: the decay of the average of squares, in $[0, 1)$.
-    - `eps`: $\epsilon \ge 0$ of that average.
+    - `eps`: added to the denominator, not negative.
     - `weight_decay`: the decay of matrices, and of the default `rest`, in proportion to the
         learning rate, not negative.
     - `muon`: the [`eqopt.ScaleByMuon`][] of the matrices: momentum, coefficients, steps.
@@ -204,16 +202,14 @@ class NAMO(AbstractOptimizer[PartitionState]):
     r"""Steps by orthogonal matrices, shorter where gradients disagree.
 
     It is a chain of [`eqopt.matrix.ScaleByNAMO`][], [`eqopt.matrix.ScaleByShape`][],
-    [`eqopt.AddDecayedWeights`][] and
-    [`eqopt.ScaleByLearningRate`][] for matrices, in a [`eqopt.Partition`][] with another optimizer
-    for all other parameters.
-
+    [`eqopt.AddDecayedWeights`][] and [`eqopt.ScaleByLearningRate`][] for matrices, in a
+    [`eqopt.Partition`][] with another optimizer for all other parameters.
 
     **Arguments:**
 
     - `learning_rate`: the rate, a number or a schedule, not negative.
     - `b2`: the decay of the average of squared norms, in $[0, 1)$.
-    - `eps`: $\epsilon \ge 0$ of that average.
+    - `eps`: added to the root of that average, not negative.
     - `weight_decay`: the decay of matrices, and of the default `rest`, in proportion to the
         learning rate, not negative.
     - `muon`: the [`eqopt.ScaleByMuon`][] of the matrices: momentum, coefficients, steps.
@@ -265,7 +261,6 @@ class PolarGrad(AbstractOptimizer[PartitionState]):
     [`eqopt.ScaleByLearningRate`][] for matrices, in a [`eqopt.Partition`][] with another optimizer
     for all other parameters. So steps become short where gradients do. With `method="svd"` of
     `muon` the nuclear norm is exact.
-
 
     **Arguments:**
 

@@ -22,6 +22,7 @@ DIFFERENCES = {
         ScheduleFreeAdamW.weight_decay ScheduleFreeSGD.weight_decay
         SimplifiedAdEMAMix.weight_decay Sophia.weight_decay
         CAME.weight_decay LaProp.weight_decay MARS.weight_decay StableAdamW.weight_decay
+        AdaMuon.weight_decay NAMO.weight_decay NorMuon.weight_decay PolarGrad.weight_decay
     """,
     "the links before it decide how long a step of rate 1 is": """
         Adadelta.learning_rate Adafactor.learning_rate BFGS.learning_rate COCOB.learning_rate
@@ -32,11 +33,15 @@ DIFFERENCES = {
     """,
     "it is passed to several links, or only some parameters have the link": """
         Muon.beta Muon.consistent_rms Muon.eps Muon.nesterov RMSProp.decay MARS.b1 MARS.mask
+        AdaMuon.weight_dimension_numbers MuonHyperball.fixed MuonHyperball.learning_rate
+        MuonHyperball.radius MuonHyperball.weight_dimension_numbers NAMO.muon
+        NAMO.weight_dimension_numbers NorMuon.weight_dimension_numbers
+        PolarGrad.weight_dimension_numbers Scion.weight_dimension_numbers
     """,
     "the link's documentation refers to its rule": """
         ADOPT.nesterov BFGS.scale_init_precond Fromage.min_norm LBFGS.scale_init_precond
         Muon.adaptive Muon.ns_coeffs Muon.preconditioning OptimisticAdamV2.alpha
-        OptimisticGradientDescent.alpha
+        OptimisticGradientDescent.alpha NAMO.b2 NAMO.eps NorMuon.b2 NorMuon.eps
     """,
     "its default differs": "AdEMAMix.alpha",
     "it is by name only": "NoisySGD.key",

@@ -128,9 +128,11 @@ def _entry(x: object) -> Axes | None:
 
 
 def as_dimensions(value: Any) -> AbstractDimensions:
-    """Takes a function of the parameters, or a tree of `MuonDimensionNumbers` and `None`."""
+    """Takes a selector, a function of the parameters, or a tree of numbers and `None`."""
     if isinstance(value, AbstractDimensions):
         return value
+    if isinstance(value, AbstractSelector):
+        return _ChosenLayers(value)
     if checks.is_function(value):
         return _FunctionDimensions(value)
     return _TreeDimensions(value)
@@ -188,6 +190,19 @@ class LayerDimensions(AbstractDimensions):
             else:
                 found.append(MATRIX if checks.is_array(x) and x.ndim == 2 else None)
         return found
+
+
+class _ChosenLayers(AbstractDimensions):
+    """The axes of the layers, for the parameters that a selector chooses."""
+
+    selector: AbstractSelector
+
+    def axes(self, params: PyTree) -> list[Axes | None]:
+        chosen = jax.tree.leaves(self.selector.select(params))
+        return [x if c else None for x, c in zip(_LAYER_AXES.axes(params), chosen, strict=True)]
+
+
+_LAYER_AXES = LayerDimensions()
 
 
 def _in_layer(layer: Any, name: str, x: Any) -> Axes | None:

@@ -217,10 +217,8 @@ class ScaleByGaLore(AbstractTransformation[ScaleByGaLoreState]):
     - `scale`: the factor of the updates of matrices, $\alpha \ge 0$.
     - `base_optimizer`: the rule, any transformation whose updates point uphill; `None` is
         [`eqopt.ScaleByAdam`][].
-    - `weight_dimension_numbers`: which axes of a parameter form a matrix: a tree of
-        [`eqopt.options.MuonDimensionNumbers`][] and `None`, possibly a prefix, or a function from
-        the parameters to one. `None` takes parameters with two axes. Each index of the batch axes
-        has its own projector.
+    - `weight_dimension_numbers`: which parameters are matrices, and how, as for [`eqopt.Muon`][].
+        Each index of the batch axes has its own projector.
 
     The base optimizer gets the parameters and `grad`, projected like the gradient, and the other
     arguments unchanged, except `value_fn`, which is a function of whole parameters. When the

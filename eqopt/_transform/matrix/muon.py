@@ -83,11 +83,11 @@ class Orthogonalize(AbstractTransformation[EmptyState]):
 
     **Arguments:**
 
-    - `ns_coeffs`, `ns_steps`, `eps`, `preconditioning`, `weight_dimension_numbers`: as in
-        [`eqopt.ScaleByMuon`][].
+    - `ns_coeffs`, `ns_steps`, `eps`, `preconditioning`: as in [`eqopt.ScaleByMuon`][].
     - `method`: `"newton_schulz"`, or `"svd"` for the exact $U V^H$ of the singular value
         decomposition $U \Sigma V^H$, which is slow on accelerators. Singular values that are zero
         stay zero.
+    - `weight_dimension_numbers`: which axes of a parameter form a matrix, as for [`eqopt.Muon`][].
 
     Raises a `ValueError` that names a parameter that is not a matrix.
     """
@@ -176,9 +176,7 @@ class ScaleByMuon(AbstractTransformation[ScaleByMuonState]):
         [`eqopt.options.muon_aol`][], [`eqopt.options.muon_schatten`][], or a function
         `preconditioning(x, eps)` of a stack of matrices, `(batch, m, n)` with $m \le n$.
         (`"frobenius"` and so on are accepted too.)
-    - `weight_dimension_numbers`: which axes of a parameter form a matrix: a tree of
-        [`eqopt.options.MuonDimensionNumbers`][], possibly a prefix, or a function from the
-        parameters to one. `None` takes parameters with two axes.
+    - `weight_dimension_numbers`: which axes of a parameter form a matrix, as for [`eqopt.Muon`][].
     - `momentum`: `"debiased"`, the average above; `"ema"`, the same without debiasing, and
         $\beta m_t + (1 - \beta) g_t$ with `nesterov`; or `"heavy_ball"`, the sum
         $m_t = \beta m_{t-1} + g_t$, and $\beta m_t + g_t$ with `nesterov`.

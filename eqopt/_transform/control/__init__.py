@@ -1,0 +1,1 @@
+"""Transformations that keep a run in bounds: norms, decay, factors by path."""
