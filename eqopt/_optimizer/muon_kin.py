@@ -39,26 +39,30 @@ _Part = TypeVar("_Part")
 _Link = TypeVar("_Link", ScaleByMuon, ScaleByShape)
 
 
-def _kind(name: str, kind: type[_Part]) -> Callable[[object], _Part]:
+def kind(name: str, cls: type[_Part]) -> Callable[[object], _Part]:
+    """Makes the converter of a part that must be of a class."""
+
     def convert(value: object) -> _Part:
-        if not isinstance(value, kind):
-            raise TypeError(f"`{name}` must be a `{kind.__name__}`; got {checks.describe(value)}")
+        if not isinstance(value, cls):
+            raise TypeError(f"`{name}` must be a `{cls.__name__}`; got {checks.describe(value)}")
         return value
 
     return convert
 
 
-as_momentum = _kind("muon", ScaleByMuon)
-_shape_scale = _kind("scale", ScaleByShape)
+as_momentum = kind("muon", ScaleByMuon)
+as_scale = kind("scale", ScaleByShape)
 
 
 def as_rest(value: Any) -> AnyTransformation | None:
+    """Takes a transformation, or `None`."""
     if value is not None:
         check_transformation("rest", value)
     return value
 
 
 def with_dimensions(link: _Link, dimensions: AbstractDimensions | None) -> _Link:
+    """The link with the optimizer's own choice of matrices, if it has one."""
     if dimensions is None:
         return link
     return dataclasses.replace(link, weight_dimension_numbers=dimensions)
@@ -116,7 +120,7 @@ class NorMuon(AbstractOptimizer[PartitionState]):
         default_factory=lambda: ScaleByMuon(momentum="ema", nesterov=False), converter=as_momentum
     )
     scale: ScaleByShape = eqx.field(
-        default_factory=lambda: ScaleByShape(consistent_rms=0.2), converter=_shape_scale
+        default_factory=lambda: ScaleByShape(consistent_rms=0.2), converter=as_scale
     )
     rest: AbstractTransformation | None = eqx.field(converter=as_rest, default=None)
     weight_dimension_numbers: AbstractDimensions | None = eqx.field(
@@ -177,7 +181,7 @@ class AdaMuon(AbstractOptimizer[PartitionState]):
         default_factory=lambda: ScaleByMuon(momentum="ema", nesterov=False), converter=as_momentum
     )
     scale: ScaleByShape = eqx.field(
-        default_factory=lambda: ScaleByShape(consistent_rms=0.2), converter=_shape_scale
+        default_factory=lambda: ScaleByShape(consistent_rms=0.2), converter=as_scale
     )
     rest: AbstractTransformation | None = eqx.field(converter=as_rest, default=None)
     weight_dimension_numbers: AbstractDimensions | None = eqx.field(
@@ -234,7 +238,7 @@ class NAMO(AbstractOptimizer[PartitionState]):
         default_factory=lambda: ScaleByMuon(momentum="ema", nesterov=False), converter=as_momentum
     )
     scale: ScaleByShape = eqx.field(
-        default_factory=lambda: ScaleByShape(consistent_rms=0.2), converter=_shape_scale
+        default_factory=lambda: ScaleByShape(consistent_rms=0.2), converter=as_scale
     )
     rest: AbstractTransformation | None = eqx.field(converter=as_rest, default=None)
     weight_dimension_numbers: AbstractDimensions | None = eqx.field(

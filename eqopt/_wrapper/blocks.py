@@ -138,9 +138,7 @@ class Blocks(AbstractTransformation[BlocksState[State]], Generic[State]):
     inner: AbstractTransformation[State]
     cuts: dict[Any, Cut]
 
-    def __init__(
-        self, inner: AbstractTransformation[State], cuts: Mapping[Any, Cut]
-    ) -> None:
+    def __init__(self, inner: AbstractTransformation[State], cuts: Mapping[Any, Cut]) -> None:
         check_transformation("inner", inner)
         pairs = cuts.items() if isinstance(cuts, Mapping) else [(cuts, None)]
         for key, cut in pairs:

@@ -5,6 +5,7 @@ from .._optimizer.muon_kin import (
     NorMuon as NorMuon,
     PolarGrad as PolarGrad,
 )
+from .._optimizer.muon_clip import MuonClip as MuonClip
 from .._optimizer.muon_hyperball import MuonHyperball as MuonHyperball
 from .._optimizer.scion import Scion as Scion
 

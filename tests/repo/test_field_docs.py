@@ -22,7 +22,8 @@ DIFFERENCES = {
         ScheduleFreeAdamW.weight_decay ScheduleFreeSGD.weight_decay
         SimplifiedAdEMAMix.weight_decay Sophia.weight_decay
         CAME.weight_decay LaProp.weight_decay MARS.weight_decay StableAdamW.weight_decay
-        AdaMuon.weight_decay NAMO.weight_decay NorMuon.weight_decay PolarGrad.weight_decay
+        AdaMuon.weight_decay MuonClip.weight_decay NAMO.weight_decay NorMuon.weight_decay
+        PolarGrad.weight_decay
     """,
     "the links before it decide how long a step of rate 1 is": """
         Adadelta.learning_rate Adafactor.learning_rate BFGS.learning_rate COCOB.learning_rate
@@ -33,7 +34,8 @@ DIFFERENCES = {
     """,
     "it is passed to several links, or only some parameters have the link": """
         Muon.beta Muon.consistent_rms Muon.eps Muon.nesterov RMSProp.decay MARS.b1 MARS.mask
-        AdaMuon.weight_dimension_numbers MuonHyperball.fixed MuonHyperball.learning_rate
+        AdaMuon.weight_dimension_numbers MuonClip.weight_dimension_numbers
+        MuonHyperball.fixed MuonHyperball.learning_rate
         MuonHyperball.radius MuonHyperball.weight_dimension_numbers NAMO.muon
         NAMO.weight_dimension_numbers NorMuon.weight_dimension_numbers
         PolarGrad.weight_dimension_numbers Scion.weight_dimension_numbers

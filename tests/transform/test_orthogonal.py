@@ -3,7 +3,6 @@
 import re
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -298,56 +297,6 @@ def test_bad_arguments_are_refused():
         matrix.Scion(0.1, steps=bad)
     with pytest.raises(ValueError, match=r"`params\['x'\]` has shape \(3,\), and is no matrix"):
         matrix.Orthogonalize().init({"x": jnp.ones(3)})
-
-
-# Which parameters are matrices
-
-
-class Network(eqx.Module):
-    embedding: eqx.nn.Embedding
-    layers: eqx.nn.Linear
-    norm: eqx.nn.LayerNorm
-    kernel: eqx.nn.Conv2d
-    cell: eqx.nn.GRUCell
-    own: Any
-
-    def __init__(self) -> None:
-        key = jax.random.key(0)
-        self.embedding = eqx.nn.Embedding(7, 4, key=key)
-        self.layers = eqx.filter_vmap(lambda k: eqx.nn.Linear(4, 5, key=k))(
-            jax.random.split(key, 3)
-        )
-        self.norm = eqx.nn.LayerNorm((2, 2))
-        self.kernel = eqx.nn.Conv2d(2, 3, 5, key=key)
-        self.cell = eqx.nn.GRUCell(2, 3, key=key)
-        self.own = jnp.ones((2, 6))
-
-
-def test_matrices_go_by_layers():
-    rows = {x.path: x for x in matrix.matrices_of(Network())}
-    sizes = {path: (x.num, x.size) for path, x in rows.items() if x.num}
-    assert sizes == {
-        "layers.weight": (3, (5, 4)),
-        "kernel.weight": (1, (3, 50)),
-        "cell.weight_ih": (1, (9, 2)),
-        "cell.weight_hh": (1, (9, 3)),
-        "own": (1, (6, 2)),  # outside the layers of Equinox the output is the last axis
-    }
-    assert {"embedding.weight", "layers.bias", "norm.weight"} <= {x for x in rows if x not in sizes}
-    text = repr(matrix.matrices_of(Network()))
-    assert "layers.weight" in text and "3 of 5 x 4" in text and "no matrix" in text
-
-
-def test_optimizers_give_the_matrices_to_muon():
-    model, rate = Network(), 0.1
-    exact = eqopt.ScaleByMuon(momentum="ema", nesterov=False, method="svd")
-    opt = matrix.NorMuon(rate, muon=exact, rest=eqopt.SGD(1.0))
-    ones = jax.tree.map(jnp.ones_like, eqx.filter(model, eqx.is_inexact_array))
-    updates, _ = opt.update(ones, opt.init(model), model)
-    assert np.all(updates.embedding.weight == -1) and np.all(updates.layers.bias == -1)
-    # A matrix of ones has one singular value, which becomes 1, and then 0.2 max(5, 4)^.5.
-    norms = np.linalg.norm(updates.layers.weight, axis=(1, 2))
-    np.testing.assert_allclose(norms, rate * 0.2 * np.sqrt(5), rtol=1e-5)
 
 
 # Blocks

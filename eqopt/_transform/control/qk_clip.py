@@ -31,8 +31,9 @@ class QKClip(AbstractConstrained[EmptyState]):
 
     so that the logits of this head become $g_h$ times as large. Put it last in a chain.
 
-    The largest logits come from the forward pass: return them as aux, and pass them to `update` as
-    `max_logits`, one number for each head, the maximum over batch, positions, and all devices:
+    The largest logits come from the forward pass: one number for each head, the maximum over batch,
+    positions, and all devices. Return them in the objective's aux, in a dictionary, as
+    `max_logits`, or pass them to `update` by this name:
 
     ```python
     import equinox as eqx
@@ -51,7 +52,8 @@ class QKClip(AbstractConstrained[EmptyState]):
     def loss(model, x):
         q, k = (jax.vmap(f)(x).reshape(len(x), 2, 4) for f in (model.query, model.key))
         logits = jnp.einsum("qhd,khd->hqk", q, k) / 2
-        return jnp.sum(jax.nn.softmax(logits)[..., 0]), jnp.max(logits, axis=(1, 2))
+        value = jnp.sum(jax.nn.softmax(logits)[..., 0])
+        return value, {"max_logits": jnp.max(logits, axis=(1, 2))}
 
 
     keys = jax.random.split(jax.random.key(0))
@@ -61,11 +63,7 @@ class QKClip(AbstractConstrained[EmptyState]):
         QKClip(ByPath("query.weight"), ByPath("key.weight"), num_heads=2),
     )
     state = opt.init(model)
-    (value, max_logits), grads = eqx.filter_value_and_grad(loss, has_aux=True)(
-        model, jnp.ones((5, 8))
-    )
-    updates, state = opt.update(grads, state, model, max_logits=max_logits)
-    model = eqopt.apply_updates(model, updates)
+    model, state, _ = opt.step(loss, model, state, jnp.ones((5, 8)), has_aux=True)
     ```
 
     The matrices have shape `(..., heads * head_size, in)`, as the weight of `eqx.nn.Linear` has.
@@ -95,8 +93,8 @@ class QKClip(AbstractConstrained[EmptyState]):
     - `rotary_query`: the matrices that make rotated queries, one for each of `query`; `None` is
         none.
 
-    Raises a `ValueError` if `update` is given no parameters or no `max_logits`, if these do not fit
-    the matrices, or if heads do not divide a matrix.
+    Raises a `ValueError` if there are no parameters or no `max_logits`, if these do not fit the
+    matrices, or if heads do not divide a matrix.
 
     ??? cite "Reference"
         Kimi Team, *Kimi K2: Open Agentic Intelligence*, 2025, algorithm 1 (arXiv 2507.20534).
@@ -135,7 +133,7 @@ class QKClip(AbstractConstrained[EmptyState]):
         queries, keys, rotary = self._places(params)
         if not queries:
             return updates, state
-        logits = self._logits(context.require("max_logits", self), len(queries))
+        logits = self._logits(context, len(queries))
         for i, x in enumerate(logits):
             wide = x.astype(wider(x.dtype, self.max_logit.dtype))
             limit = jnp.asarray(self.max_logit, wide.dtype)
@@ -185,8 +183,18 @@ class QKClip(AbstractConstrained[EmptyState]):
             found.append(places)
         return found[0], found[1], found[2]
 
-    def _logits(self, given: Any, num: int) -> list[Array]:
+    def _logits(self, context: Context, num: int) -> list[Array]:
         """The largest logits of each matrix of queries."""
+        evaluation = None if context.whole is None else context.whole.evaluation
+        aux = None if evaluation is None else evaluation.aux
+        given = context.extra.get("max_logits")
+        if given is None and isinstance(aux, dict):
+            given = aux.get("max_logits")
+        if given is None:
+            raise ValueError(
+                "`QKClip` needs `max_logits`: return it in the objective's aux, a dictionary, with "
+                "`has_aux=True`, or pass it to `update` by keyword"
+            )
         several: Sequence[Any] = given if isinstance(given, list | tuple) else [given]
         if len(several) != num:
             raise ValueError(

@@ -68,6 +68,14 @@ ROWS = [
         needs=max_logits,
     ),
     Row(
+        "MuonClip",
+        lambda: eqopt.matrix.MuonClip(
+            0.05, control.QKClip(_BRANCH, None, 2, max_logit=1.5), weight_decay=0.02
+        ),
+        needs_params=True,
+        needs=max_logits,
+    ),
+    Row(
         "SkipSpikes",
         lambda: control.SkipSpikes(eqopt.Adam(0.05), 4, 3.0),
         descends=True,
