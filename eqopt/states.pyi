@@ -51,6 +51,7 @@ from .precision._stochastic import StochasticRoundingState as StochasticRounding
 # Of what keeps a run in bounds.
 from ._transform.control.cautious import (
     AddCautiousDecayedWeightsState as AddCautiousDecayedWeightsState,
+    CautiousDecayState as CautiousDecayState,
     CautiousUpdatesState as CautiousUpdatesState,
 )
 from ._transform.came import ScaleByCAMEState as ScaleByCAMEState

@@ -12,6 +12,7 @@ from .._wrapper.graft import Graft as Graft
 # Signs, decay, factors by path.
 from .._transform.control.cautious import (
     AddCautiousDecayedWeights as AddCautiousDecayedWeights,
+    CautiousDecay as CautiousDecay,
     CautiousUpdates as CautiousUpdates,
     over_count as over_count,
     over_mean as over_mean,

@@ -8,10 +8,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Inexact
+from jaxtyping import Array, Bool, Float, Inexact, PyTree
 
 from ..._base import blocks, checks
-from ..._base.arithmetic import cast, plus, times, wider
+from ..._base.arithmetic import cast, minus, plus, real_dtype, times, wider
 from ..._base.converters import flag, optional
 from ..._base.trees import increment, zero_count
 from ..._base.types import Count, Params, Scalar, State, Updates
@@ -265,3 +265,109 @@ class AddCautiousDecayedWeights(AbstractLeafwise[AddCautiousDecayedWeightsState]
             options=(self.zeros_decay,),
             mask=None if self.mask is None else self.mask.select(params),
         )
+
+
+# Decay after a step
+
+
+@checks.typed
+def _decay_moved(
+    zeros_decay: bool,
+    step: Inexact[Array, "*shape"],
+    update: Inexact[Array, "*shape"],
+    param: Inexact[Array, "*shape"],
+    decay: Float[Array, ""],
+) -> Inexact[Array, "*shape"]:
+    agreement = _agreement(update, param)
+    decays: Bool[Array, "*shape"] = agreement >= 0 if zeros_decay else agreement > 0
+    decayed = minus(step, times(decay, plus(param, step)))
+    return lax.select(decays, decayed, cast(step, decayed.dtype))
+
+
+@checks.typed
+class CautiousDecayState(eqx.Module, Generic[State]):
+    """The state of [`eqopt.control.CautiousDecay`][].
+
+    **Arguments:**
+
+    - `inner_state`: the state of the inner transformation.
+    - `count`: the number of steps taken, int32 of shape `()`.
+    """
+
+    inner_state: State
+    count: Count
+
+
+class CautiousDecay(AbstractTransformation[CautiousDecayState[State]], Generic[State]):
+    r"""Shrinks the parameters after a step, where the update had their sign.
+
+    With the update $u$ that it is given, uphill, and the step $s$ that the inner transformation
+    makes of it, downhill,
+
+    $$\theta \leftarrow (1 - \delta_t [u \theta > 0])\, (\theta + s).$$
+
+    So a step that keeps a norm, as with [`eqopt.control.KeepRadius`][] after the learning rate,
+    does not undo the decay. For other steps [`eqopt.control.AddCautiousDecayedWeights`][] is
+    simpler.
+
+    **Arguments:**
+
+    - `inner`: the transformation, with the learning rate.
+    - `decay`: the share $\delta_t$ of the parameters that is lost in a step, a number in $[0, 1]$
+        or a schedule, such as [`eqopt.control.DecayByRate`][].
+    - `mask`: the parameters that decay: a selector, a function from the parameters to booleans, or
+        a tree of booleans, possibly a prefix; `None` is everything.
+    - `zeros_decay`: whether a parameter decays where its update is 0.
+
+    Raises a `ValueError` if `update` is given no parameters, or the mask does not fit them.
+
+    ??? cite "Reference"
+        Chen et al., *Cautious Weight Decay*, 2025 (arXiv 2510.12402); after the step in Jordan et
+        al., *modded-nanogpt*, 2026, record 46 of the track on optimization
+        (github.com/KellerJordan/modded-nanogpt).
+    """
+
+    inner: AbstractTransformation[State]
+    decay: Scalar | AbstractSchedule = eqx.field(
+        converter=scheduled_real("decay", at_least=0, at_most=1)
+    )
+    mask: AbstractSelector | None = eqx.field(converter=optional(as_selector), default=None)
+    zeros_decay: bool = eqx.field(converter=flag("zeros_decay"), static=True, default=False)
+
+    def __check_init__(self) -> None:
+        check_transformation("inner", self.inner)
+        why = "parameters shrink after its step"
+        check_nesting(self, self.inner, {Requirement.MOVES: why, Requirement.STEP: why})
+
+    def init_state(self, params: Params, context: Context) -> CautiousDecayState[State]:
+        self._chosen(params)  # so that a wrong mask raises at once
+        return CautiousDecayState(self.inner.init_state(params, context), zero_count())
+
+    def transform(
+        self,
+        updates: Updates,
+        state: CautiousDecayState[State],
+        params: Params | None,
+        context: Context,
+    ) -> tuple[Updates, CautiousDecayState[State]]:
+        params = require_params(params, self, context)
+        check_state(self.inner, state.inner_state, "state.inner_state")
+        steps, inner_state = self.inner.transform(updates, state.inner_state, params, context)
+        decay = value_at(self.decay, state.count)
+
+        def decayed(
+            s: Array | None, u: Array | None, p: Array | None, chosen: bool
+        ) -> Array | None:
+            if s is None or u is None or p is None or not chosen:
+                return s
+            return _decay_moved(self.zeros_decay, s, u, p, cast(decay, real_dtype(s.dtype)))
+
+        new = jax.tree.map(
+            decayed, steps, updates, params, self._chosen(params), is_leaf=checks.is_none
+        )
+        return new, CautiousDecayState(inner_state, increment(state.count))
+
+    def _chosen(self, params: Params) -> PyTree[bool]:
+        if self.mask is None:
+            return jax.tree.map(lambda _: True, params, is_leaf=checks.is_none)
+        return self.mask.select(params)

@@ -193,7 +193,7 @@ class KeepRadius(AbstractLeafwise[EmptyState]):
     Raises a `ValueError` if `update` is given no parameters.
 
     ??? cite "Reference"
-        Jordan et al., *modded-nanogpt*, 2025, the record with a radius that is rescaled
+        Jordan et al., *modded-nanogpt*, 2026, record 29 of the track on optimization
         (github.com/KellerJordan/modded-nanogpt).
     """
 

@@ -66,17 +66,18 @@ def _floor(
     update: Inexact[Array, "*shape"],
     param: Inexact[Array, "*shape"],
     floor: Float[Array, ""],
+    exponent: Float[Array, ""],
 ) -> Inexact[Array, "*shape"]:
     size = blocks.norms(block_ndim, update)
     least = lax.mul(jnp.broadcast_to(floor, size.shape), blocks.norms(block_ndim, param))
     grows = blocks.has_direction(size) & (size < least)
-    factor = safe_divide(least, size, 1, zero=~grows)
+    factor = safe_divide(least, size, 1, zero=~grows) ** exponent
     return blocks.selected(grows, blocks.multiplied(factor, update), update)
 
 
 class UpdateFloor(AbstractLeafwise[EmptyState]):
     r"""Makes short updates longer, in proportion to their parameters:
-    $u \leftarrow u \max\left(1, t\, \|W\| / \|u\|\right)$.
+    $u \leftarrow u \max\left(1, t\, \|W\| / \|u\|\right)^\rho$.
 
     The norms are those of one matrix, or with `block_ndim=1` of one row, which is the weights of
     one unit of an `eqx.nn.Linear`. Put it before the learning rate. An update whose norm is 0 or
@@ -87,26 +88,34 @@ class UpdateFloor(AbstractLeafwise[EmptyState]):
     - `floor`: the least ratio $t \ge 0$ of the norms.
     - `block_ndim`: the number of trailing axes that one norm is over, at least 1: 2 is each matrix
         of a stack, 1 is each row, `None` the whole leaf. A leaf with fewer axes is one block.
+    - `exponent`: the exponent $\rho$ of the factor, in $[0, 1]$: with less than 1, short updates
+        come only a part of the way.
 
     Raises a `ValueError` if `update` is given no parameters.
 
     ??? cite "Reference"
-        Jordan et al., *modded-nanogpt*, 2025, the records with a floor for updates over weights
-        (github.com/KellerJordan/modded-nanogpt).
+        Jordan et al., *modded-nanogpt*, 2026, records 9 and, by rows, 46 of the track on
+        optimization (github.com/KellerJordan/modded-nanogpt).
     """
 
     floor: Scalar = eqx.field(converter=non_negative("floor"))
     block_ndim: int | None = eqx.field(
         converter=blocks.block_size("block_ndim"), static=True, default=2
     )
+    exponent: Scalar = eqx.field(converter=real("exponent", at_least=0, at_most=1), default=1.0)
 
     def init_state(self, params: Params, context: Context) -> EmptyState:
         return EmptyState()
 
     def rule(self, state: EmptyState, params: Params | None, context: Context) -> Rule:
         require_params(params, self, context)
-        options = (self.block_ndim,)
-        return Rule(_floor, state, scalars=(self.floor,), needs_params=True, options=options)
+        return Rule(
+            _floor,
+            state,
+            scalars=(self.floor, self.exponent),
+            needs_params=True,
+            options=(self.block_ndim,),
+        )
 
 
 @checks.typed
@@ -154,7 +163,7 @@ class RadialBrake(AbstractLeafwise[EmptyState]):
     Raises a `ValueError` if `update` is given no parameters.
 
     ??? cite "Reference"
-        Jordan et al., *modded-nanogpt*, 2025, the record with a brake on the radius
+        Jordan et al., *modded-nanogpt*, 2026, record 29 of the track on optimization
         (github.com/KellerJordan/modded-nanogpt).
     """
 

@@ -24,7 +24,8 @@ WRAPPERS = [*wrappers.WRAPPERS, *control.WRAPPERS]
 _ORACLES = """
 wrapper/test_apply_if_finite ApplyIfFinite
 control/test_decay Multiply
-control/test_qk_clip MuonClip QKClip
+parity/test_recipes CautiousDecay MuonClip
+control/test_qk_clip QKClip
 control/test_rules AdamC AdamH CAME LaProp MARS ReduceVariance ScaleByCAME ScaleByLaProp
 control/test_rules AddCautiousDecayedWeights CautiousUpdates ClipUpdateRMS DecayWeights Graft
 control/test_rules Hyperball KeepRadius RadialBrake RelativeUpdate ScaleByStableAdam StableAdamW

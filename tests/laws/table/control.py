@@ -37,7 +37,7 @@ ROWS = [
     link("KeepRadius", control.KeepRadius),
     link("RelativeUpdate", control.RelativeUpdate),
     link("UpdateFloor", lambda: control.UpdateFloor(1.4)),
-    link("UpdateFloor-rows", lambda: control.UpdateFloor(0.9, block_ndim=1)),
+    link("UpdateFloor-rows", lambda: control.UpdateFloor(0.9, block_ndim=1, exponent=0.7)),
     link("RadialBrake", lambda: control.RadialBrake(0.3, 0.8)),
     Row("ClipUpdateRMS", lambda: control.ClipUpdateRMS(0.6)),
     optimizer("Graft", lambda: control.Graft(eqopt.SGD(0.05), eqopt.AdamW(0.03, 0.8, 0.95))),
@@ -66,6 +66,12 @@ ROWS = [
         lambda: control.QKClip(_BRANCH, None, 2, max_logit=1.5, alpha=0.7),
         needs_params=True,
         needs=max_logits,
+    ),
+    optimizer(
+        "CautiousDecay",
+        lambda: control.CautiousDecay(
+            eqopt.ScaleByLearningRate(0.05), eqopt.Linear(0.02, 0.01, 4), MATRICES
+        ),
     ),
     Row(
         "MuonClip",
@@ -129,5 +135,6 @@ ROWS = [
 WRAPPERS = [
     Wrapper("SkipSpikes", lambda inner: control.SkipSpikes(inner, 4, loss=False)),
     Wrapper("CautiousUpdates", control.CautiousUpdates),
+    Wrapper("CautiousDecay", lambda inner: control.CautiousDecay(inner, 0.02)),
     Wrapper("Graft", lambda inner: control.Graft(eqopt.Scale(0.5), inner)),
 ]
