@@ -60,7 +60,11 @@ CASES: dict[str, tuple[Callable[[], Any], Callable[[], rules.Rule]]] = {
     ),
     "UpdateFloor-rows": (
         lambda: eqopt.Chain(control.UpdateFloor(1.1, block_ndim=1), eqopt.Scale(-0.1)),
-        lambda: _floor_by_row,
+        lambda: _floor_by_row(1.0),
+    ),
+    "UpdateFloor-exponent": (
+        lambda: eqopt.Chain(control.UpdateFloor(1.1, 1, 0.6), eqopt.Scale(-0.1)),
+        lambda: _floor_by_row(0.6),
     ),
     "RadialBrake": (
         lambda: eqopt.Chain(control.RadialBrake(0.3, 0.8), eqopt.Scale(-0.1)),
@@ -146,9 +150,12 @@ CASES: dict[str, tuple[Callable[[], Any], Callable[[], rules.Rule]]] = {
 }
 
 
-def _floor_by_row(g: rules.Array, w: rules.Array) -> rules.Array:
-    ratio = np.sqrt(np.sum(w * w, 1) / np.sum(g * g, 1))
-    return w - 0.1 * g * np.maximum(1.0, 1.1 * ratio)[:, None]
+def _floor_by_row(exponent: float) -> rules.Rule:
+    def step(g: rules.Array, w: rules.Array) -> rules.Array:
+        ratio = np.sqrt(np.sum(w * w, 1) / np.sum(g * g, 1))
+        return w - 0.1 * g * np.maximum(1.0, 1.1 * ratio)[:, None] ** exponent
+
+    return step
 
 
 def _brake(g: rules.Array, w: rules.Array) -> rules.Array:

@@ -1,5 +1,6 @@
 """The counts that the benchmarks assert, and how they compare."""
 
+import dataclasses
 import json
 
 import jax
@@ -8,7 +9,18 @@ import numpy as np
 import pytest
 
 import eqopt
-from benchmarks import _report, _timing, compile, cutest, memory, minimize, pinn, which
+from benchmarks import (
+    _report,
+    _timing,
+    characters,
+    compile,
+    cutest,
+    memory,
+    minimize,
+    pinn,
+    tpu,
+    which,
+)
 from benchmarks._timing import Row, Spread
 from tests.support.toolbox import in_one_width
 
@@ -198,3 +210,39 @@ def test_the_figures_of_problems_without_bounds():
     assert common - own["eqopt"] == {"HEART8LS"}
     pair = own["eqopt"], own["eqopt-newton"]
     assert len(pair[0] - pair[1]) == len(pair[1] - pair[0]) == 2
+
+
+@in_one_width  # its model is in float32
+def test_characters():
+    """A transformer learns, and the table of the page is that of the committed runs."""
+    size = dataclasses.replace(characters.SMOKE, num_steps=60)
+    run = characters.trainer(characters.text(), size)
+    first, *_, last = run(characters.OPTIMIZERS["Muon"].make(0.02, 0.01), 0)
+    assert last < first < 5
+    points = np.asarray(characters.rates((1e-2, 1e-3), 16))
+    assert np.all((points > [1e-3, 1e-4]) & (points < [1e-1, 1e-2]))
+    assert tuple(points[0]) == pytest.approx((1e-2, 1e-3))
+    runs = json.loads(characters.FILE.read_text(encoding="utf-8"))["runs"]
+    assert [len(x["trials"]) for x in runs.values()] == [16] * 4
+    assert [len(x["curves"]) for x in runs.values()] == [3] * 4
+    assert characters.table(characters.summary(runs)) in page_of("training-transformers.md")
+
+
+def test_programs_for_tpus():
+    found = json.loads(tpu.FILE.read_text(encoding="utf-8"))["programs"]
+    assert tpu.table(found) in page_of("training-transformers.md")
+    text = """%body.1 (x: f32[2]) -> f32[2] {
+  %y = f32[2] all-reduce(%x)
+}
+
+ENTRY %main (x: f32[2]) -> f32[2] {
+  %a = f32[2] all-to-all-start(%x)
+  %b = f32[2] while(%a), condition=%test.1, body=%body.1
+}
+"""
+    assert tpu.count(text) == {
+        **dict.fromkeys(tpu.COLLECTIVES, 0),
+        "all-to-all": 1,
+        "all-reduce": 1,
+    }
+    assert [tpu.count(x)["all-reduce"] for x in tpu.loop_bodies(text)] == [1]

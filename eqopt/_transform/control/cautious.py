@@ -360,7 +360,9 @@ class CautiousDecay(AbstractTransformation[CautiousDecayState[State]], Generic[S
         ) -> Array | None:
             if s is None or u is None or p is None or not chosen:
                 return s
-            return _decay_moved(self.zeros_decay, s, u, p, cast(decay, real_dtype(s.dtype)))
+            dtype = wider(s.dtype, u.dtype, p.dtype)
+            wide = (cast(x, dtype) for x in (s, u, p))
+            return _decay_moved(self.zeros_decay, *wide, cast(decay, real_dtype(dtype)))
 
         new = jax.tree.map(
             decayed, steps, updates, params, self._chosen(params), is_leaf=checks.is_none

@@ -88,7 +88,7 @@ class UpdateFloor(AbstractLeafwise[EmptyState]):
     - `floor`: the least ratio $t \ge 0$ of the norms.
     - `block_ndim`: the number of trailing axes that one norm is over, at least 1: 2 is each matrix
         of a stack, 1 is each row, `None` the whole leaf. A leaf with fewer axes is one block.
-    - `exponent`: the exponent $\rho$ of the factor, in $[0, 1]$: with less than 1, short updates
+    - `exponent`: the exponent $\rho \ge 0$ of the factor: with less than 1, short updates
         come only a part of the way.
 
     Raises a `ValueError` if `update` is given no parameters.
@@ -102,7 +102,7 @@ class UpdateFloor(AbstractLeafwise[EmptyState]):
     block_ndim: int | None = eqx.field(
         converter=blocks.block_size("block_ndim"), static=True, default=2
     )
-    exponent: Scalar = eqx.field(converter=real("exponent", at_least=0, at_most=1), default=1.0)
+    exponent: Scalar = eqx.field(converter=non_negative("exponent"), default=1.0)
 
     def init_state(self, params: Params, context: Context) -> EmptyState:
         return EmptyState()
