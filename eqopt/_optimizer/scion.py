@@ -1,12 +1,10 @@
 """Scion."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
 
-from .._base import checks
 from .._base.converters import decay_factor, flag, optional, positive
 from .._base.types import Scalar
 from .._schedule.base import AbstractSchedule, as_rate
@@ -22,18 +20,24 @@ from .._transform.matrix.dimensions import (
 )
 from .._transform.matrix.dual import ScaleByDualNorm
 from .._transform.matrix.muon import Orthogonalize, ScaleByShape
-from .._transformation.base import AbstractOptimizer, AbstractTransformation, AnyTransformation
+from .._transformation.base import (
+    AbstractOptimizer,
+    AbstractTransformation,
+    AnyTransformation,
+    check_transformation,
+)
 from .._wrapper.chain import Chain, ChainState
 from .._wrapper.partition import Partition
+from ..selectors._table import as_table, Table
 
 
-def _steps(value: Any) -> dict[Any, AnyTransformation]:
-    if not isinstance(value, Mapping):
-        raise TypeError(
-            "`steps` must be a dictionary of transformations by selector; got "
-            f"{checks.describe(value)}"
-        )
-    return dict(value)
+def _step(value: Any) -> AnyTransformation:
+    check_transformation("steps", value)
+    return value
+
+
+def _steps(value: object) -> Table[AnyTransformation]:
+    return as_table("steps", "transformations", _step, value)
 
 
 class Scion(AbstractOptimizer[ChainState[Any]]):
@@ -79,14 +83,33 @@ class Scion(AbstractOptimizer[ChainState[Any]]):
     """
 
     learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)
-    beta: Scalar = eqx.field(converter=decay_factor("beta"), default=0.9)
-    radius: Scalar = eqx.field(converter=positive("radius"), default=50.0)
-    steps: dict[Any, AnyTransformation] = eqx.field(converter=_steps, default_factory=dict)
-    constrained: bool = eqx.field(converter=flag("constrained"), static=True, default=True)
-    orthogonalize: Orthogonalize = eqx.field(default_factory=Orthogonalize)
+    beta: Scalar = eqx.field(converter=decay_factor("beta"))
+    radius: Scalar = eqx.field(converter=positive("radius"))
+    steps: Table[AnyTransformation] = eqx.field(converter=_steps)
+    constrained: bool = eqx.field(converter=flag("constrained"), static=True)
+    orthogonalize: Orthogonalize
     weight_dimension_numbers: AbstractDimensions | None = eqx.field(
-        converter=optional(as_dimensions), default=None
+        converter=optional(as_dimensions)
     )
+
+    # Not a generated one: Equinox flattens its arguments, and JAX sorts the keys of a dictionary.
+    def __init__(
+        self,
+        learning_rate: Any,
+        beta: Any = 0.9,
+        radius: Any = 50.0,
+        steps: Any = None,
+        constrained: bool = True,
+        orthogonalize: Orthogonalize | None = None,
+        weight_dimension_numbers: Any = None,
+    ) -> None:
+        self.learning_rate = learning_rate
+        self.beta = beta
+        self.radius = radius
+        self.steps = {} if steps is None else steps
+        self.constrained = constrained
+        self.orthogonalize = Orthogonalize() if orthogonalize is None else orthogonalize
+        self.weight_dimension_numbers = weight_dimension_numbers
 
     def compose(self) -> AbstractTransformation[ChainState[Any]]:
         dimensions = self.weight_dimension_numbers
@@ -97,10 +120,11 @@ class Scion(AbstractOptimizer[ChainState[Any]]):
         spectral = Chain(
             orthogonalize, ScaleByShape(dimensions, mode="unit_rms"), Scale(self.radius)
         )
+        steps = dict(zip(self.steps.selectors, self.steps.values, strict=True))
         other = Chain(ScaleByDualNorm("rms"), Scale(self.radius))
         return Chain(
             EMA(self.beta, debias=False),
-            Partition({**self.steps, chosen: spectral, ...: other}),
+            Partition({**steps, chosen: spectral, ...: other}),
             *([AddDecayedWeights(1.0)] if self.constrained else []),
             ScaleByLearningRate(self.learning_rate),
         )

@@ -21,7 +21,7 @@ from .._transformation.reparametrization import (
     init_in,
     transform_in,
 )
-from ..selectors._selector import AbstractSelector
+from ..selectors._table import as_table, Table
 
 
 def _sizes(value: Any) -> tuple[int, ...]:
@@ -62,6 +62,15 @@ class Cut(eqx.Module):
         if any(part % self.num_heads for part in parts):
             raise ValueError(f"{self.num_heads} heads do not divide {parts}")
         return tuple(part // self.num_heads for part in parts for _ in range(self.num_heads))
+
+
+def _cut(value: object) -> Cut:
+    if not isinstance(value, Cut):
+        raise TypeError(
+            "`cuts` must be a dictionary of `eqopt.matrix.Cut` by selector; it holds "
+            + checks.describe(value)
+        )
+    return value
 
 
 class _Layout(AbstractReparametrization):
@@ -136,20 +145,15 @@ class Blocks(AbstractTransformation[BlocksState[State]], Generic[State]):
     """
 
     inner: AbstractTransformation[State]
-    cuts: dict[Any, Cut]
+    cuts: Table[Cut]
 
-    def __init__(self, inner: AbstractTransformation[State], cuts: Mapping[Any, Cut]) -> None:
+    def __init__(
+        self, inner: AbstractTransformation[State], cuts: Mapping[Any, Cut] | Table[Cut]
+    ) -> None:
         check_transformation("inner", inner)
-        pairs = cuts.items() if isinstance(cuts, Mapping) else [(cuts, None)]
-        for key, cut in pairs:
-            if not (isinstance(key, AbstractSelector) and isinstance(cut, Cut)):
-                raise TypeError(
-                    "`cuts` must be a dictionary of `eqopt.matrix.Cut` by selector; got "
-                    f"{checks.describe(key)}: {checks.describe(cut)}"
-                )
         refuse_selectors(self, inner, "here some are cut into blocks. Put it around")
         self.inner = inner
-        self.cuts = dict(cuts)
+        self.cuts = as_table("cuts", "`eqopt.matrix.Cut`", _cut, cuts)
 
     def init_state(self, params: Params, context: Context) -> BlocksState[State]:
         layout = self._layout(params)
@@ -168,9 +172,9 @@ class Blocks(AbstractTransformation[BlocksState[State]], Generic[State]):
     def _layout(self, params: Params) -> _Layout:
         leaves, _ = checks.flatten(params)
         chosen: list[Cut | None] = [None] * len(leaves)
-        for selector, cut in reversed(self.cuts.items()):
-            mask, _ = checks.flatten(selector.select(params))
-            chosen = [cut if here else old for here, old in zip(mask, chosen, strict=True)]
+        for cut, mask in self.cuts.groups(params):
+            here = checks.flatten(mask)[0]
+            chosen = [cut if c else old for c, old in zip(here, chosen, strict=True)]
         found: list[tuple[int, tuple[int, ...]] | None] = []
         faults: list[str] = []
         for i, (x, cut) in enumerate(zip(leaves, chosen, strict=True)):

@@ -304,11 +304,20 @@ def test_bad_arguments_are_refused():
 
 def test_blocks_are_matrices_of_their_own():
     fused = RNG.normal(size=(12, 4))
-    cuts = {eqopt.ByPath("qkv"): matrix.Cut((4, 8), num_heads=2)}
+    # The first selector decides.
+    cuts = {
+        eqopt.ByPath("qkv"): matrix.Cut((4, 8), num_heads=2),
+        eqopt.ByPath("*kv"): matrix.Cut(num_heads=3),
+    }
     opt = matrix.Blocks(matrix.Orthogonalize(), cuts)
-    (found,) = updates_of(opt, [{"qkv": fused, "other": GRADS[0]["wide"]}])
+    (found,) = updates_of(opt, [{"kv": fused, "qkv": fused, "other": GRADS[0]["wide"]}])
     parts = [newton_schulz(x) for x in (fused[:2], fused[2:4], fused[4:8], fused[8:])]
-    expected = {"qkv": np.concatenate(parts), "other": newton_schulz(GRADS[0]["wide"])}
+    thirds = [newton_schulz(x) for x in (fused[:4], fused[4:8], fused[8:])]
+    expected = {
+        "kv": np.concatenate(thirds),
+        "qkv": np.concatenate(parts),
+        "other": newton_schulz(GRADS[0]["wide"]),
+    }
     assert_same(found, expected, RTOL * 10)
 
 

@@ -18,7 +18,8 @@ from ..._transformation import leafwise
 from ..._transformation.base import AbstractTransformation, EmptyState
 from ..._transformation.leafwise import Rule
 from ...selectors._selector import AbstractSelector, as_selector
-from .multiply import as_factors, Factors
+from ...selectors._table import Table
+from .multiply import as_factors
 
 
 class DecayByRate(AbstractSchedule):
@@ -120,7 +121,7 @@ class DecayWeights(AbstractTransformation[DecayWeightsState]):
         converter=scheduled_real("decay", at_least=0, at_most=1)
     )
     mask: AbstractSelector | None = eqx.field(converter=optional(as_selector))
-    factors: Factors | None
+    factors: Table[Scalar] | None
     after_step: bool = eqx.field(converter=flag("after_step"), static=True)
 
     # Not a generated one: Equinox flattens its arguments, and JAX sorts the keys of a dictionary.
@@ -128,7 +129,7 @@ class DecayWeights(AbstractTransformation[DecayWeightsState]):
         self,
         decay: Any,
         mask: PyTree = None,
-        factors: Mapping[Any, ScalarLike] | Factors | None = None,
+        factors: Mapping[Any, ScalarLike] | Table[Scalar] | None = None,
         after_step: bool = False,
     ) -> None:
         self.decay = decay
@@ -151,10 +152,10 @@ class DecayWeights(AbstractTransformation[DecayWeightsState]):
         )
 
     def _rules(self, params: Params, decay: Float[Array, ""]) -> list[Rule]:
-        factors = Factors((), (1.0,)) if self.factors is None else self.factors
+        factors = as_factors({}) if self.factors is None else self.factors
         chosen = None if self.mask is None else checks.flatten(self.mask.select(params))[0]
         rules: list[Rule] = []
-        for factor, mask in factors.by_factor(params):
+        for factor, mask in factors.groups(params):
             own, treedef = checks.flatten(mask)
             both = own if chosen is None else [a and b for a, b in zip(own, chosen, strict=True)]
             rules.append(

@@ -1,62 +1,24 @@
 """Factors by path: one for each parameter, from a table of selectors."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import equinox as eqx
-from jaxtyping import PyTree
-
-from ..._base import checks
 from ..._base.converters import non_negative
 from ..._base.types import Params, Scalar, ScalarLike, Updates
 from ..._objective.objective import Context
 from ..._transformation import leafwise
 from ..._transformation.base import AbstractTransformation, EmptyState
 from ..._transformation.leafwise import Rule
-from ...selectors._selector import AbstractSelector
+from ...selectors._table import as_table, Table
 from ..basic import scale
 
 
-class Factors(eqx.Module):
-    """A table of selectors and factors."""
-
-    selectors: tuple[AbstractSelector, ...]
-    # One more than there are selectors: the last is that of all other parameters.
-    numbers: tuple[Scalar, ...] = eqx.field(
-        converter=lambda xs: tuple(non_negative("factors")(x) for x in xs)
-    )
-
-    def by_factor(self, params: Params) -> Iterator[tuple[Scalar, PyTree]]:
-        """Each factor that some parameter has, with the mask of these parameters."""
-        leaves, treedef = checks.flatten(params)
-        last = len(self.selectors)
-        places = [last] * len(leaves)
-        # In reverse order, so that the first selector decides.
-        for i in reversed(range(last)):
-            chosen, _ = checks.flatten(self.selectors[i].select(params))
-            places = [i if c else x for x, c in zip(places, chosen, strict=True)]
-        for i, number in enumerate(self.numbers):
-            if i in places:
-                yield number, treedef.unflatten([x == i for x in places])
-
-
-def as_factors(table: object) -> Factors:
-    """Takes a dictionary of factors by selector; `...` stands for the other parameters."""
-    if isinstance(table, Factors):
+def as_factors(factors: object) -> Table[Scalar]:
+    """Takes a dictionary of factors by selector; 1 is that of the parameters without one."""
+    table = as_table("factors", "numbers", non_negative("factors"), factors, rest=True)
+    if len(table.values) > len(table.selectors):
         return table
-    if not isinstance(table, Mapping):
-        raise TypeError(
-            "`factors` must be a dictionary of numbers by selector; got " + checks.describe(table)
-        )
-    rows: Mapping[Any, Any] = table
-    wrong = [x for x in rows if x is not ... and not isinstance(x, AbstractSelector)]
-    if wrong:
-        raise TypeError(
-            f"the keys of `factors` are selectors and `...`, such as `eqopt.ByPath('**.bias')`; "
-            f"got {wrong[0]!r}"
-        )
-    selectors = tuple(x for x in rows if x is not ...)
-    return Factors(selectors, (*(rows[x] for x in selectors), rows.get(..., 1.0)))
+    return Table(table.selectors, (*table.values, non_negative("factors")(1.0)))
 
 
 class Multiply(AbstractTransformation[EmptyState]):
@@ -93,19 +55,19 @@ class Multiply(AbstractTransformation[EmptyState]):
         Transfer*, NeurIPS 2021, table 8 (arXiv 2203.03466).
     """
 
-    factors: Factors
+    factors: Table[Scalar]
 
     # Not a generated one: Equinox flattens its arguments, and JAX sorts the keys of a dictionary.
-    def __init__(self, factors: Mapping[Any, ScalarLike] | Factors) -> None:
+    def __init__(self, factors: Mapping[Any, ScalarLike] | Table[Scalar]) -> None:
         self.factors = as_factors(factors)
 
     def init_state(self, params: Params, context: Context) -> EmptyState:
-        tuple(self.factors.by_factor(params))  # so that a wrong selector raises at once
+        tuple(self.factors.groups(params))  # so that a wrong selector raises at once
         return EmptyState()
 
     def transform(
         self, updates: Updates, state: EmptyState, params: Params | None, context: Context
     ) -> tuple[Updates, EmptyState]:
-        table = self.factors.by_factor(updates if params is None else params)
+        table = self.factors.groups(updates if params is None else params)
         rules = [Rule(scale, state, scalars=(c,), mask=mask) for c, mask in table]
         return leafwise.run(rules, updates, params)[0], state

@@ -37,7 +37,7 @@ class ScaleByDualNorm(AbstractTransformation[EmptyState]):
     - `norm`: which norm.
     - `eps`: $\epsilon \ge 0$.
     - `weight_dimension_numbers`: which axes of a parameter form a matrix, as for
-        [`eqopt.ScaleByMuon`][]; not used by `"rms"`.
+        [`eqopt.Muon`][]; not used by `"rms"`.
 
     Raises a `ValueError` for another norm, and one that names a parameter that is not a matrix,
     unless `norm` is `"rms"`.

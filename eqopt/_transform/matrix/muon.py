@@ -289,7 +289,7 @@ class ScaleByShape(AbstractTransformation[EmptyState]):
     **Arguments:**
 
     - `weight_dimension_numbers`: which axes of a parameter form a matrix, as for
-        [`eqopt.ScaleByMuon`][].
+        [`eqopt.Muon`][].
     - `consistent_rms`: the root mean square $\rho \ge 0$, or `None`. For Adam's updates it is about
         0.2.
     - `mode`: which factor, if `consistent_rms` is `None`.

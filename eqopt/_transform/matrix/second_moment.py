@@ -52,7 +52,7 @@ class ScaleByNeuronRMS(AbstractTransformation[ScaleByNeuronRMSState]):
     - `eps_place`: where $\epsilon$ stands: `"clamp"` as above, or `"outside"`, for
         $O_{ij} / (\sqrt{v_i} + \epsilon)$.
     - `weight_dimension_numbers`: which axes of a parameter form a matrix, as for
-        [`eqopt.ScaleByMuon`][].
+        [`eqopt.Muon`][].
 
     Raises a `ValueError` that names a parameter that is not a matrix.
 

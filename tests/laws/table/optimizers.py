@@ -14,6 +14,11 @@ from tests.laws.table.row import (
     search,
 )
 
+_STEPS = {
+    eqopt.ByNdim(0, 0): eqopt.Scale(0.7),
+    eqopt.ByNdim(1, 1): matrix.ScaleByDualNorm("rms"),
+}
+
 ROWS = [
     direction("LBFGS", lambda: eqopt.LBFGS(0.05, 3, linesearch=None), descends=True),
     direction("BFGS", lambda: eqopt.BFGS(0.05, linesearch=None), descends=True),
@@ -132,7 +137,7 @@ ROWS = [
     optimizer("NAMO", lambda: matrix.NAMO(0.05, 0.8, 1e-6, 0.01)),
     optimizer("PolarGrad", lambda: matrix.PolarGrad(0.05, 0.01)),
     optimizer("MuonHyperball", lambda: matrix.MuonHyperball(0.05, 0.02)),
-    optimizer("Scion", lambda: matrix.Scion(0.05, 0.8, 0.3)),
+    optimizer("Scion", lambda: matrix.Scion(0.05, 0.8, 0.3, _STEPS)),
     Row(
         "GaLore",
         lambda: eqopt.GaLore(0.05, 1, 2, 0.3, weight_decay=0.01),

@@ -1,0 +1,68 @@
+"""Values by selector.
+
+A dictionary of selectors cannot be a part of a Module: JAX sorts its keys. So it is kept as two
+tuples.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Generic, TypeVar
+
+import equinox as eqx
+from jaxtyping import PyTree
+
+from .._base import checks
+from ._selector import AbstractSelector
+
+_Value = TypeVar("_Value")
+
+
+class Table(eqx.Module, Generic[_Value]):
+    """A value for each selector, and possibly one more, for parameters that none chooses."""
+
+    selectors: tuple[AbstractSelector, ...]
+    values: tuple[_Value, ...]
+
+    def groups(self, params: PyTree) -> Iterator[tuple[_Value, PyTree[bool]]]:
+        """Each value that some parameter has, with the mask of these parameters.
+
+        The first selector that chooses a parameter decides.
+        """
+        leaves, treedef = checks.flatten(params)
+        last = len(self.selectors)
+        places = [last] * len(leaves)
+        for i in reversed(range(last)):
+            chosen, _ = checks.flatten(self.selectors[i].select(params))
+            places = [i if c else x for x, c in zip(places, chosen, strict=True)]
+        for i, value in enumerate(self.values):
+            if i in places:
+                yield value, treedef.unflatten([x == i for x in places])
+
+
+def as_table(
+    name: str, what: str, convert: Callable[[Any], _Value], value: object, *, rest: bool = False
+) -> Table[_Value]:
+    """Makes a table of a dictionary; a `TypeError` for anything else.
+
+    **Arguments:**
+
+    - `name`, `what`: the argument's name, and what its values are called, for messages.
+    - `convert`: converts a value.
+    - `value`: the dictionary, or a table.
+    - `rest`: whether a key may be `...`, for all other parameters.
+    """
+    if isinstance(value, Table):
+        return value
+    if not isinstance(value, Mapping):
+        raise TypeError(
+            f"`{name}` must be a dictionary of {what} by selector; got {checks.describe(value)}"
+        )
+    rows: Mapping[Any, Any] = value
+    for key in rows:
+        if not (isinstance(key, AbstractSelector) or (rest and key is ...)):
+            raise TypeError(
+                f"the keys of `{name}` are selectors{' and `...`' if rest else ''}, such as "
+                f"`eqopt.ByPath('**.bias')`; got {key!r}"
+            )
+    selectors = tuple(key for key in rows if key is not ...)
+    keys = (*selectors, ...) if ... in rows else selectors
+    return Table(selectors, tuple(convert(rows[key]) for key in keys))
