@@ -214,7 +214,7 @@ def trainer(codes: Int[np.ndarray, " n"], size: Size) -> Callable[[Any, int], li
         def step(arrays: Any, key: PRNGKeyArray) -> tuple[Any, None]:
             model, state = eqx.combine(arrays, rest)
             places = jax.random.randint(key, (BATCH, 1), 0, len(train) - LENGTH)
-            texts = train[places + jnp.arange(LENGTH + 1)]
+            texts = train[places + jnp.arange(LENGTH + 1)[None]]
             model, state, _ = opt.step(loss_fn, model, state, texts)
             return eqx.filter((model, state), eqx.is_array), None
 

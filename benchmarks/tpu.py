@@ -94,7 +94,7 @@ def compiled(opt: Any, params: Any) -> Program:
     )
     lowered = jax.jit(step, donate_argnums=(0, 1)).lower(params, state, params)
     start = time.perf_counter()
-    program = lowered.compile()
+    program: Any = lowered.compile()
     seconds = time.perf_counter() - start
     text = program.as_text()
     found = count(text)

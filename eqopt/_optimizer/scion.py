@@ -85,7 +85,7 @@ class Scion(AbstractOptimizer[ChainState[Any]]):
     learning_rate: Scalar | AbstractSchedule = eqx.field(converter=as_rate)
     beta: Scalar = eqx.field(converter=decay_factor("beta"))
     radius: Scalar = eqx.field(converter=positive("radius"))
-    steps: Table[AnyTransformation] = eqx.field(converter=_steps)
+    steps: Table[AnyTransformation]
     constrained: bool = eqx.field(converter=flag("constrained"), static=True)
     orthogonalize: Orthogonalize
     weight_dimension_numbers: AbstractDimensions | None = eqx.field(
@@ -106,7 +106,7 @@ class Scion(AbstractOptimizer[ChainState[Any]]):
         self.learning_rate = learning_rate
         self.beta = beta
         self.radius = radius
-        self.steps = {} if steps is None else steps
+        self.steps = _steps({} if steps is None else steps)
         self.constrained = constrained
         self.orthogonalize = Orthogonalize() if orthogonalize is None else orthogonalize
         self.weight_dimension_numbers = weight_dimension_numbers

@@ -129,11 +129,18 @@ def clipped(name: str, p: np.ndarray, max_logits: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("name", "rule", "hyper"),
-    [("record", record, {}), ("muon_h", muon_h, {}), ("muon_clip", muon_clip, {"max_logit": 10.0})],
+    ("name", "cls", "rule", "hyper"),
+    [
+        ("record", control.CautiousDecay, record, {}),
+        ("muon_h", matrix.MuonHyperball, muon_h, {}),
+        ("muon_clip", matrix.MuonClip, muon_clip, {"max_logit": 10.0}),
+    ],
 )
-def test_the_page_has_the_rule_of_the_source(name: str, rule: Callable[[], Rule], hyper: Any):
+def test_the_page_has_the_rule_of_the_source(
+    name: str, cls: type[Any], rule: Callable[[], Rule], hyper: Any
+):
     opt = recipe(name)(RATE, **hyper)
+    assert f"{cls.__name__}(" in repr(opt)
     model = Model(PARAMS)
     state, expected = opt.init(model), PARAMS
     rules = {leaf: [rule(), rule()] for leaf in SHAPES}

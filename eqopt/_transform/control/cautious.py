@@ -361,8 +361,8 @@ class CautiousDecay(AbstractTransformation[CautiousDecayState[State]], Generic[S
             if s is None or u is None or p is None or not chosen:
                 return s
             dtype = wider(s.dtype, u.dtype, p.dtype)
-            wide = (cast(x, dtype) for x in (s, u, p))
-            return _decay_moved(self.zeros_decay, *wide, cast(decay, real_dtype(dtype)))
+            s, u, p = (cast(x, dtype) for x in (s, u, p))
+            return _decay_moved(self.zeros_decay, s, u, p, cast(decay, real_dtype(dtype)))
 
         new = jax.tree.map(
             decayed, steps, updates, params, self._chosen(params), is_leaf=checks.is_none

@@ -51,7 +51,7 @@ transform/test_matrices ScaleByShape
 transform/test_muon Muon ScaleByMuon
 transform/test_orthogonal Orthogonalize ScaleByDualNorm ScaleByNAMO ScaleByNeuronRMS
 transform/test_orthogonal Blocks
-parity/test_frontier AdaMuon MuonHyperball NAMO NorMuon PolarGrad Scion
+support/frontier AdaMuon MuonHyperball NAMO NorMuon PolarGrad Scion
 wrapper/test_multi_steps ApplyEvery MultiSteps
 wrapper/test_monitor Monitor Snapshot
 wrapper/test_sam Normalize SAM
