@@ -322,9 +322,14 @@ def test_blocks_are_matrices_of_their_own():
 
 
 def test_blocks_that_do_not_fit_are_refused():
-    bad: Any = {"qkv": matrix.Cut()}
-    with pytest.raises(TypeError, match="`cuts` must be a dictionary"):
-        matrix.Blocks(matrix.Orthogonalize(), bad)
+    for bad, words in (
+        ({"qkv": matrix.Cut()}, "the keys of `cuts` are selectors.*'qkv'"),
+        ({eqopt.ByPath("qkv"): 2}, "`cuts` must be a dictionary of `eqopt.matrix.Cut`.*an int"),
+        (matrix.Cut(), "`cuts` must be a dictionary of `eqopt.matrix.Cut`.*Cut"),
+    ):
+        cuts: Any = bad
+        with pytest.raises(TypeError, match=words):
+            matrix.Blocks(matrix.Orthogonalize(), cuts)
 
     def init(cut: matrix.Cut, name: str = "x") -> None:
         opt = matrix.Blocks(matrix.Orthogonalize(), {eqopt.ByPath(name): cut})
