@@ -11,16 +11,23 @@ import equinox as eqx
 from jaxtyping import PyTree
 
 from .._base import checks
+from .._base.converters import real
 from ._selector import AbstractSelector
 
 _Value = TypeVar("_Value")
+
+
+def _values(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    number = real("values")
+    return tuple(x if isinstance(x, eqx.Module) else number(x) for x in values)
 
 
 class Table(eqx.Module, Generic[_Value]):
     """A value for each selector, and possibly one more, for parameters that none chooses."""
 
     selectors: tuple[AbstractSelector, ...]
-    values: tuple[_Value, ...]
+    # Numbers are converted here too, since a changed one comes back to its own field's converter.
+    values: tuple[_Value, ...] = eqx.field(converter=_values)
 
     def groups(self, params: PyTree) -> Iterator[tuple[_Value, PyTree[bool]]]:
         """Each value that some parameter has, with the mask of these parameters.

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Inexact, PyTree
 from ..._base import checks
 from ..._base.arithmetic import cast, real_dtype, times, wider
 from ..._base.converters import non_negative, optional, size, steps
-from ..._base.trees import increment, zero_count, zeros_like
+from ..._base.trees import increment, replicated, zero_count, zeros_like
 from ..._base.types import Count, Leaves, Params, Scalar, Steps, Updates
 from ..._objective.objective import Context
 from ..._transformation.base import (
@@ -67,7 +67,8 @@ def _lifted(
 
 
 def _matrices(x: Array, form: Form) -> Inexact[Array, "batch m n"]:
-    return form.matrices(cast(x, wider(x.dtype)))
+    # A decomposition needs whole matrices.
+    return form.matrices(replicated(cast(x, wider(x.dtype))))
 
 
 def _kept(x: Array, form: Form) -> Array:
