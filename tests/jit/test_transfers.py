@@ -19,11 +19,13 @@ from tests.support.toolbox import finite, FLOAT, in_one_width, same, tree, value
 @each({row.cls: row for row in ROWS}.values())
 def test_a_warm_step_moves_nothing(row: Row):
     params, opt = tree(), row.make()
-    key = jax.random.key(0)
+    # What `step` does not find out by itself.
+    more = {x: y for x, y in row.needs(params).items() if x == "max_logits"}
+    more["key"] = jax.random.key(0)
     state = opt.init(params)
-    params, state, _ = opt.step(half_square, params, state, key=key)
+    params, state, _ = opt.step(half_square, params, state, **more)
     with jax.transfer_guard("disallow"):
-        params, state, _ = opt.step(half_square, params, state, key=key)
+        params, state, _ = opt.step(half_square, params, state, **more)
     assert finite(params)
 
 

@@ -114,6 +114,8 @@ CASES = {
 MINIMIZERS = {"BFGS", "FISTA", "LBFGS", "LBFGSB", "NewtonCG", "NonlinearCG", "ProximalGradient"}
 # What needs a gradient for each example; `test_private`.
 PRIVATE = {"DPSGD"}
+# What steps matrices, and leaves the vectors here to other optimizers; `test_which_matrices`.
+OF_MATRICES = {"AdaMuon", "MuonClip", "MuonHyperball", "NAMO", "NorMuon", "PolarGrad", "Scion"}
 
 
 def parabola(dtype: Any) -> tuple[Array, Array, Callable[[Array], Array]]:
@@ -179,4 +181,5 @@ def test_it_arrives(case: Case, problem: Any, dtype: Any):
 def test_every_optimizer_is_here():
     found = {x for x in table.concrete_classes() if issubclass(x, AbstractOptimizer)}
     own = {x.__name__ for x in found if "flax_optim" not in x.__module__}
-    assert {type(case.make()).__name__ for case in CASES.values()} == own - MINIMIZERS - PRIVATE
+    others = MINIMIZERS | PRIVATE | OF_MATRICES
+    assert {type(case.make()).__name__ for case in CASES.values()} == own - others

@@ -106,6 +106,7 @@ def _biases(model: Any) -> Any:
 SCHEDULES: list[Any] = [
     eqopt.Constant(0.1),
     eqopt.Linear(1.0, 0.1, 10),
+    eqopt.control.DecayByRate(0.1, eqopt.Linear(1.0, 0.1, 10), 2.0),
     eqopt.Polynomial(1.0, 0.1, 2.0, 10, 2),
     eqopt.CosineDecay(1.0, 10, 0.1, 2.0),
     eqopt.ExponentialDecay(1.0, 5, 0.5, 2, True, 0.1),

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import eqopt
-from eqopt import matrix
+from eqopt import control, matrix
+from tests.support.toolbox import FLOAT, values
 
 
 class Network(eqx.Module):
@@ -89,3 +90,35 @@ def test_matrices_of_one_size_are_one_iteration():
     state = jax.eval_shape(opt.init, params)
     jax.eval_shape(opt.update, params, state, params)
     assert sorted(shapes) == [(50, 2, 5), (50, 3, 3), (100, 4, 6)]
+
+
+CLIP = control.QKClip(eqopt.ByPath("w"), None, 2)
+
+
+@pytest.mark.parametrize(
+    ("make", "rate"),
+    [
+        (eqopt.Muon, 0.2),
+        (matrix.NorMuon, 0.2),
+        (matrix.AdaMuon, 0.2),
+        (matrix.NAMO, 0.2),
+        (matrix.PolarGrad, 0.05),
+        (lambda rate: matrix.Scion(rate, radius=1.0, constrained=False), 0.2),
+        (matrix.MuonHyperball, 0.1),
+        (lambda rate: matrix.MuonClip(rate, CLIP, weight_decay=0.0), 0.2),
+    ],
+)
+def test_matrices_converge(make: Any, rate: float):
+    aim = values((4, 6), 0)
+    opt = make(eqopt.Linear(rate, 0.0, 300))
+    start = {"w": aim[::-1]}  # which has the norm of the aim
+
+    def step(carry: Any, _: None) -> Any:
+        params, state = carry
+        grads = {"w": params["w"] - aim}
+        updates, state = opt.update(grads, state, params, max_logits=jnp.zeros(2, FLOAT))
+        return (eqopt.apply_updates(params, updates), state), None
+
+    (final, _), _ = jax.jit(lambda: jax.lax.scan(step, (start, opt.init(start)), length=300))()
+    distance = np.linalg.norm(final["w"] - aim) / np.linalg.norm(start["w"] - aim)
+    assert distance < 0.02
