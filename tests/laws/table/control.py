@@ -11,6 +11,7 @@ from tests.laws.table.row import a_value, MATRICES, optimizer, Row, Wrapper
 
 # The laws run over trees of several kinds.
 _BRANCH = eqopt.ByPath("branch.w", must_match=False)
+_NOWHERE = eqopt.ByPath("nowhere", must_match=False)
 _FACTORS = {_BRANCH: 0.6, MATRICES: 1.3, ...: 0.8}
 
 
@@ -74,6 +75,14 @@ ROWS = [
         ),
     ),
     Row(
+        "Blocks",
+        lambda: eqopt.matrix.Blocks(
+            eqopt.Adam(0.05, 0.8, 0.95),
+            {_BRANCH: eqopt.matrix.Cut(num_heads=2), _NOWHERE: eqopt.matrix.Cut()},
+        ),
+        descends=True,
+    ),
+    Row(
         "MuonClip",
         lambda: eqopt.matrix.MuonClip(
             0.05, control.QKClip(_BRANCH, None, 2, max_logit=1.5), weight_decay=0.02
@@ -134,6 +143,7 @@ ROWS = [
 
 WRAPPERS = [
     Wrapper("SkipSpikes", lambda inner: control.SkipSpikes(inner, 4, loss=False)),
+    Wrapper("Blocks", lambda inner: eqopt.matrix.Blocks(inner, {_NOWHERE: eqopt.matrix.Cut()})),
     Wrapper("CautiousUpdates", control.CautiousUpdates),
     Wrapper("CautiousDecay", lambda inner: control.CautiousDecay(inner, 0.02)),
     Wrapper("Graft", lambda inner: control.Graft(eqopt.Scale(0.5), inner)),
