@@ -23,7 +23,7 @@ from .._transformation.base import AnyTransformation, composed
 from .._wrapper.chain import Chain
 from ..projections._base import inward, spreadable
 from ..quasi_newton._lbfgsb import ScaleByLBFGSB
-from ..selectors._selector import AbstractSelector
+from ..selectors._table import first_choices, only_selectors
 from .search_chain import last_search
 
 
@@ -67,7 +67,7 @@ def of_leaves(bounds: Any, params: Params) -> BoundsOfLeaves:
     """
     leaves, _ = checks.flatten(params)
     if isinstance(bounds, Mapping):
-        pairs = _by_selector(bounds, params, leaves)
+        pairs = _by_selector(bounds, params)
     else:
         lower, upper = _pair(bounds, "bounds")
         low, high = _spread(lower, "bounds[0]", params), _spread(upper, "bounds[1]", params)
@@ -90,22 +90,16 @@ def _pair(bounds: Any, name: str) -> tuple[Any, Any]:
     return bounds[0], bounds[1]
 
 
-def _by_selector(bounds: Mapping[Any, Any], params: Params, leaves: Leaves) -> Leaves:
-    found: Leaves = [(None, None)] * len(leaves)
-    # In reverse order, so that the first selector decides; `...` stands for all others.
-    rules = sorted(bounds.items(), key=lambda rule: rule[0] is ...)
-    for selector, pair in reversed(rules):
+def _by_selector(bounds: Mapping[Any, Any], params: Params) -> Leaves:
+    only_selectors("`bounds`", bounds)
+    pairs: dict[Any, tuple[Any, Any]] = {}
+    for selector, pair in bounds.items():
         name = f"bounds[{'...' if selector is ... else selector}]"
-        if selector is not ... and not isinstance(selector, AbstractSelector):
-            raise TypeError(f"the keys of `bounds` are selectors and `...`; got {selector!r}")
         lower, upper = _pair(pair, name)
-        pair = _number(lower, f"{name}[0]"), _number(upper, f"{name}[1]")
-        if selector is ...:
-            chosen: Leaves = [True] * len(leaves)
-        else:
-            chosen, _ = checks.flatten(selector.select(params))
-        found = [pair if c else x for x, c in zip(found, chosen, strict=True)]
-    return found
+        pairs[selector] = _number(lower, f"{name}[0]"), _number(upper, f"{name}[1]")
+    rest = pairs.pop(..., (None, None))
+    found = (*pairs.values(), rest)
+    return [found[i] for i in first_choices([*pairs], params)]
 
 
 def _number(value: Any, name: str) -> Any:

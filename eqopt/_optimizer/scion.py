@@ -68,7 +68,7 @@ class Scion(AbstractOptimizer[ChainState[Any]]):
     - `beta`: the decay $\beta$ of the average, in $[0, 1)$. The paper's $\alpha$ is $1 - \beta$.
     - `radius`: the radius $\rho$ of the balls of `spectral` and of `"rms"`, above 0.
     - `steps`: transformations by selector, for parameters with other norms or radii; the first that
-        chooses a parameter decides. Of the others, matrices step by the spectral norm, and
+        chooses a parameter decides. Where none does, matrices step by the spectral norm, and
         vectors by the root mean square.
     - `constrained`: whether the parameters stay within the balls. Static.
     - `orthogonalize`: the [`eqopt.matrix.Orthogonalize`][] of the spectral norm.

@@ -19,6 +19,7 @@ from .._transformation.base import (
 )
 from .._transformation.masking import Chosen, first_change, hide, narrow, transform_part
 from ..selectors._selector import AbstractSelector
+from ..selectors._table import first_choices, only_selectors
 
 Label: TypeAlias = Hashable
 
@@ -91,7 +92,7 @@ class Partition(AbstractTransformation[PartitionState]):
         for key, transform in transforms.items():
             check_transformation(f"transforms[{_shown(key)}]", transform)
         if param_labels is None:
-            _only_selectors("transforms", transforms)
+            only_selectors("`transforms` without `param_labels`", transforms)
             param_labels = {key: i for i, key in enumerate(transforms)}
             transforms = dict(enumerate(transforms.values()))
         elif by_selector := [key for key in transforms if _is_rule(key)]:
@@ -272,13 +273,8 @@ class _SelectedLabels(_AbstractLabels):
     default: Label = eqx.field(static=True)
 
     def resolve(self, params: Params) -> list[Label]:
-        leaves, _ = checks.flatten(params)
-        found = [self.default] * len(leaves)
-        # In reverse order, so that the first selector decides.
-        for selector, label in reversed([*zip(self.selectors, self.labels, strict=True)]):
-            chosen, _ = checks.flatten(selector.select(params))
-            found = [label if c else x for x, c in zip(found, chosen, strict=True)]
-        return found
+        labels = (*self.labels, self.default)
+        return [labels[i] for i in first_choices(self.selectors, params)]
 
 
 def _as_labels(labels: object) -> _AbstractLabels:
@@ -287,7 +283,7 @@ def _as_labels(labels: object) -> _AbstractLabels:
     if isinstance(labels, AbstractSelector):
         return _SelectedLabels((labels,), (True,), False)
     if isinstance(labels, Mapping) and any(map(_is_rule, labels)):
-        _only_selectors("param_labels", labels)
+        only_selectors("`param_labels`", labels)
         rules = {key: x for key, x in labels.items() if key is not ...}
         return _SelectedLabels(tuple(rules), tuple(rules.values()), labels.get(...))
     if checks.is_function(labels):
@@ -303,13 +299,6 @@ def _tree_labels(labels: object) -> _TreeLabels:
 
 def _is_rule(key: object) -> bool:
     return key is ... or isinstance(key, AbstractSelector)
-
-
-def _only_selectors(name: str, rules: Mapping[Any, Any]) -> None:
-    wrong = [key for key in rules if not _is_rule(key)]
-    if wrong:
-        labels = " without `param_labels`" if name == "transforms" else ""
-        raise TypeError(f"the keys of `{name}`{labels} are selectors and `...`; got {wrong[0]!r}")
 
 
 def _label(x: object) -> Label:

@@ -4,7 +4,7 @@ A dictionary of selectors cannot be a part of a Module: JAX sorts its keys. So i
 tuples.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 import equinox as eqx
@@ -15,6 +15,26 @@ from .._base.converters import real
 from ._selector import AbstractSelector
 
 _Value = TypeVar("_Value")
+
+
+def first_choices(selectors: Sequence[AbstractSelector], params: PyTree) -> list[int]:
+    """The place of the first selector that chooses each leaf; their number where none does."""
+    leaves, _ = checks.flatten(params)
+    found = [len(selectors)] * len(leaves)
+    for i in reversed(range(len(selectors))):
+        chosen, _ = checks.flatten(selectors[i].select(params))
+        found = [i if c else x for x, c in zip(found, chosen, strict=True)]
+    return found
+
+
+def only_selectors(name: str, rules: Mapping[Any, Any], *, rest: bool = True) -> None:
+    """Refuses other keys than selectors and, with `rest`, `...`."""
+    for key in rules:
+        if not (isinstance(key, AbstractSelector) or (rest and key is ...)):
+            kinds = "selectors and `...`" if rest else "selectors"
+            raise TypeError(
+                f"the keys of {name} are {kinds}, such as `eqopt.ByPath('**.bias')`; got {key!r}"
+            )
 
 
 def _values(values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -30,16 +50,9 @@ class Table(eqx.Module, Generic[_Value]):
     values: tuple[_Value, ...] = eqx.field(converter=_values)
 
     def groups(self, params: PyTree) -> Iterator[tuple[_Value, PyTree[bool]]]:
-        """Each value that some parameter has, with the mask of these parameters.
-
-        The first selector that chooses a parameter decides.
-        """
-        leaves, treedef = checks.flatten(params)
-        last = len(self.selectors)
-        places = [last] * len(leaves)
-        for i in reversed(range(last)):
-            chosen, _ = checks.flatten(self.selectors[i].select(params))
-            places = [i if c else x for x, c in zip(places, chosen, strict=True)]
+        """Each value that some parameter has, with the mask of these parameters."""
+        _, treedef = checks.flatten(params)
+        places = first_choices(self.selectors, params)
         for i, value in enumerate(self.values):
             if i in places:
                 yield value, treedef.unflatten([x == i for x in places])
@@ -64,12 +77,7 @@ def as_table(
             f"`{name}` must be a dictionary of {what} by selector; got {checks.describe(value)}"
         )
     rows: Mapping[Any, Any] = value
-    for key in rows:
-        if not (isinstance(key, AbstractSelector) or (rest and key is ...)):
-            raise TypeError(
-                f"the keys of `{name}` are selectors{' and `...`' if rest else ''}, such as "
-                f"`eqopt.ByPath('**.bias')`; got {key!r}"
-            )
+    only_selectors(f"`{name}`", rows, rest=rest)
     selectors = tuple(key for key in rows if key is not ...)
     keys = (*selectors, ...) if ... in rows else selectors
     return Table(selectors, tuple(convert(rows[key]) for key in keys))

@@ -119,7 +119,7 @@ class CautiousUpdates(AbstractTransformation[CautiousUpdatesState[State]], Gener
     $$u = s\, d\, [d g > 0], \qquad
     s = \frac{n}{\max\left(\sum\, [d g > 0],\ n / 1000\right)}.$$
 
-    Of complex entries, those are kept that are less than 90 degrees apart.
+    Complex entries are kept if update and gradient are less than 90 degrees apart.
 
     The inner transformation gives a direction before the learning rate, and before weight decay:
     `eqopt.Chain(CautiousUpdates(eqopt.ScaleByAdam()), eqopt.AddDecayedWeights(0.1),

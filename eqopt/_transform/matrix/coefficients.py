@@ -79,7 +79,7 @@ def polar_express(
 
     After a step the interval is $[p(l), 2 - p(l)]$. Remez' algorithm finds $p$ on
     $[\max(l, c\, u), u]$, where the cushion $c$ keeps it from being too steep; it is then scaled
-    such that $p(l)$ and $p(u)$ are as far from 1.
+    until $p(l)$ is as far below 1 as $p(u)$ is above it.
 
     **Arguments:**
 

@@ -1,4 +1,4 @@
-"""Orthogonal updates, each divided by the size that such updates have had."""
+"""Orthogonal updates, divided by the average size of earlier ones."""
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -47,8 +47,8 @@ class ScaleByNeuronRMS(AbstractTransformation[ScaleByNeuronRMSState]):
     - `b2`: the decay $\beta_2$ of the average, in $[0, 1)$.
     - `eps`: $\epsilon \ge 0$.
     - `axis`: over which axes of the matrix the mean is taken: `"shorter"`, those of the shorter
-        side (of equal ones those of the input), or `"input"`, such that each output neuron has its
-        own average.
+        side (if both are equal, those of the input), or `"input"`, for an average of its own for
+        each output neuron.
     - `eps_place`: where $\epsilon$ stands: `"clamp"` as above, or `"outside"`, for
         $O_{ij} / (\sqrt{v_i} + \epsilon)$.
     - `weight_dimension_numbers`: which axes of a parameter form a matrix, as for
