@@ -134,6 +134,7 @@ class QKClip(AbstractConstrained[EmptyState]):
         if not queries:
             return updates, state
         logits = self._logits(context, len(queries))
+        names = checks.paths("params", params)
         for i, x in enumerate(logits):
             wide = x.astype(wider(x.dtype, self.max_logit.dtype))
             limit = jnp.asarray(self.max_logit, wide.dtype)
@@ -149,8 +150,7 @@ class QKClip(AbstractConstrained[EmptyState]):
             ):
                 if places and leaves[places[i]] is not None:
                     place = places[i]
-                    name = checks.paths("params", params)[place]
-                    leaves[place] = _clipped(leaves[place], before[place], factor, name)
+                    leaves[place] = _clipped(leaves[place], before[place], factor, names[place])
         return treedef.unflatten(leaves), state
 
     @property

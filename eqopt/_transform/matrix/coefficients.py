@@ -12,7 +12,7 @@ import numpy as np
 import wadler_lindig as wl
 from jaxtyping import Array, Float
 
-from ..._base.converters import real, size
+from ..._base.converters import one_of, real, size
 from ..._base.types import Scalar
 
 
@@ -45,14 +45,12 @@ class Quintics(eqx.Module):
     """
 
     rows: tuple[Quintic, ...]
-    end: str = eqx.field(static=True)
+    end: str = eqx.field(converter=one_of("end", ("repeat", "cycle")), static=True)
 
     def __init__(self, rows: Any, end: str = "repeat") -> None:
         found = coefficients(rows)
         if not isinstance(found, tuple):
             raise ValueError(f"`rows` must be several times three numbers; got {rows!r}")
-        if end not in ("repeat", "cycle"):
-            raise ValueError(f"`end` must be 'repeat' or 'cycle'; got {end!r}")
         self.rows = found
         self.end = end
 
