@@ -19,6 +19,13 @@ from eqopt._jit.function import key_function
 from tests.jit.test_functions import Door, P
 from tests.support.functions_that_count import answered, calls, squares
 
+
+@pytest.fixture(autouse=True)
+def _empty() -> None:
+    # Another file may have left arrays in it, for which a function is traced once more.
+    calls.clear()
+
+
 coefs: list[float] = [1.0]
 number: int = 0
 module = types.ModuleType("module_of_a_user")
